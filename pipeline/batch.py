@@ -1,0 +1,54 @@
+"""What a method is given: a batch of tasks, or a batch of labelled images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T", "Episodes", "Images")
+
+
+class _TensorFields:
+    """Moves every tensor of a dataclass at once."""
+
+    def to(self: T, device: torch.device | str, non_blocking: bool = False) -> T:
+        moved = {
+            f.name: getattr(self, f.name).to(device, non_blocking=non_blocking)
+            for f in fields(self)
+            if isinstance(getattr(self, f.name), Tensor)
+        }
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class Episodes(_TensorFields):
+    """T few-shot tasks with the same number of classes, support images and query images.
+
+    Labels are relative to the task (0..way-1). The support need not be sorted by class, and classes may have
+    different numbers of images.
+    """
+
+    support: Tensor  # [T, S, C, H, W] uint8 from the stream, float after preprocessing
+    support_labels: Tensor  # [T, S] int64
+    query: Tensor  # [T, Q, C, H, W]
+    query_labels: Tensor  # [T, Q] int64
+    classes: Tensor  # [T, way] int64: the dataset's class id of every label
+    way: int
+
+    @property
+    def tasks(self) -> int:
+        return self.support.shape[0]
+
+
+@dataclass(frozen=True)
+class Images(_TensorFields):
+    """A batch of images with labels over all training classes, for classical training."""
+
+    images: Tensor  # [B, C, H, W]
+    labels: Tensor  # [B] int64 in 0..classes-1, the position of the class in its split
+
+
+Batch = Episodes | Images

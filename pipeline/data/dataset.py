@@ -1,0 +1,150 @@
+"""A dataset as its readers see it: rows of pixels behind a memory map, classes as ranges of rows."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.data import images, shards, store
+from pipeline.data.manifest import MANIFEST_NAME, Manifest
+from pipeline.errors import PipelineError
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """The classes of one split as arrays, all that an episode needs to be drawn.
+
+    Position p of the table is class ``ids[p]``, whose images are rows ``[starts[p], starts[p] + counts[p])``.
+    """
+
+    ids: np.ndarray  # [classes] int64: manifest class * R + rotation index
+    starts: np.ndarray  # [classes] int64
+    counts: np.ndarray  # [classes] int64
+    split: str
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def class_table(manifest: Manifest, split: str, holdout: str = "all", holdout_fraction: float = 0.0) -> ClassTable:
+    """The classes of ``split`` ("train", or a union as "train+val"), each with its rotations.
+
+    ``holdout`` chooses the rows of every class: "all", "kept" (all but the last ``holdout_fraction``) or "held"
+    (the last ``holdout_fraction``), for classical training that keeps images of its own classes aside.
+    """
+    members: list[int] = []
+    for part in split.split("+"):
+        if part not in manifest.splits:
+            known = ", ".join(sorted(manifest.splits))
+            raise PipelineError(f"dataset {manifest.name!r} has no split {part!r}; it has {known}")
+        members += manifest.splits[part]
+    rotations = len(manifest.rotations)
+    index = np.asarray(members, dtype=np.int64)
+    starts, counts = manifest.class_starts[index], np.asarray(manifest.class_counts, dtype=np.int64)[index]
+    held = np.round(counts * holdout_fraction).astype(np.int64)
+    if holdout == "kept":
+        counts = counts - held
+    elif holdout == "held":
+        starts, counts = starts + counts - held, held
+    elif holdout != "all":
+        raise ValueError(f"holdout is {holdout!r}: one of all, kept, held")
+    ids = (index[:, None] * rotations + np.arange(rotations)).reshape(-1)
+    return ClassTable(ids, np.repeat(starts, rotations), np.repeat(counts, rotations), split)
+
+
+class Dataset:
+    """Random access to the images of an ingested dataset.
+
+    Shards on a local disk are mapped where they lie. Shards in an object store are copied once to ``cache`` on this
+    node, compared with the manifest's SHA-256, and mapped from there.
+    """
+
+    def __init__(self, uri: str, cache: str | None = None, verify: bool = True) -> None:
+        self.uri = uri
+        self.manifest = read_manifest(uri)
+        self._views = []
+        for info in self.manifest.shards:
+            if store.is_remote(uri):
+                path = _fetch(uri, info.file, info.sha256, cache or default_cache(), self.manifest.fingerprint)
+            else:
+                path = os.path.join(store.open_store(uri)[1], info.file)
+                if verify:
+                    _check(path, info.sha256)
+            self._views.append(shards.map_shard(path, self.manifest.shape, info.rows, self.manifest.encoding))
+        rows = [info.rows for info in self.manifest.shards]
+        self._starts = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.manifest.shape
+
+    def gather(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """Copy the images of ``rows`` int64 [N] to ``out`` uint8 [N, C, H, W], which is returned.
+
+        A buffer that is used again avoids the page faults that dominate a fresh one.
+        """
+        rows = np.ascontiguousarray(rows).reshape(-1)
+        if out is None:
+            out = np.empty((len(rows), *self.shape), dtype=np.uint8)
+        if len(rows) and not 0 <= rows.min() <= rows.max() < self._starts[-1]:
+            raise IndexError(f"rows {rows.min()}..{rows.max()} of a dataset of {self._starts[-1]}")
+        if len(self._views) == 1:
+            self._copy(0, rows, out)
+            return out
+        shard = np.searchsorted(self._starts, rows, side="right") - 1
+        for number in np.unique(shard):
+            where = np.flatnonzero(shard == number)
+            part = np.empty((len(where), *self.shape), dtype=np.uint8)
+            out[where] = self._copy(number, rows[where] - self._starts[number], part)
+        return out
+
+    def _copy(self, number: int, rows: np.ndarray, out: np.ndarray) -> np.ndarray:
+        view = self._views[number]
+        if isinstance(view, np.ndarray):
+            return np.take(view, rows, axis=0, out=out, mode="clip")
+        for slot, row in enumerate(rows):
+            out[slot] = images.decode(view[int(row)].as_buffer(), self.shape)
+        return out
+
+
+def read_manifest(uri: str) -> Manifest:
+    where = store.join(uri, MANIFEST_NAME)
+    if not store.exists(where):
+        name = uri.rstrip("/").rsplit("/", 1)[-1]
+        raise PipelineError(f"no dataset at {uri}; make it with: python -m jobs.ingest data={name}")
+    return Manifest.from_json(store.read_bytes(where).decode("utf-8", "replace"), where)
+
+
+def default_cache() -> str:
+    return os.environ.get("PIPELINE_CACHE", os.path.join(tempfile.gettempdir(), "pipeline-shards"))
+
+
+def _check(path: str, expected: str) -> None:
+    if not os.path.exists(path):
+        raise PipelineError(f"shard {path} is missing; fetch or ingest the dataset again")
+    if shards.file_sha256(path) != expected:
+        raise PipelineError(f"shard {path} is damaged (its SHA-256 is not the manifest's); ingest the dataset again")
+
+
+def _fetch(uri: str, name: str, expected: str, cache: str, fingerprint: str, attempts: int = 3) -> str:
+    """Copy a shard to the node's cache, once for all processes of the node, and return its path."""
+    folder = Path(cache) / fingerprint[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / name
+    with open(folder / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if target.exists():
+            if shards.file_sha256(str(target)) == expected:
+                return str(target)
+            target.unlink()
+        for _ in range(attempts):  # a download can end early or be altered on its way: take it again
+            content = store.read_bytes(store.join(uri, name))
+            if shards.sha256(content) == expected:
+                store.write_bytes(str(target), content)
+                return str(target)
+    raise PipelineError(f"shard {store.join(uri, name)} is damaged: {attempts} downloads did not give the manifest's SHA-256")

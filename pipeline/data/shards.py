@@ -1,0 +1,71 @@
+"""Arrow IPC shards: written whole, memory-mapped, checked by their SHA-256.
+
+A raw shard is one record batch with one column ``image`` of fixed-shape ``uint8`` tensors [C, H, W], so that the
+mapped file is the array. An encoded shard has a column of image files (PNG, JPEG, WebP) as bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.errors import PipelineError
+
+COLUMN = "image"
+
+
+def shard_name(number: int) -> str:
+    return f"shard-{number:05d}.arrow"
+
+
+def raw_table(images: np.ndarray) -> pa.Table:
+    """Images uint8 [N, C, H, W] as a one-column table, without a copy."""
+    images = np.ascontiguousarray(images, dtype=np.uint8)
+    tensors = pa.FixedShapeTensorArray.from_numpy_ndarray(images)
+    return pa.table({COLUMN: tensors})
+
+
+def encoded_table(files: Sequence[bytes]) -> pa.Table:
+    return pa.table({COLUMN: pa.array(files, type=pa.large_binary())})
+
+
+def shard_bytes(table: pa.Table) -> bytes:
+    """The shard's file content: equal tables give equal bytes."""
+    sink = io.BytesIO()
+    table = table.combine_chunks()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=max(1, table.num_rows))
+    return sink.getvalue()
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def file_sha256(path: str) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def map_shard(path: str, shape: tuple[int, int, int], rows: int, encoding: str) -> np.ndarray | pa.Array:
+    """Map a local shard: uint8 [rows, C, H, W] when raw, an Arrow array of bytes when encoded."""
+    try:
+        with pa.memory_map(path) as source:
+            column = pa.ipc.open_file(source).read_all().column(COLUMN)
+        chunk = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+        if len(chunk) != rows:
+            raise PipelineError(f"shard {path} holds {len(chunk)} rows, not {rows}; fetch or ingest the dataset again")
+        if encoding == "encoded":
+            if not pa.types.is_large_binary(chunk.type):
+                raise PipelineError(f"shard {path} holds {chunk.type}, not image files; ingest the dataset again")
+            return chunk
+        view = chunk.to_numpy_ndarray()
+        if view.dtype != np.uint8 or view.shape[1:] != shape:
+            raise PipelineError(f"shard {path} holds {view.dtype} {view.shape[1:]}, not uint8 {shape}")
+        return view
+    except (pa.ArrowException, KeyError, AttributeError, OSError) as error:
+        raise PipelineError(f"shard {path} is not a readable Arrow file ({error}); ingest the dataset again") from error

@@ -1,0 +1,8 @@
+"""The one exception for mistakes of the input."""
+
+
+class PipelineError(Exception):
+    """Something the user gave is wrong: what, where, and what to do, in one line.
+
+    Jobs print the message without a traceback and exit with status 2. Every other exception is a bug.
+    """
