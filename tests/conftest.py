@@ -1,0 +1,38 @@
+"""Fixtures: one Ray cluster a session, real data where it is, a small dataset of glyphs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.update(
+    RAY_AUTH_MODE="disabled",
+    RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.1",
+    RAY_DATA_DISABLE_PROGRESS_BARS="1",
+    RAY_USAGE_STATS_ENABLED="0",
+    RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
+    OMP_NUM_THREADS="1",
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def ray_session():
+    """The session's one Ray cluster, on this machine."""
+    import ray
+
+    ray.init(address="local", num_cpus=4, object_store_memory=400 * 2**20, include_dashboard=False, log_to_driver=True)
+    yield ray
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with Omniglot, CIFAR-100 and the splits; the test is skipped, and says so, where there is none."""
+    folder = Path(os.environ.get("PIPELINE_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}: set PIPELINE_DATA to a folder with omniglot/, cifar100/ and splits/")
+    return folder
