@@ -1,0 +1,41 @@
+"""What every job does around its one function: arguments, one-line errors, exit codes, ``--json``."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from pipeline.config import Config, compose, help_text
+from pipeline.errors import PipelineError
+
+INPUT_ERROR = 2
+INTERRUPTED = 130
+
+
+def run(job: str, function: Callable[[Config], dict[str, Any]], argv: list[str] | None = None) -> None:
+    """Run ``function`` on the composed configuration and exit.
+
+    Status 0: done; 2: the input was wrong, one line on stderr says how; 130: interrupted; 1: a bug, with traceback.
+    With ``--json`` stdout holds the function's summary as one JSON object and nothing else.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if "--help" in arguments or "-h" in arguments:
+        print(help_text(job))
+        sys.exit(0)
+    as_json = "--json" in arguments
+    arguments = [argument for argument in arguments if argument != "--json"]
+    try:
+        with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+            summary = function(compose(job, arguments))
+    except PipelineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(INPUT_ERROR)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    if as_json:
+        print(json.dumps(summary, default=str))
+    sys.exit(0)

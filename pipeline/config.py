@@ -1,0 +1,141 @@
+"""Configuration: composed by Hydra from ``pipeline/conf``, refused in one line when it is wrong."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.errors import PipelineError
+
+CONF = Path(__file__).parent / "conf"
+Config = dict[str, Any]
+M = TypeVar("M", bound=BaseModel)
+
+
+class Section(BaseModel):
+    """A part of a configuration: unknown keys are refused, values are not guessed into other types."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def compose(job: str, overrides: list[str] | None = None) -> Config:
+    """The configuration of ``job`` with ``key=value`` overrides, as plain containers."""
+    overrides = list(overrides or [])
+    for override in overrides:
+        if "=" not in override and not override.startswith("~"):
+            raise PipelineError(f"{override!r} is not key=value; see: python -m jobs.{job} --help")
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+            composed = hydra_compose(config_name=job, overrides=overrides)
+            config = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise PipelineError(_one_line(str(error), job)) from error
+    assert isinstance(config, dict)
+    return {str(key): value for key, value in config.items()}
+
+
+def validate(schema: type[M], config: Config) -> M:
+    """``config`` as a checked object; the first wrong key is named with its limit."""
+    try:
+        return schema.model_validate(config)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise PipelineError(f"unknown key {key!r}{_suggest(key, _schema_keys(schema))}") from error
+        if first["type"] == "missing":
+            raise PipelineError(f"key {key!r} is missing") from error
+        message = str(first["msg"]).removeprefix("Value error, ")
+        where = f"{key}={first['input']!r}: " if key else ""
+        raise PipelineError(f"{where}{message[0].lower()}{message[1:]}") from error
+
+
+def config_hash(config: Config) -> str:
+    """SHA-256 of a configuration, independent of the order of its keys."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def to_yaml(config: Config) -> str:
+    return yaml.safe_dump(config, sort_keys=False)
+
+
+def help_text(job: str) -> str:
+    """Every key of a job with its comment, and the choices of every group."""
+    text = (CONF / f"{job}.yaml").read_text()
+    lines = [f"python -m jobs.{job} [key=value ...] [--json] [--help]", "", text.strip(), ""]
+    for group in re.findall(r"^\s*-\s+(?:override\s+|optional\s+)?/?(\w+):", text, flags=re.MULTILINE):
+        folder = CONF / group
+        if not folder.is_dir():
+            continue
+        options = sorted(path.stem for path in folder.glob("*.yaml"))
+        lines += [f"--- {group}: one of {', '.join(options)} ---"]
+        chosen = re.search(rf"^\s*-\s+/?{group}:\s*(\w+)", text, flags=re.MULTILINE)
+        if chosen and (folder / f"{chosen[1]}.yaml").exists():
+            lines += [f"# {group}={chosen[1]}", (folder / f"{chosen[1]}.yaml").read_text().strip()]
+        lines += [""]
+    return "\n".join(lines)
+
+
+def flat(config: Config, prefix: str = "") -> dict[str, Any]:
+    """Nested keys joined by dots."""
+    out: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            out.update(flat(value, f"{prefix}{key}."))
+        else:
+            out[f"{prefix}{key}"] = value
+    return out
+
+
+def _one_line(message: str, job: str) -> str:
+    unknown = re.search(r"Could not override '([^']+)'", message)
+    if unknown:
+        known = _known_keys(job)
+        return f"unknown key {unknown[1]!r}{_suggest(unknown[1], known)}; see: python -m jobs.{job} --help"
+    group = re.search(r"(?:Could not find|In '[^']+': Could not find) '([^']+)'", message)
+    if group:
+        folder, _, choice = group[1].rpartition("/")
+        options = sorted(path.stem for path in (CONF / folder).glob("*.yaml"))
+        return f"{folder}={choice}: there is no such {folder}; choose one of {', '.join(options)}"
+    if "Missing mandatory value" in message:
+        key = message.rsplit("full_key:", 1)[-1].split()[0] if "full_key:" in message else message
+        return f"{key} must be given: {key}=VALUE; see: python -m jobs.{job} --help"
+    return " ".join(message.split())
+
+
+def _known_keys(job: str) -> list[str]:
+    try:
+        with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+            composed = OmegaConf.to_container(hydra_compose(config_name=job), resolve=False)
+    except (HydraException, OmegaConfBaseException):
+        return []
+    assert isinstance(composed, dict)
+    return list(flat({str(k): v for k, v in composed.items()}))
+
+
+def _schema_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for name, info in schema.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            keys += _schema_keys(info.annotation, f"{prefix}{name}.")
+    return keys
+
+
+def _suggest(key: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1) or [k for k in known if k.rsplit(".", 1)[-1] == key][:1]
+    return f"; did you mean {close[0]!r}?" if close else ""
