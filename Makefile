@@ -1,0 +1,46 @@
+# Everything here needs Python 3.11 or 3.12 with venv, and nothing else. Start with `make help`.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3.11
+VENV := .venv
+RUN := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+PIP := $(RUN) -m pip --quiet --quiet --disable-pip-version-check install --constraint constraints.txt
+
+.PHONY: help install train test test-all lint clean
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install: $(INSTALLED) ## make .venv with the pinned versions (done once; about two minutes)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -x $(RUN) || for python in $(PYTHON) python3.12 python3; do \
+		"$$python" -c 'import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null \
+			&& "$$python" -m venv $(VENV) && break || true; \
+	done
+	@test -x $(RUN) || { echo "no Python 3.11 or 3.12 with venv found: install one, or run make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "Installing into $(VENV) (about two minutes, once) ..."
+	@$(PIP) torch
+	@$(PIP) --editable '.[dev]'
+	@touch $@
+
+train: install ## the demonstration: data, training, evaluation, registry, and a pull of the model that classifies
+	@$(RUN) -m jobs.demo
+
+test: install lint ## lint, types and the default tests
+	@$(RUN) -m pytest -q
+
+test-all: install lint ## the same with the slow tests
+	@$(RUN) -m pytest -q -m ""
+
+lint: install
+	@$(VENV)/bin/ruff check .
+	@$(RUN) -m mypy
+
+clean: ## remove what the demonstration, the tests and the tools left (not .venv)
+	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis runs datasets mlruns mlartifacts mlflow.db
+	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
