@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.batch import Batch, Episodes
 from pipeline.errors import PipelineError
+from pipeline.functional.losses import PADDING, accuracy, cross_entropy
+from pipeline.functional.prototypes import one_hot
 
 State = dict[str, Tensor]  # what a method learnt from a support set; every tensor leads with the tasks [T, ...]
 
@@ -58,8 +58,7 @@ class Method(nn.Module):
         assert isinstance(batch, Episodes)
         state = self.adapt(batch.support, batch.support_labels, batch.way)
         logits = self.classify(state, batch.query)
-        loss = F.cross_entropy(logits.flatten(0, 1), batch.query_labels.flatten())
-        return loss, {"accuracy": accuracy(logits, batch.query_labels)}
+        return cross_entropy(logits, batch.query_labels), {"accuracy": accuracy(logits, batch.query_labels)}
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         return self.loss(batch)
@@ -73,20 +72,30 @@ class Method(nn.Module):
 
     def check_way(self, way: int) -> None:
         if self.fixed_way is not None and way != self.fixed_way:
-            name = type(self).__name__
-            raise PipelineError(f"{name} was built for {self.fixed_way} classes and cannot answer for {way}: train it with that way")
+            raise PipelineError(
+                f"{type(self).__name__} was built for {self.fixed_way} classes and cannot answer for {way}: "
+                f"give it {self.fixed_way} classes, or train it with that way"
+            )
+
+    def check_support(self, labels: Tensor, way: int | None) -> int:
+        """The number of classes of support labels [T, S], after refusing labels that no method can learn from.
+
+        Values are looked at in evaluation only: training labels come from the episode plan, and reading them would
+        make a GPU wait.
+        """
+        if way is None:
+            way = int(labels.max()) + 1
+        self.check_way(way)
+        if not self.training:
+            least, most = int(labels.min()), int(labels.max())
+            if most >= way or least < PADDING:
+                raise PipelineError(f"support labels must be in 0..{way - 1}, found {least}..{most}")
+            shots = one_hot(labels, way).sum(1).amin(0)
+            if int(shots.min()) == 0:
+                raise PipelineError(f"class {int(shots.argmin())} of {way} has no support image")
+        return way
 
 
 def embed(backbone: nn.Module, images: Tensor) -> Tensor:
     """Embed [T, N, C, H, W] in one call: [T, N, D]."""
     return backbone(images.flatten(0, 1)).unflatten(0, images.shape[:2])
-
-
-def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Share of right answers over all tasks, detached."""
-    return (logits.detach().argmax(-1) == labels).float().mean()
-
-
-def one_hot(labels: Tensor, way: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """[T, S, way] indicator; a label outside 0..way-1 (padding) gives a row of zeros."""
-    return (labels.unsqueeze(-1) == torch.arange(way, device=labels.device)).to(dtype)

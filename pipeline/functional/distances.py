@@ -1,0 +1,54 @@
+"""Distances between queries and prototypes: [..., Q, D] and [..., W, D] give [..., Q, W]."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pipeline.functional.precision import in_float32
+
+
+@in_float32
+def squared_euclidean(x: Tensor, y: Tensor) -> Tensor:
+    """||x - y||^2 by the expansion ||x||^2 - 2 x.y + ||y||^2: one matrix product, memory [..., Q, W].
+
+    Both sides are first shifted by the mean of y. That changes no distance, but removes the large common part whose
+    cancellation would cost digits in float32. Rounding can leave values slightly below 0.
+    """
+    centre = y.mean(-2, keepdim=True)
+    x, y = x - centre, y - centre
+    return x.square().sum(-1).unsqueeze(-1) - 2 * x @ y.mT + y.square().sum(-1).unsqueeze(-2)
+
+
+@in_float32
+def squared_euclidean_exact(x: Tensor, y: Tensor) -> Tensor:
+    """||x - y||^2 by its definition: never negative and exact for equal points, memory [..., Q, W, D]."""
+    return (x.unsqueeze(-2) - y.unsqueeze(-3)).square().sum(-1)
+
+
+@in_float32
+def euclidean(x: Tensor, y: Tensor) -> Tensor:
+    """||x - y||, with gradient 0 where x = y (the limit of the symmetric difference) instead of infinity."""
+    squared = squared_euclidean_exact(x, y)
+    apart = squared > 0
+    return squared.where(apart, 1).sqrt().where(apart, 0)
+
+
+@in_float32
+def cosine(x: Tensor, y: Tensor, eps: float = 1e-8) -> Tensor:
+    """1 - x.y / ((||x|| + eps) (||y|| + eps))."""
+    return 1 - _direction(x, eps) @ _direction(y, eps).mT
+
+
+@in_float32
+def dot(x: Tensor, y: Tensor) -> Tensor:
+    """-x.y."""
+    return -x @ y.mT
+
+
+def _direction(x: Tensor, eps: float) -> Tensor:
+    squared = x.square().sum(-1, keepdim=True)
+    positive = squared > 0
+    return x / (squared.where(positive, 1).sqrt().where(positive, 0) + eps)
+
+
+DISTANCES = {"squared_euclidean": squared_euclidean, "euclidean": euclidean, "cosine": cosine, "dot": dot}

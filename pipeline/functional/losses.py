@@ -1,0 +1,24 @@
+"""Classification losses and accuracy over tasks; the label -1 marks padding and counts nowhere."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+PADDING = -1
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean over all labelled items of [..., N, way] and [..., N]: scalar."""
+    return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=PADDING)
+
+
+def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Sum over the labelled items of one task, [N, way] and [N]: scalar."""
+    return F.cross_entropy(logits, labels, ignore_index=PADDING, reduction="sum")
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Share of right answers among the labelled items of all tasks, detached."""
+    labelled = labels != PADDING
+    return ((logits.detach().argmax(-1) == labels) & labelled).sum() / labelled.sum()

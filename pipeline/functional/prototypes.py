@@ -1,0 +1,29 @@
+"""Class means."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pipeline.functional.precision import in_float32
+
+
+def one_hot(labels: Tensor, way: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Indicator [..., S, way] of labels [..., S]; a label outside 0..way-1 (padding) gives a row of zeros."""
+    return (labels.unsqueeze(-1) == torch.arange(way, device=labels.device)).to(dtype)
+
+
+@in_float32
+def prototypes(embeddings: Tensor, labels: Tensor, way: int) -> tuple[Tensor, Tensor]:
+    """Mean embedding of every class over the class's own number of images.
+
+    Args:
+        embeddings: [T, S, D].
+        labels: int64 [T, S] in 0..way-1 in any order; -1 marks padding that belongs to no class.
+
+    Returns:
+        prototypes [T, way, D] (zero for a class without images) and counts [T, way].
+    """
+    members = one_hot(labels, way, embeddings.dtype)
+    counts = members.sum(-2)
+    return members.mT @ embeddings / counts.clamp(min=1).unsqueeze(-1), counts

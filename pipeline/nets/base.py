@@ -1,0 +1,36 @@
+"""What a backbone is, and how one is built from a configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from pipeline.errors import PipelineError
+from pipeline.nets.registry import construct, resolve
+
+Shape = tuple[int, int, int]  # C, H, W
+
+
+class Backbone(nn.Module):
+    """Embeds images: forward takes [N, C, H, W] and returns [N, ``out_features``]."""
+
+    out_features: int
+
+
+def build_backbone(spec: Mapping[str, Any], shape: Shape) -> nn.Module:
+    """The backbone of ``spec = {"name": ..., **options}`` for images of ``shape`` (C, H, W).
+
+    ``name`` is a module of this package (conv4, mlp, ...) or the import path of any ``torch.nn.Module`` with an integer
+    ``out_features``; such a class is called with its options, and with ``shape`` if its constructor takes it.
+
+    Raises:
+        PipelineError: unknown name or option, or a module without ``out_features``.
+    """
+    options = {k: v for k, v in spec.items() if k != "name"}
+    cls = resolve("backbone", spec.get("name"), "pipeline.nets", Backbone, nn.Module)
+    backbone = construct("backbone", cls, options, {"shape": shape})
+    if not isinstance(getattr(backbone, "out_features", None), int):
+        raise PipelineError(f"backbone {cls.__name__} has no integer out_features: set it in its constructor")
+    return backbone

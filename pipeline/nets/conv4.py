@@ -1,0 +1,76 @@
+"""Conv-4, the field's standard small backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.errors import PipelineError
+from pipeline.nets.base import Backbone, Shape
+from pipeline.nets.norm import BatchNorm
+from pipeline.nets.registry import choose
+
+
+class Conv4(Backbone):
+    """Blocks of 3x3 convolution, batch-norm, ReLU and 2x2 max-pooling (Vinyals et al. 2016; Snell et al. 2017).
+
+    28x28 images become 64 features, 84x84 become 1600 (at width 64). With ``strided`` the convolutions have stride 2
+    instead of pooling, and the last map is averaged over space: the Omniglot network of MAML (Finn et al. 2017).
+
+    Args:
+        shape: (C, H, W) of the images.
+        width: filters of every block (64: prototypical and matching networks; 32: MAML and meta-LSTM on
+            mini-ImageNet; 48: MAML++), or one number a block.
+        strided: see above.
+        norm, affine, eps, momentum: see :class:`pipeline.nets.norm.BatchNorm`.
+        bias: whether convolutions have a bias. Batch-norm cancels it, and Adam turns the rounding noise of its zero
+            gradient into a random walk: false by default.
+        init: "torch": PyTorch's default (uniform within 1/sqrt(fan_in)), which Snell's results were made with.
+            "xavier": Glorot uniform, as MAML's TensorFlow code.
+        channels_last: memory format of the activations; faster on CPU and with half precision on CUDA.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        width: int | Sequence[int] = 64,
+        strided: bool = False,
+        norm: str = "batch",
+        affine: str = "full",
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        bias: bool = False,
+        init: str = "torch",
+        channels_last: bool = True,
+    ) -> None:
+        super().__init__()
+        choose("init", init, ("torch", "xavier"))
+        widths = [width] * 4 if isinstance(width, int) else list(width)
+        channels, *size = shape
+        self.strided, self.channels_last = strided, channels_last
+        self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
+        for out in widths:
+            conv = nn.Conv2d(channels, out, 3, stride=2 if strided else 1, padding=1, bias=bias)
+            if init == "xavier":
+                nn.init.xavier_uniform_(conv.weight)
+            self.convs.append(conv)
+            self.norms.append(BatchNorm(out, norm, affine, eps, momentum))
+            size, channels = [(s + 1) // 2 if strided else s // 2 for s in size], out
+        if min(size) < 1:
+            raise PipelineError(
+                f"conv4 with {len(widths)} blocks halves images of {shape[1]}x{shape[2]} to nothing: "
+                f"resize them to at least {2 ** len(widths)}x{2 ** len(widths)}"
+            )
+        self.out_features = channels if strided else channels * size[0] * size[1]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, out_features]."""
+        x = images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = norm(conv(x))
+            # ReLU and max commute; on the pooled map ReLU has a quarter of the work.
+            x = F.relu(x if self.strided else F.max_pool2d(x, 2))
+        return x.mean((2, 3)) if self.strided else x.flatten(1)

@@ -1,0 +1,32 @@
+"""A multi-layer perceptron over flattened images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.nets.base import Backbone, Shape
+
+
+class MLP(Backbone):
+    """relu(x W^T + b), once for every width. The fully connected Omniglot network of MAML without batch-norm.
+
+    Args:
+        shape: (C, H, W) of the images.
+        widths: outputs of every layer.
+    """
+
+    def __init__(self, shape: Shape, widths: Sequence[int] = (64,)) -> None:
+        super().__init__()
+        inputs = shape[0] * shape[1] * shape[2]
+        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in zip([inputs, *widths], widths, strict=False))
+        self.out_features = widths[-1] if widths else inputs
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, out_features]."""
+        x = images.flatten(1)
+        for layer in self.layers:
+            x = F.relu(layer(x))
+        return x
