@@ -56,7 +56,7 @@ def bounds(value: Range) -> tuple[int, int]:
 class Plan:
     """E episodes of one shape, as rows of a dataset. Columns: ``support`` images first, then the queries."""
 
-    first: int  # number of the first episode
+    numbers: np.ndarray  # [E] int64, the episodes' numbers
     rows: np.ndarray  # [E, S + Q] int64
     labels: np.ndarray  # [E, S + Q] int64, 0..way-1
     classes: np.ndarray  # [E, way] int64, class ids of the table
@@ -70,15 +70,14 @@ class Plan:
         return len(self.rows)
 
     def __getitem__(self, part: slice) -> Plan:
-        start = part.indices(len(self))[0]
-        return Plan(self.first + start, self.rows[part], self.labels[part], self.classes[part], self.support)
+        return Plan(self.numbers[part], self.rows[part], self.labels[part], self.classes[part], self.support)
 
 
 @dataclass(frozen=True)
 class ImagePlan:
     """Labelled images for classical training, as rows of a dataset."""
 
-    first: int
+    numbers: np.ndarray  # [B] int64, places in the endless sequence of images
     rows: np.ndarray  # [B] int64
     labels: np.ndarray  # [B] int64, position of the class in the table
     classes: np.ndarray  # [B] int64, class ids of the table
@@ -87,8 +86,7 @@ class ImagePlan:
         return len(self.rows)
 
     def __getitem__(self, part: slice) -> ImagePlan:
-        start = part.indices(len(self))[0]
-        return ImagePlan(self.first + start, self.rows[part], self.labels[part], self.classes[part])
+        return ImagePlan(self.numbers[part], self.rows[part], self.labels[part], self.classes[part])
 
 
 def check_spec(table: ClassTable, spec: EpisodeSpec, prefix: str = "episode") -> None:
@@ -121,14 +119,15 @@ def shape_of(spec: EpisodeSpec, seed: int, split: str, step: int) -> tuple[int, 
     return way, shot, query
 
 
-def plan_episodes(table: ClassTable, spec: EpisodeSpec, seed: int, first: int, count: int) -> Plan:
-    """Episodes [first, first + count), which must share a shape (lie in one step unless the shape is fixed)."""
-    steps = {first // spec.tasks, (first + max(count, 1) - 1) // spec.tasks}
+def plan_episodes(table: ClassTable, spec: EpisodeSpec, seed: int, numbers: np.ndarray) -> Plan:
+    """The episodes of the given numbers [E], which must share a shape (lie in one step unless the shape is fixed)."""
+    numbers = np.asarray(numbers, dtype=np.int64)
+    steps = np.unique(numbers // spec.tasks)
     if len(steps) > 1 and not spec.fixed:
         raise ValueError("episodes of different steps have different shapes: plan them step by step")
-    way, shot, query = shape_of(spec, seed, table.split, first // spec.tasks)
+    way, shot, query = shape_of(spec, seed, table.split, int(steps[0]))
     key = key_of("episode", seed, table.split)
-    episodes = np.arange(first, first + count, dtype=np.uint64)
+    episodes, count = numbers.astype(np.uint64), len(numbers)
 
     population = np.full((count, 1), len(table))
     position = _choose(key, episodes, population, way, _CLASSES, _CLASS_ORDER)[:, 0]  # [E, way]
@@ -146,7 +145,7 @@ def plan_episodes(table: ClassTable, spec: EpisodeSpec, seed: int, first: int, c
     support_rows = rows[..., :shot].reshape(count, way * shot)
     support_labels = np.broadcast_to(np.repeat(np.arange(way), shot), support_rows.shape)
     return Plan(
-        first=first,
+        numbers=numbers,
         rows=np.concatenate([support_rows, query_rows], axis=1),
         labels=np.concatenate([support_labels, query_labels], axis=1).astype(np.int64),
         classes=table.ids[position],
@@ -165,7 +164,7 @@ def plan_images(table: ClassTable, seed: int, first: int, count: int) -> ImagePl
         place[mine] = permute(number[mine] % total, total, key_of("images", seed, table.split, int(epoch)))
     labels = np.searchsorted(ends, place, side="right")
     rows = table.starts[labels] + place - (ends[labels] - table.counts[labels])
-    return ImagePlan(first, rows, labels.astype(np.int64), table.ids[labels])
+    return ImagePlan(number, rows, labels.astype(np.int64), table.ids[labels])
 
 
 def permute(position: np.ndarray, size: int, key: tuple[int, int], rounds: int = 8) -> np.ndarray:

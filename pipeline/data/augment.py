@@ -1,0 +1,88 @@
+"""Augmentation on tensors, on the device, over all images of a step at once.
+
+Random numbers come from a generator seeded by (seed, step, rank), so a step is the same whenever it is repeated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.data.philox import key_of
+
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's conversion to grey
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Which augmentations training images go through; all off by default."""
+
+    crop_padding: int = 0  # pixels of zero padding before a random crop back to size
+    flip: bool = False  # mirror horizontally with probability 1/2
+    jitter: float = 0.0  # brightness, contrast and saturation drawn from [1 - jitter, 1 + jitter]
+
+    @property
+    def active(self) -> bool:
+        return self.crop_padding > 0 or self.flip or self.jitter > 0
+
+
+def quarter_turns(images: Tensor, turns: Tensor) -> Tensor:
+    """Turn every image counter-clockwise by its number of quarter turns: images [N, C, H, H], turns int64 [N]."""
+    if not bool(turns.any()):
+        return images
+    if images.shape[-1] != images.shape[-2]:
+        raise ValueError(f"images of {tuple(images.shape[-2:])} pixels cannot be turned as classes: they are not square")
+    out = images.clone()
+    for turn in (1, 2, 3):
+        where = (turns == turn).nonzero().squeeze(1)
+        if len(where):
+            out[where] = torch.rot90(images[where], turn, (2, 3))
+    return out
+
+
+def augment(images: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:
+    """Random crop, flip and colour jitter: uint8 [N, C, H, W] to uint8 [N, C, H, W]."""
+    if how.crop_padding:
+        images = _random_crop(images, how.crop_padding, generator)
+    if how.flip:
+        mirrored = torch.rand(len(images), generator=generator, device=images.device) < 0.5
+        images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+    if how.jitter:
+        images = _colour_jitter(images, how.jitter, generator)
+    return images
+
+
+def step_generator(device: torch.device | str, *parts: object) -> torch.Generator:
+    """A generator whose state depends on ``parts`` (seed, step, rank, purpose) alone."""
+    low, high = key_of(*parts)
+    return torch.Generator(device=device).manual_seed((high << 31 ^ low) & 0x7FFFFFFFFFFFFFFF)
+
+
+def _random_crop(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
+    n, _, height, width = images.shape
+    padded = F.pad(images, (padding, padding, padding, padding))
+    top, left = torch.randint(0, 2 * padding + 1, (2, n), generator=generator, device=images.device)
+    y = top[:, None] + torch.arange(height, device=images.device)  # [N, H]
+    x = left[:, None] + torch.arange(width, device=images.device)  # [N, W]
+    index = torch.arange(n, device=images.device)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[index, y[:, :, None], x[:, None, :]].permute(0, 3, 1, 2).contiguous()
+
+
+def _colour_jitter(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+    """Brightness, then contrast, then saturation, each about its own grey, clamped between as 8-bit images are."""
+    n, channels = images.shape[:2]
+    factors = 1 + strength * (2 * torch.rand((3, n, 1, 1, 1), generator=generator, device=images.device) - 1)
+    x = (images.float() * factors[0]).clamp(0, 255)
+    if channels == 3:
+        luma = torch.tensor(_LUMA, device=images.device).view(1, 3, 1, 1)
+        grey_mean = (x * luma).sum(1, keepdim=True).mean((2, 3), keepdim=True)
+    else:
+        grey_mean = x.mean((1, 2, 3), keepdim=True)
+    x = (grey_mean + (x - grey_mean) * factors[1]).clamp(0, 255)
+    if channels == 3:
+        grey = (x * luma).sum(1, keepdim=True)
+        x = (grey + (x - grey) * factors[2]).clamp(0, 255)
+    return x.round().to(torch.uint8)

@@ -1,0 +1,259 @@
+"""The stream: plans through Ray Data to each worker, pixels gathered from the memory map into buffers used again.
+
+Every worker streams its own share of every step: Ray Data computes blocks of plans in the cluster, ahead of the
+training and in order, and a thread of the worker gathers the pixels. A plan is three arrays of row numbers, so
+little travels. ``materialize`` chooses where pixels are gathered: in the ``worker`` (default), in the ``cluster``
+(for encoded images, whose decoding is then spread) or from a copy of the dataset on the ``device``. The bytes are
+the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+from ray.data.block import BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
+
+from pipeline.batch import Batch
+from pipeline.data.batches import Planner, to_batch
+from pipeline.data.dataset import Dataset
+from pipeline.data.episodes import ImagePlan, Plan
+
+MATERIALIZE = ("worker", "cluster", "device")
+TASK_CPUS = 0.25  # what a planning task reserves: it computes for milliseconds
+_BLOCK_STEPS = 64
+_BLOCK_BYTES = 32 * 2**20
+_AHEAD = 2  # batches that wait, gathered, for the training step
+
+_SCHEMA = pa.schema(
+    [
+        ("step", pa.int64()),
+        ("rank", pa.int32()),
+        ("shape", pa.list_(pa.int64())),  # episodes (0: images), columns, way, support
+        ("plan", pa.large_binary()),
+        ("pixels", pa.large_binary()),
+    ]
+)
+
+
+class PlanSource(Datasource):
+    """Steps [first, last) of one worker as blocks of consecutive steps."""
+
+    def __init__(self, planner: Planner, first: int, last: int, rank: int, world_size: int, uri: str | None) -> None:
+        super().__init__()
+        self._planner = ray.put(planner)
+        self._range = (first, last)
+        self._worker = (rank, world_size)
+        self._uri = uri  # where to gather pixels from, or None to send plans alone
+        sample = planner.plan(first, rank, world_size)
+        per_step = sample.rows.nbytes * 2 + (sample.rows.size * _image_bytes(uri) if uri else 0)
+        self.block_steps = max(1, min(_BLOCK_STEPS, _BLOCK_BYTES // max(1, per_step)))
+
+    @property
+    def blocks(self) -> int:
+        first, last = self._range
+        return max(1, -(-(last - first) // self.block_steps))
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return None
+
+    def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
+        first, last = self._range
+        tasks = []
+        for start in range(first, last, self.block_steps):
+            count = min(self.block_steps, last - start)
+            metadata = BlockMetadata(num_rows=count, size_bytes=None, input_files=None, exec_stats=None)
+            read = functools.partial(_plan_block, self._planner, self._uri, start, count, *self._worker)
+            tasks.append(ReadTask(read, metadata, schema=_SCHEMA))
+        return tasks
+
+
+def _plan_block(planner: Any, uri: str | None, first: int, count: int, rank: int, world_size: int) -> list[pa.Table]:
+    plans = _fetch_planner(planner).plans(first, count, rank, world_size)
+    columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA.names}
+    for offset, plan in enumerate(plans):
+        columns["step"].append(first + offset)
+        columns["rank"].append(rank)
+        shape, content = encode(plan)
+        columns["shape"].append(shape)
+        columns["plan"].append(content)
+        columns["pixels"].append(_open(uri).gather(plan.rows).tobytes() if uri else None)
+    return [pa.table(columns, schema=_SCHEMA)]
+
+
+def _fetch_planner(reference: ray.ObjectRef) -> Planner:
+    planner: Planner = ray.get(reference)
+    return planner
+
+
+@functools.lru_cache(maxsize=2)
+def _open(uri: str) -> Dataset:
+    """A dataset that stays open in a process of the cluster."""
+    return Dataset(uri, verify=False)
+
+
+def _image_bytes(uri: str) -> int:
+    return int(np.prod(_open(uri).shape))
+
+
+def encode(plan: Plan | ImagePlan) -> tuple[list[int], bytes]:
+    """A plan as its shape and one run of bytes."""
+    arrays = [plan.numbers, plan.rows, plan.labels, plan.classes]
+    content = b"".join(np.ascontiguousarray(array, dtype=np.int64).tobytes() for array in arrays)
+    if isinstance(plan, ImagePlan):
+        return [0, len(plan), 0, 0], content
+    return [len(plan), plan.rows.shape[1], plan.way, plan.support], content
+
+
+def decode(shape: list[int], content: Any) -> Plan | ImagePlan:
+    episodes, columns, way, support = shape
+    values = np.frombuffer(content, dtype=np.int64)
+    if episodes == 0:
+        return ImagePlan(*values.reshape(4, columns))
+    numbers, rows, labels, classes = np.split(values, np.cumsum([episodes, episodes * columns, episodes * columns]))
+    square = (episodes, columns)
+    return Plan(numbers, rows.reshape(square), labels.reshape(square), classes.reshape(episodes, way), support)
+
+
+class Stream:
+    """Iterates over ``(step, batch)`` of one worker, uint8 on ``device``; counts the seconds it waited.
+
+    A batch is valid until the next one is asked for: its buffer is used again.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        planner: Planner,
+        first: int,
+        last: int,
+        rank: int = 0,
+        world_size: int = 1,
+        device: torch.device | str = "cpu",
+        materialize: str = "worker",
+    ) -> None:
+        if planner.per_step % world_size:
+            raise ValueError(f"{planner.per_step} a step cannot be shared equally by {world_size} workers")
+        self.dataset, self.planner = dataset, planner
+        self.device, self.materialize = torch.device(device), materialize
+        self.rank, self.world_size = rank, world_size
+        self.first, self.last = first, last
+        self.waited = 0.0  # seconds
+        self._resident = (
+            torch.from_numpy(dataset.gather(np.arange(dataset.manifest.rows))).to(device)
+            if materialize == "device"
+            else None
+        )
+
+    def __iter__(self) -> Iterator[tuple[int, Batch]]:
+        ready: queue.Queue[Any] = queue.Queue(maxsize=_AHEAD)
+        stop = threading.Event()
+        thread = threading.Thread(target=self._produce, args=(ready, stop), name="gather", daemon=True)
+        thread.start()
+        expected = self.first
+        try:
+            while expected < self.last:
+                began = time.perf_counter()
+                item = ready.get()
+                self.waited += time.perf_counter() - began
+                if isinstance(item, BaseException):
+                    raise item
+                step, rank, batch = item
+                if (step, rank) != (expected, self.rank):
+                    raise RuntimeError(f"the stream gave step {step} of rank {rank}, not {expected} of {self.rank}")
+                yield step, batch
+                expected += 1
+        finally:
+            stop.set()
+            while thread.is_alive():  # it may wait for room in the queue
+                _drain(ready)
+                thread.join(timeout=0.05)
+
+    def _produce(self, ready: queue.Queue[Any], stop: threading.Event) -> None:
+        try:
+            buffers = _Ring(_AHEAD + 2, self.dataset.shape, self.device)
+            for step, rank, plan, pixels in self._plans(stop):
+                batch = to_batch(plan, self._pixels(plan, pixels, buffers), self.dataset.manifest.rotations)
+                while not stop.is_set():
+                    try:
+                        ready.put((step, rank, batch), timeout=0.1)
+                        break
+                    except queue.Full:
+                        continue
+                if stop.is_set():
+                    return
+        except BaseException as error:  # the training thread raises it
+            if not stop.is_set():
+                ready.put(error)
+
+    def _plans(self, stop: threading.Event) -> Iterator[tuple[int, int, Plan | ImagePlan, Any]]:
+        uri = self.dataset.uri if self.materialize == "cluster" else None
+        source = PlanSource(self.planner, self.first, self.last, self.rank, self.world_size, uri)
+        blocks = ray.data.read_datasource(source, override_num_blocks=source.blocks, num_cpus=TASK_CPUS)
+        blocks.context.execution_options.preserve_order = True
+        for block in blocks.iterator().iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+            for row in range(block.num_rows):
+                if stop.is_set():
+                    return
+                plan = decode(block["shape"][row].as_py(), block["plan"][row].as_buffer())
+                pixels = block["pixels"][row]
+                yield block["step"][row].as_py(), block["rank"][row].as_py(), plan, pixels
+
+    def _pixels(self, plan: Plan | ImagePlan, streamed: Any, buffers: _Ring) -> torch.Tensor:
+        """Pixels uint8 [N, C, H, W] on the device, in the order of the plan's rows."""
+        rows = plan.rows.reshape(-1)
+        if self._resident is not None:
+            return self._resident.index_select(0, torch.from_numpy(rows.copy()).to(self.device))
+        buffer = buffers.take(len(rows))
+        if streamed.is_valid:
+            buffer.numpy().reshape(-1)[:] = np.frombuffer(streamed.as_buffer(), dtype=np.uint8)
+        else:
+            self.dataset.gather(rows, out=buffer.numpy())
+        return buffers.send(buffer)
+
+
+def _drain(ready: queue.Queue[Any]) -> None:
+    """Take what waits in a queue, so that its producer can see that it is to stop."""
+    try:
+        while True:
+            ready.get_nowait()
+    except queue.Empty:
+        return
+
+
+class _Ring:
+    """Buffers that are used in turn: pinned, and guarded by an event, where the batch goes to a GPU."""
+
+    def __init__(self, depth: int, shape: tuple[int, int, int], device: torch.device) -> None:
+        self._shape, self._device, self._turn = shape, device, 0
+        self._buffers: list[torch.Tensor | None] = [None] * depth
+        self._copied: list[Any] = [None] * depth
+
+    def take(self, images: int) -> torch.Tensor:
+        """A buffer for ``images`` images, once nothing reads it any more."""
+        self._turn = (self._turn + 1) % len(self._buffers)
+        if self._copied[self._turn] is not None:
+            self._copied[self._turn].synchronize()
+        buffer = self._buffers[self._turn]
+        if buffer is None or len(buffer) < images:
+            pinned = self._device.type == "cuda"
+            buffer = torch.empty((images, *self._shape), dtype=torch.uint8, pin_memory=pinned)
+            self._buffers[self._turn] = buffer
+        return buffer[:images]
+
+    def send(self, buffer: torch.Tensor) -> torch.Tensor:
+        if self._device.type != "cuda":
+            return buffer
+        moved = buffer.to(self._device, non_blocking=True)
+        self._copied[self._turn] = torch.cuda.Event()
+        self._copied[self._turn].record()
+        return moved
