@@ -13,7 +13,7 @@ PIP := $(RUN) -m pip --quiet --quiet --disable-pip-version-check install --const
 .PHONY: help install train test test-all lint clean
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 install: $(INSTALLED) ## make .venv with the pinned versions (done once; about two minutes)
 
@@ -37,7 +37,7 @@ test: install lint ## lint, types and the default tests
 test-all: install lint ## the same with the slow tests
 	@$(RUN) -m pytest -q -m ""
 
-lint: install
+lint: install ## ruff and mypy
 	@$(VENV)/bin/ruff check .
 	@$(RUN) -m mypy
 

@@ -1,4 +1,4 @@
-"""A Ray head of its own for a test: started by ``ray start`` as an operator would, and taken down to the last process."""
+"""A Ray head of its own for a test: started by ``ray start``, and taken down to its last process."""
 
 from __future__ import annotations
 

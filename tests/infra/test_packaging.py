@@ -1,0 +1,91 @@
+"""The package, its pins and its image say the same."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tomllib
+from importlib.metadata import requires, version
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PINS = {
+    canonicalize_name(line.split("==")[0]): Version(line.split("==")[1])
+    for line in (ROOT / "constraints.txt").read_text().splitlines()
+    if line and not line.startswith("#")
+}
+
+
+def wanted() -> list[Requirement]:
+    return [Requirement(text) for text in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]]
+
+
+def test_every_requirement_is_pinned_within_its_range() -> None:
+    for requirement in wanted():
+        assert PINS[canonicalize_name(requirement.name)] in requirement.specifier, requirement
+
+
+def test_what_the_requirements_require_is_pinned_too() -> None:
+    """Follow the installed packages' own requirements: none may be left to the day of the installation."""
+    seen: set[str] = set()
+    todo = [(canonicalize_name(r.name), frozenset(r.extras)) for r in wanted()]
+    while todo:
+        name, extras = todo.pop()
+        assert name in PINS, f"{name} is installed but not pinned in constraints.txt"
+        key = f"{name}{sorted(extras)}"
+        if key in seen:
+            continue
+        seen.add(key)
+        for text in requires(name) or []:
+            requirement = Requirement(text)
+            if applies(requirement, extras) and not is_cuda(requirement.name):
+                todo.append((canonicalize_name(requirement.name), frozenset(requirement.extras)))
+
+
+def applies(requirement: Requirement, extras: frozenset[str]) -> bool:
+    marker = requirement.marker
+    return marker is None or any(marker.evaluate({"extra": extra}) for extra in extras | {""})
+
+
+def is_cuda(name: str) -> bool:
+    """Torch's default Linux wheel pins its CUDA libraries itself; its CPU wheel has none."""
+    return name.startswith(("nvidia-", "cuda-")) or name in {"triton", "cuda-bindings"}
+
+
+def test_the_pins_are_what_runs_here() -> None:
+    for name in ("ray", "torch", "mlflow", "hydra-core", "pyarrow", "numpy"):
+        assert Version(Version(version(name)).public) == PINS[name]
+
+
+def test_pins_name_versions_only() -> None:
+    text = (ROOT / "constraints.txt").read_text()
+    assert not re.search(r"@|://|\+|^-", re.sub(r"^#.*$", "", text, flags=re.M), flags=re.M)
+
+
+def test_the_image_installs_the_same_pins_as_a_user_without_privileges() -> None:
+    lines = (ROOT / "infra" / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
+    installs = [line for line in lines if "pip install" in line]
+    assert installs and all("--constraint constraints.txt" in line for line in installs)
+    commands = [line for line in lines if line.split(" ")[0] in {"RUN", "COPY", "USER", "CMD", "ENTRYPOINT"}]
+    assert commands[-2:] == ["USER ray", 'CMD ["bash"]']
+    python = next(line for line in lines if line.startswith("ARG PYTHON=")).split("=")[1]
+    assert Version(python) in SpecifierSet(PROJECT["requires-python"])
+
+
+def test_the_image_is_given_all_that_it_copies() -> None:
+    text = (ROOT / "infra" / "Dockerfile").read_text()
+    ignore = (ROOT / "infra" / "Dockerfile.dockerignore").read_text().splitlines()
+    given = {line[1:] for line in ignore if line.startswith("!")}
+    copied = {name for line in re.findall(r"^COPY (.+) \S+$", text, flags=re.M) for name in line.split()}
+    assert copied == given and all((ROOT / name).exists() for name in copied)
+
+
+def test_make_lists_its_targets() -> None:
+    shown = subprocess.run(["make", "-C", str(ROOT)], text=True, capture_output=True, check=True).stdout
+    assert {"install", "train", "test", "test-all", "lint", "clean"} <= set(re.findall(r"make (\S+)", shown))
