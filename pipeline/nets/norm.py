@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import PipelineError
 from pipeline.nets.registry import choose
+from pipeline.nets.transforms import inside_transform
 
 Statistics = dict[str, Tensor]  # "<layer>.mean" and "<layer>.var", each [C]
 
@@ -59,7 +60,7 @@ class BatchNorm(nn.Module):
                 "batch statistics need more than one value a channel: classify several queries at once, "
                 "or train with norms that do not depend on the batch (transductive=false)"
             )
-        if self._recording or torch._C._functorch.peek_interpreter_stack() is not None:
+        if self._recording or inside_transform():
             return self._normalise(x, *self._batch_moments(x))
         return self._native(x, training=True)
 
