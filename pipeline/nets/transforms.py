@@ -1,0 +1,10 @@
+"""Whether code runs under ``torch.func``."""
+
+from __future__ import annotations
+
+import torch
+
+
+def inside_transform() -> bool:
+    """True within ``torch.func.vmap``, ``grad`` and the like, where some native operations are missing or wrong."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
