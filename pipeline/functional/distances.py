@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 
 from pipeline.functional.precision import in_float32
@@ -43,6 +46,14 @@ def cosine(x: Tensor, y: Tensor, eps: float = 1e-8) -> Tensor:
 def dot(x: Tensor, y: Tensor) -> Tensor:
     """-x.y."""
     return -x @ y.mT
+
+
+def by_class(distance: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
+    """``distance`` to every prototype alone: bit for bit what it is when no other class is there.
+
+    A matrix product over all prototypes rounds a class's entry differently with the number of classes.
+    """
+    return torch.cat([distance(x, one.clone()) for one in y.split(1, dim=-2)], dim=-1)
 
 
 def _direction(x: Tensor, eps: float) -> Tensor:
