@@ -14,11 +14,17 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Sum over the labelled items of one task, [N, way] and [N]: scalar."""
-    return F.cross_entropy(logits, labels, ignore_index=PADDING, reduction="sum")
+    """Sum over the labelled items of each task: [..., N, way] and [..., N] give [...]."""
+    losses = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=PADDING, reduction="none")
+    return losses.view(labels.shape).sum(-1)
+
+
+def labelled(labels: Tensor) -> Tensor:
+    """How many items of each task carry a label: [..., N] gives [...]."""
+    return (labels != PADDING).sum(-1)
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     """Share of right answers among the labelled items of all tasks, detached."""
-    labelled = labels != PADDING
-    return ((logits.detach().argmax(-1) == labels) & labelled).sum() / labelled.sum()
+    right = (logits.detach().argmax(-1) == labels) & (labels != PADDING)
+    return right.sum() / labelled(labels).sum()
