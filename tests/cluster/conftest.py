@@ -34,12 +34,17 @@ class RayHead:
     address: str
     env: dict[str, str]
 
-    def submit(self, *command: str, options: tuple[str, ...] = (), **env: str) -> subprocess.CompletedProcess[str]:
-        """``ray job submit --working-dir . -- command``: follows the logs to the job's end; its exit code, the log."""
+    def submit(self, *command: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        """``ray job submit --working-dir . -- command``, followed to the job's end: exit code and log."""
         return subprocess.run(
-            ["ray", "job", "submit", "--address", self.address, "--working-dir", ".", *options, "--", *command],
-            cwd=ROOT, env=self.env | env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=180,
-        )  # fmt: skip
+            ["ray", "job", "submit", "--address", self.address, "--working-dir", ".", "--", *command],
+            cwd=ROOT,
+            env=self.env | (env or {}),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=180,
+        )
 
 
 @contextmanager

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
+import sys
 import tomllib
+import zipfile
 from importlib.metadata import requires, version
 from pathlib import Path
 
@@ -15,7 +18,7 @@ from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-PINS = {
+PINS: dict[str, Version] = {
     canonicalize_name(line.split("==")[0]): Version(line.split("==")[1])
     for line in (ROOT / "constraints.txt").read_text().splitlines()
     if line and not line.startswith("#")
@@ -84,6 +87,21 @@ def test_the_image_is_given_all_that_it_copies() -> None:
     given = {line[1:] for line in ignore if line.startswith("!")}
     copied = {name for line in re.findall(r"^COPY (.+) \S+$", text, flags=re.M) for name in line.split()}
     assert copied == given and all((ROOT / name).exists() for name in copied)
+
+
+def test_a_wheel_carries_every_module_and_configuration(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("pipeline", "jobs"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*build, "--wheel-dir", str(tmp_path), str(source)], check=True, capture_output=True)
+    carried = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
+    kept = {".py", ".yaml", ".json"}
+    present = {str(file.relative_to(ROOT)) for name in ("pipeline", "jobs") for file in (ROOT / name).rglob("*.*")}
+    assert {file for file in present if Path(file).suffix in kept} <= carried
 
 
 def test_make_lists_its_targets() -> None:
