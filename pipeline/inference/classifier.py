@@ -1,0 +1,293 @@
+"""A meta-trained model as its users hold it: numpy arrays in, answers out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import PipelineError
+from pipeline.inference.answers import Answers
+from pipeline.inference.calibration import Calibration
+from pipeline.inference.enrolment import Enrolment, Label, label_kind, plain_labels
+from pipeline.inference.files import (
+    file_sha256,
+    model_fingerprint,
+    read_json,
+    read_tensors,
+    tensors_to_bytes,
+    write_atomic,
+)
+from pipeline.methods.base import Method
+from pipeline.model import build_model, build_preprocess
+
+SCHEMA_VERSION = 1
+WEIGHTS, MODEL = "weights.safetensors", "model.json"
+PIXELS_AT_ONCE = 2**20  # of queries embedded together: with Conv-4 about half a gigabyte of activations
+_REMEDY = "register or export the model again"
+
+
+class FewShotClassifier:
+    """Enrols classes from a few images each and classifies queries against them.
+
+    A model whose batch-norm uses the statistics of the queries (transductive) answers a query in the company of the
+    others that are asked with it; every other model answers each query by itself.
+    """
+
+    def __init__(
+        self,
+        spec: Mapping[str, Any],
+        method: Method,
+        preprocess: nn.Module,
+        calibration: Calibration | None = None,
+        origin: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.spec = dict(spec)
+        self.method = method.eval()
+        self.preprocess = preprocess.eval()
+        self.calibration = calibration
+        self.origin = dict(origin or {})  # where the model came from: run, step, dataset, figures
+        self.shape: tuple[int, int, int] = tuple(spec["input"]["shape"])
+
+    @classmethod
+    def from_weights(
+        cls,
+        spec: Mapping[str, Any],
+        weights: Mapping[str, Tensor],
+        calibration: Calibration | None = None,
+        origin: Mapping[str, Any] | None = None,
+        device: str | torch.device = "cpu",
+    ) -> FewShotClassifier:
+        """Build the model that ``spec`` describes and give it ``weights``, whose names and shapes must be its own."""
+        with torch.random.fork_rng(devices=[]):  # the initial weights are thrown away: leave the caller's numbers alone
+            method = build_model(dict(spec))
+        _check_weights(method.state_dict(), weights)
+        method.load_state_dict(dict(weights))
+        return cls(spec, method.to(device), build_preprocess(dict(spec)).to(device), calibration, origin)
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> FewShotClassifier:
+        """Read a folder of ``model.json`` and ``weights.safetensors``, which :meth:`save` wrote."""
+        folder = Path(folder)
+        content = read_json(folder / MODEL, _REMEDY)
+        try:
+            if content["schema"] != SCHEMA_VERSION:
+                raise ValueError(f"schema {content['schema']} is not {SCHEMA_VERSION}, the one this code reads")
+            spec, expected, origin = content["spec"], content["weights_sha256"], content["origin"]
+            calibration = None if content["calibration"] is None else Calibration.from_dict(content["calibration"])
+            if not isinstance(spec, dict) or not isinstance(origin, dict):
+                raise ValueError("spec and origin are not objects")
+        except (KeyError, ValueError, TypeError) as error:
+            why = f"{type(error).__name__}: {error}"
+            raise PipelineError(f"{folder / MODEL} describes no model ({why}); {_REMEDY}") from error
+        weights, _ = read_tensors(folder / WEIGHTS, _REMEDY)
+        if file_sha256(folder / WEIGHTS) != expected:
+            raise PipelineError(f"{folder / WEIGHTS} is not the file that {MODEL} names (SHA-256 differs); {_REMEDY}")
+        return cls.from_weights(spec, weights, calibration, origin, device)
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``weights.safetensors``, then ``model.json`` that names its SHA-256."""
+        folder = Path(folder)
+        write_atomic(folder / WEIGHTS, tensors_to_bytes(self.method.state_dict()))
+        content = {
+            "schema": SCHEMA_VERSION,
+            "spec": self.spec,
+            "weights_sha256": file_sha256(folder / WEIGHTS),
+            "calibration": None if self.calibration is None else self.calibration.to_dict(),
+            "origin": self.origin,
+        }
+        write_atomic(folder / MODEL, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of specification and weights: an enrolment belongs to exactly one."""
+        return model_fingerprint(self.spec, self.method.state_dict())
+
+    def enrol(self, images: np.ndarray, labels: Sequence[Label] | np.ndarray, keep_images: bool = True) -> Enrolment:
+        """Learn classes from a support set.
+
+        Args:
+            images: uint8 [S, C, H, W] of the model's shape.
+            labels: [S] whole numbers or names, any number of images a class.
+            keep_images: keep the support images in the enrolment, so that classes can be given more images later,
+                and be added where the method has to learn all of them anew. Without, only the state is kept.
+        """
+        self._check_images(images)
+        names = plain_labels(labels, len(images))
+        if not names:
+            raise PipelineError("no support images: enrol at least one image of one class")
+        classes = list(dict.fromkeys(names))
+        positions = _positions(classes, names)
+        note = f"{len(classes)} classes learnt from {len(images)} images"
+        return self._adapt(classes, images, positions, keep_images, note)
+
+    def extend(self, enrolment: Enrolment, images: np.ndarray, labels: Sequence[Label] | np.ndarray) -> Enrolment:
+        """Add classes, or images to classes that are there. The enrolment that is given stays as it is.
+
+        New classes leave the others untouched (their logits stay bitwise the same) where the method can add a class.
+        Otherwise, and for new images of old classes, all is learnt anew from the images that the enrolment keeps;
+        ``note`` of the result says which.
+        """
+        self._check_enrolment(enrolment)
+        self._check_images(images)
+        names = plain_labels(labels, len(images))
+        if not names:
+            raise PipelineError("no support images: extend by at least one image of one class")
+        if label_kind([*enrolment.classes, *names]) is None:
+            raise PipelineError("the enrolment's labels and the new ones are numbers and names: give one kind")
+        new = [name for name in dict.fromkeys(names) if name not in set(enrolment.classes)]
+        classes = [*enrolment.classes, *new]
+        positions = _positions(classes, names)
+        only_new = len(new) == len(set(names))
+        if only_new:
+            state = self._extended_state(enrolment, images, positions)
+            if state is not None:
+                return self._joined(enrolment, classes, state, images, positions)
+        if enrolment.images is None or enrolment.positions is None:
+            what = "add a class without learning all anew" if only_new else "give an enrolled class more images"
+            raise PipelineError(f"this enrolment keeps no support images, so it cannot {what}; enrol all classes again")
+        all_images = np.concatenate([enrolment.images, images])
+        all_positions = np.concatenate([enrolment.positions, positions])
+        why = "this method cannot add a class to what it learnt" if only_new else "enrolled classes got more images"
+        note = f"all {len(classes)} classes learnt anew from {len(all_images)} images: {why}"
+        return self._adapt(classes, all_images, all_positions, True, note)
+
+    def classify(self, enrolment: Enrolment, images: np.ndarray, threshold: float | str | None = "auto") -> Answers:
+        """Answer queries.
+
+        Args:
+            enrolment: what :meth:`enrol` or :meth:`extend` of the same model returned.
+            images: uint8 [N, C, H, W] of the model's shape; embedded in chunks, so memory does not grow with N.
+            threshold: least score of a known query. "auto" is the calibrated one of the nearest number of classes and
+                images a class, and none where the model was not calibrated; "none" or None knows every query.
+
+        The score is the maximum logit and not the maximum probability: softmax only compares the enrolled classes
+        with each other, so a stranger who is far from all of them but least far from one gets a high probability.
+        The logit keeps the distance itself.
+        """
+        limit = self.threshold_for(enrolment, threshold)
+        logits = self.logits(enrolment, images)
+        scores = logits.max(axis=1)
+        known = np.ones(len(scores), dtype=bool) if limit is None else scores.astype(np.float64) >= limit
+        probabilities = torch.softmax(torch.from_numpy(logits), dim=1).numpy()
+        labels = [enrolment.classes[index] for index in logits.argmax(axis=1)]
+        return Answers(labels, probabilities, scores, known, list(enrolment.classes), limit)
+
+    def logits(self, enrolment: Enrolment, images: np.ndarray) -> np.ndarray:
+        """Logits float32 [N, way] of queries uint8 [N, C, H, W]."""
+        self._check_enrolment(enrolment)
+        self._check_images(images)
+        device = self._device()
+        state = {name: tensor.to(device) for name, tensor in enrolment.state.items()}
+        chunk = max(1, PIXELS_AT_ONCE // (self.shape[1] * self.shape[2]))
+        out = np.empty((len(images), enrolment.way), dtype=np.float32)
+        with torch.no_grad():
+            for start in range(0, len(images), chunk):
+                query = self.preprocess(self._tensor(images[start : start + chunk]))
+                out[start : start + chunk] = self.method.classify(state, query)[0].float().cpu().numpy()
+        return out
+
+    def threshold_for(self, enrolment: Enrolment, threshold: float | str | None = "auto") -> float | None:
+        """The number that ``threshold`` stands for with this enrolment; None when every query is known."""
+        if threshold is None or threshold == "none":
+            return None
+        if threshold == "auto":
+            if self.calibration is None:
+                return None
+            return self.calibration.nearest(enrolment.way, enrolment.shot).threshold
+        try:
+            return float(threshold)
+        except ValueError as error:
+            raise PipelineError(f"threshold={threshold!r}: give auto, none or a number") from error
+
+    def _adapt(
+        self, classes: list[Label], images: np.ndarray, positions: np.ndarray, keep_images: bool, note: str
+    ) -> Enrolment:
+        self.method.check_way(len(classes))
+        with torch.no_grad():  # a method that learns by gradients enables them where it needs them
+            support, labels = self._support(images, positions)
+            state = self.method.adapt(support, labels, len(classes))
+        return Enrolment(
+            classes=classes,
+            counts=np.bincount(positions, minlength=len(classes)).tolist(),
+            state={name: tensor.detach().cpu() for name, tensor in state.items()},
+            model=self.fingerprint,
+            images=images.copy() if keep_images else None,
+            positions=positions if keep_images else None,
+            note=note,
+        )
+
+    def _extended_state(
+        self, enrolment: Enrolment, images: np.ndarray, positions: np.ndarray
+    ) -> dict[str, Tensor] | None:
+        device = self._device()
+        state = {name: tensor.to(device) for name, tensor in enrolment.state.items()}
+        with torch.no_grad():
+            extended = self.method.extend(state, *self._support(images, positions))
+        if extended is None:
+            return None
+        return {name: tensor.detach().cpu() for name, tensor in extended.items()}
+
+    def _joined(
+        self,
+        enrolment: Enrolment,
+        classes: list[Label],
+        state: dict[str, Tensor],
+        images: np.ndarray,
+        positions: np.ndarray,
+    ) -> Enrolment:
+        counts = [*enrolment.counts, *np.bincount(positions, minlength=len(classes))[enrolment.way :].tolist()]
+        note = f"{len(classes) - enrolment.way} classes added, {enrolment.way} untouched"
+        joined = replace(enrolment, classes=classes, counts=counts, state=state, note=note)
+        if enrolment.images is None or enrolment.positions is None:
+            return joined
+        return replace(
+            joined,
+            images=np.concatenate([enrolment.images, images]),
+            positions=np.concatenate([enrolment.positions, positions]),
+        )
+
+    def _support(self, images: np.ndarray, positions: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Images [1, S, C, H, W], preprocessed, and labels [1, S], on the model's device."""
+        support = self.preprocess(self._tensor(images))
+        return support, torch.from_numpy(positions)[None].to(support.device)
+
+    def _tensor(self, images: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(images))[None].to(self._device())
+
+    def _device(self) -> torch.device:
+        return next(self.method.parameters()).device
+
+    def _check_images(self, images: np.ndarray) -> None:
+        if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[1:] != self.shape:
+            got = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
+            raise PipelineError(f"images are {got}: this model takes uint8 [N, {', '.join(map(str, self.shape))}]")
+
+    def _check_enrolment(self, enrolment: Enrolment) -> None:
+        if enrolment.model != self.fingerprint:
+            raise PipelineError("the enrolment was made by another model, whose state means nothing here; enrol again")
+
+
+def _positions(classes: list[Label], names: list[Label]) -> np.ndarray:
+    index = {name: position for position, name in enumerate(classes)}
+    return np.asarray([index[name] for name in names], dtype=np.int64)
+
+
+def _check_weights(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    missing, unknown = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
+    if missing or unknown:
+        what = [f"{name!r} is missing" for name in missing[:1]] + [
+            f"{name!r} is not the model's" for name in unknown[:1]
+        ]
+        raise PipelineError(f"the weights are not those of this model: {'; '.join(what)}; {_REMEDY}")
+    for name, tensor in own.items():
+        if given[name].shape != tensor.shape or given[name].dtype != tensor.dtype:
+            got, want = (f"{t.dtype} {list(t.shape)}" for t in (given[name], tensor))
+            raise PipelineError(f"weight {name!r} is {got}, not {want}; {_REMEDY}")

@@ -1,0 +1,76 @@
+"""Safetensors and JSON on disk: written whole or not at all, read without running anything."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from pipeline.errors import PipelineError
+
+
+def write_atomic(path: str | Path, content: bytes) -> None:
+    """Replace ``path`` by ``content`` in one step: a reader sees the old file or the new one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        with open(partial, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def tensors_to_bytes(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
+    """One safetensors file. Tensors that share memory are written apart."""
+    separate = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    return safetensors.torch.save(separate, metadata)
+
+
+def read_tensors(path: str | Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file; ``remedy`` tells what to do when it is none."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise PipelineError(f"{path} does not exist; {remedy}") from error
+    except (SafetensorError, OSError) as error:
+        raise PipelineError(f"{path} is not a readable safetensors file ({error}); {remedy}") from error
+
+
+def read_json(path: str | Path, remedy: str) -> dict[str, Any]:
+    try:
+        content = json.loads(Path(path).read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise PipelineError(f"{path} does not exist; {remedy}") from error
+    except (OSError, ValueError) as error:
+        raise PipelineError(f"{path} is not readable JSON ({error}); {remedy}") from error
+    if not isinstance(content, dict):
+        raise PipelineError(f"{path} holds a JSON {type(content).__name__}, not an object; {remedy}")
+    return content
+
+
+def file_sha256(path: str | Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def model_fingerprint(spec: Mapping[str, Any], weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a model: its specification and every tensor's name, type, shape and bytes."""
+    digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode())
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
