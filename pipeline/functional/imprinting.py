@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from pipeline.functional.distances import by_class, dot
 from pipeline.functional.precision import in_float32
 from pipeline.functional.prototypes import prototypes
 
@@ -35,6 +36,12 @@ def blend(weights: Tensor, proxies: Tensor, rate: float, eps: float = 1e-10) -> 
 
 
 @in_float32
-def cosine_logits(embeddings: Tensor, weights: Tensor, scale: Tensor | float, eps: float = 1e-10) -> Tensor:
-    """scale * normalise(e).w for unit weights: [..., N, D] and [..., W, D] give [..., N, W]."""
-    return scale * (normalise(embeddings, eps) @ weights.mT)
+def cosine_logits(
+    embeddings: Tensor, weights: Tensor, scale: Tensor | float, eps: float = 1e-10, class_by_class: bool = False
+) -> Tensor:
+    """scale * normalise(e).w for unit weights: [..., N, D] and [..., W, D] give [..., N, W].
+
+    ``class_by_class``: the logits of a class are bitwise the same whatever other classes are there.
+    """
+    unit = normalise(embeddings, eps)
+    return scale * -(by_class(dot, unit, weights) if class_by_class else dot(unit, weights))

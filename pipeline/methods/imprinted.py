@@ -61,7 +61,7 @@ class Imprinted(Method):
         return {"weights": imprint(self._embed(support), labels, way)}
 
     def classify(self, state: State, query: Tensor) -> Tensor:
-        return cosine_logits(self._embed(query), state["weights"], self.scale)
+        return cosine_logits(self._embed(query), state["weights"], self.scale, class_by_class=not self.training)
 
     def joint_state(self, support: Tensor, labels: Tensor, way: int | None = None) -> State:
         """As ``adapt``, to answer over the training classes and, after them, the new: [T, classes + way, D]."""
