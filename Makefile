@@ -41,6 +41,6 @@ lint: install ## ruff and mypy
 	@$(VENV)/bin/ruff check .
 	@$(RUN) -m mypy
 
-clean: ## remove what the demonstration, the tests and the tools left (not .venv)
-	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis runs datasets mlruns mlartifacts mlflow.db
+clean: ## remove caches and builds; datasets, runs, models and .venv stay
+	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

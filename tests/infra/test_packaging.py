@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
 import zipfile
-from importlib.metadata import requires, version
+from importlib.metadata import packages_distributions, requires, version
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -54,6 +55,29 @@ def test_what_the_requirements_require_is_pinned_too() -> None:
 def applies(requirement: Requirement, extras: frozenset[str]) -> bool:
     marker = requirement.marker
     return marker is None or any(marker.evaluate({"extra": extra}) for extra in extras | {""})
+
+
+def imported() -> set[str]:
+    """Top-level names that the package and its jobs import."""
+    names: set[str] = set()
+    for folder in ("pipeline", "jobs"):
+        for file in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, ast.Import):
+                    names |= {alias.name.split(".")[0] for alias in node.names}
+                elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                    names.add(node.module.split(".")[0])
+    return names
+
+
+def test_what_is_imported_is_required() -> None:
+    providers = packages_distributions()
+    outside = imported() - set(sys.stdlib_module_names) - {"pipeline", "jobs"}
+    required = {canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"]}
+    missing = {
+        name for name in outside if not {canonicalize_name(found) for found in providers.get(name, [name])} & required
+    }
+    assert not missing, f"imported, but not among the dependencies of pyproject.toml: {sorted(missing)}"
 
 
 def is_cuda(name: str) -> bool:
