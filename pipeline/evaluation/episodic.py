@@ -1,0 +1,61 @@
+"""Accuracy over episodes: the same episodes for every candidate, in batches of tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from pipeline.batch import Episodes
+from pipeline.data.batches import to_batch
+from pipeline.data.dataset import ClassTable, Dataset
+from pipeline.data.episodes import EpisodeSpec, plan_episodes
+from pipeline.methods.base import Method
+from pipeline.nets.preprocess import Preprocess
+
+
+@contextmanager
+def evaluating(method: Method) -> Iterator[None]:
+    """Evaluation mode, restored to what it was."""
+    was = method.training
+    method.eval()
+    try:
+        yield
+    finally:
+        method.train(was)
+
+
+def episode_accuracies(
+    method: Method,
+    preprocess: Preprocess,
+    dataset: Dataset,
+    table: ClassTable,
+    spec: EpisodeSpec,
+    seed: int,
+    numbers: np.ndarray,
+    chunk: int = 1,
+    device: torch.device | str = "cpu",
+) -> np.ndarray:
+    """Share of right answers in each of the episodes ``numbers`` [n]: float64 [n].
+
+    ``chunk`` episodes go through the method at once (one, where the spec draws their shapes from ranges): it decides
+    the speed, never which episodes they are.
+    """
+    spec = replace(spec, tasks=1)
+    chunk = chunk if spec.fixed else 1
+    parts = []
+    with evaluating(method):
+        for start in range(0, len(numbers), chunk):
+            plan = plan_episodes(table, spec, seed, numbers[start : start + chunk])
+            pixels = torch.from_numpy(dataset.gather(plan.rows)).to(device)
+            batch = to_batch(plan, pixels, dataset.manifest.rotations)
+            assert isinstance(batch, Episodes)
+            with torch.no_grad():
+                state = method.adapt(preprocess(batch.support), batch.support_labels, batch.way)
+                logits = method.classify(state, preprocess(batch.query))
+            right = (logits.argmax(-1) == batch.query_labels).double().mean(1)
+            parts.append(right.cpu().numpy())
+    return np.concatenate(parts) if parts else np.empty(0)

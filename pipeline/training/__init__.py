@@ -1,0 +1,1 @@
+"""What runs in a Ray Train worker, and what launches it. Knows no registry."""

@@ -1,0 +1,96 @@
+"""Checkpoints: safetensors for tensors, JSON for the rest; nothing that is loaded can run code."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from pipeline.data import store
+from pipeline.data.shards import sha256
+from pipeline.errors import PipelineError
+
+SCHEMA_VERSION = 1
+MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+
+
+@dataclass
+class Checkpoint:
+    """A position of a run: what it takes to go on from it, bit for bit, and to know what it is."""
+
+    step: int  # optimizer steps done
+    spec: dict[str, Any]  # what ``pipeline.model.build_model`` takes
+    config: dict[str, Any]  # the composed configuration of the run
+    dataset: dict[str, Any]  # name, fingerprint, uri
+    metrics: dict[str, float]  # the latest figures, "val/accuracy" and "val/interval" among them
+    history: list[dict[str, float]]  # logged figures, in ascending order of "step"
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor] = field(default_factory=dict)
+    groups: list[dict[str, Any]] = field(default_factory=list)  # the optimizer's groups, less their tensors
+
+
+def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
+    """Write the files of a checkpoint to a local folder; the one that names the others' hashes comes last."""
+    files = {MODEL: save(_contiguous(checkpoint.model)), OPTIMIZER: save(_contiguous(checkpoint.optimizer))}
+    for name, content in files.items():
+        store.write_bytes(f"{folder}/{name}", content)
+    state = {
+        "schema": SCHEMA_VERSION,
+        **{
+            key: getattr(checkpoint, key)
+            for key in ("step", "spec", "config", "dataset", "metrics", "history", "groups")
+        },
+        "sha256": {name: sha256(content) for name, content in files.items()},
+    }
+    store.write_bytes(f"{folder}/{STATE}", json.dumps(state, indent=1).encode())
+
+
+def load_checkpoint(uri: str) -> Checkpoint:
+    """Read a checkpoint from a local folder or ``s3://``; a damaged one is refused by name."""
+    try:
+        state = json.loads(store.read_bytes(store.join(uri, STATE)))
+        if state["schema"] != SCHEMA_VERSION:
+            raise PipelineError(f"checkpoint {uri} has schema {state['schema']}; this code reads {SCHEMA_VERSION}")
+        tensors = {}
+        for name in (MODEL, OPTIMIZER):
+            content = store.read_bytes(store.join(uri, name))
+            if sha256(content) != state["sha256"][name]:
+                raise PipelineError(f"checkpoint {uri} is damaged: {name} does not have the SHA-256 of {STATE}")
+            tensors[name] = load(content)
+        keys = ("step", "spec", "config", "dataset", "metrics", "history", "groups")
+        values = {key: state[key] for key in keys}
+        return Checkpoint(**values, model=tensors[MODEL], optimizer=tensors[OPTIMIZER])
+    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise PipelineError(f"{uri} is not a checkpoint ({type(error).__name__}: {error})") from error
+
+
+def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """An optimizer's state as named tensors "number/key", and its groups as plain values."""
+    state = optimizer.state_dict()
+    tensors = {}
+    for number, entry in state["state"].items():
+        for key, value in entry.items():
+            if value is not None:
+                tensors[f"{number}/{key}"] = value if isinstance(value, Tensor) else torch.tensor(value)
+    return tensors, [dict(group) for group in state["param_groups"]]
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], groups: list[dict[str, Any]]
+) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        number, _, key = name.partition("/")
+        state.setdefault(int(number), {})[key] = value
+    tupled = [{key: tuple(v) if key == "betas" else v for key, v in group.items()} for group in groups]
+    optimizer.load_state_dict({"state": state, "param_groups": tupled})
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}

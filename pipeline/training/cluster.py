@@ -1,0 +1,100 @@
+"""Ray, started here or joined; and what a run needs, compared with what the cluster can give, before it waits."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+import ray
+
+from pipeline.data.stream import TASK_CPUS
+from pipeline.errors import PipelineError
+from pipeline.training.config import Cluster
+
+ENVIRONMENT = {
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "PYTHONWARNINGS": "ignore::DeprecationWarning,ignore::FutureWarning,ignore::UserWarning",
+}
+START_TIMEOUT_S = "120"  # how long a worker group may wait for resources that an autoscaler brings
+
+
+def in_submitted_job() -> bool:
+    """Whether this process is the entry point of ``ray job submit``."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def start_ray(cluster: Cluster) -> None:
+    """Join the cluster of ``cluster.address`` (or of the submitted job), or start Ray on this machine.
+
+    Does nothing where Ray runs in this process already. Ray's token authentication is set either way: a cluster's
+    mode is taken from ``RAY_AUTH_MODE``; a Ray of this machine's own listens on loopback and needs no token.
+    """
+    if ray.is_initialized():
+        return
+    os.environ.update({key: os.environ.get(key, value) for key, value in ENVIRONMENT.items()})
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", START_TIMEOUT_S)
+    options: dict[str, Any] = {
+        "logging_level": logging.WARNING,
+        "log_to_driver": cluster.worker_output,
+        "runtime_env": {"env_vars": ENVIRONMENT},
+    }
+    address = cluster.address or ("auto" if in_submitted_job() else None)
+    if address:
+        try:
+            ray.init(address=address, **options)
+        except (ConnectionError, RuntimeError) as error:
+            raise PipelineError(f"cluster.address={address}: no Ray cluster answers there ({error})") from error
+        return
+    cores = os.cpu_count() or 1
+    wanted = cluster.workers * cluster.cpus_per_worker
+    if wanted > cores:
+        raise PipelineError(
+            f"cluster.workers={cluster.workers} of cluster.cpus_per_worker={cluster.cpus_per_worker:g} need "
+            f"{wanted:g} cores; this machine has {cores}: lower one of them, or give a cluster.address"
+        )
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    ray.init(
+        address="local",
+        num_cpus=cores + 1,  # planning tasks compute for milliseconds: they share the workers' cores
+        object_store_memory=cluster.object_store_mb * 2**20,
+        include_dashboard=False,
+        **options,
+    )
+
+
+def check_resources(cluster: Cluster) -> None:
+    """Refuse what the cluster cannot give now and its autoscaler cannot bring: it would be waited for without end."""
+    limits = _most()
+    cpus, gpus = limits.get("CPU", 0.0), limits.get("GPU", 0.0)
+    need_cpus, need_gpus = cluster.workers * cluster.cpus_per_worker, cluster.workers * cluster.gpus_per_worker
+    if need_gpus > gpus:
+        raise PipelineError(
+            f"cluster.workers={cluster.workers} of cluster.gpus_per_worker={cluster.gpus_per_worker:g} need "
+            f"{need_gpus:g} GPUs; the cluster has {gpus:g}: lower one of them, or choose cluster=local to train on CPUs"
+        )
+    if need_cpus > cpus:
+        raise PipelineError(
+            f"cluster.workers={cluster.workers} of cluster.cpus_per_worker={cluster.cpus_per_worker:g} need "
+            f"{need_cpus:g} CPUs; the cluster has {cpus:g}: lower one of them"
+        )
+    if need_cpus + TASK_CPUS > cpus:
+        raise PipelineError(
+            f"the workers take all {cpus:g} CPUs of the cluster and leave none for Ray Data, which plans the episodes: "
+            f"set cluster.cpus_per_worker so that {TASK_CPUS:g} CPU is left"
+        )
+
+
+def _most() -> dict[str, float]:
+    """The cluster's resources, or what its autoscaler may bring them to, whichever is more."""
+    now = dict(ray.cluster_resources())
+    try:
+        from ray._private.state import state
+
+        later = state.get_max_resources_from_cluster_config() or {}
+    except (ImportError, AttributeError):  # no public call tells this
+        later = {}
+    return {key: max(now.get(key, 0.0), float(later.get(key, 0.0))) for key in {*now, *later}}

@@ -1,0 +1,150 @@
+"""The configuration of a training run, checked. Defaults and the meaning of every key stand in ``conf/train.yaml``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from pipeline.config import Section
+from pipeline.data.augment import Augmentation
+from pipeline.data.episodes import EpisodeSpec
+from pipeline.errors import PipelineError
+
+
+def _as_range(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _as_float(value: Any) -> Any:
+    """YAML reads 1e-3 as a string and 1 as an integer."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _finite(value: float) -> float:
+    if value != value or value in (float("inf"), float("-inf")):
+        raise ValueError("give a finite number")
+    return value
+
+
+Count = Annotated[int, Field(ge=1)]
+Real = Annotated[float, BeforeValidator(_as_float), AfterValidator(_finite)]
+Positive = Annotated[Real, Field(gt=0)]
+Share = Annotated[Real, Field(ge=0, lt=1)]
+Spread = Annotated[int | tuple[int, int], BeforeValidator(_as_range)]
+
+
+class EpisodeShape(Section):
+    way: Spread
+    shot: Spread
+    query: Spread
+
+    def spec(self, tasks: int = 1, balanced_query: bool = True) -> EpisodeSpec:
+        return EpisodeSpec(self.way, self.shot, self.query, tasks, balanced_query)
+
+
+class Train(EpisodeShape):
+    split: str
+    tasks: Count
+    balanced_query: bool
+    batch_size: Count
+    holdout: Share
+
+
+class Validation(EpisodeShape):
+    split: str
+    every: Count
+    episodes: Count
+    tasks: Count
+    seed: int
+    patience: Count | None
+    select: Literal["best", "last"]
+
+
+class Evaluation(Section):
+    split: str
+    episodes: Count
+    tasks: Count
+    seed: int
+    way: list[Count]
+    shot: list[Count]
+    query: Count
+
+
+class Checkpoint(Section):
+    every: Count
+    keep: Count
+
+
+class Clip(Section):
+    norm: Positive | None
+    value: Positive | None
+
+
+class Augment(Section):
+    crop_padding: Annotated[int, Field(ge=0)]
+    flip: bool
+    jitter: Share
+
+    def build(self) -> Augmentation:
+        return Augmentation(self.crop_padding, self.flip, self.jitter)
+
+
+class Input(Section):
+    scaling: Literal["unit", "standard", "none"]
+
+
+class Cluster(Section):
+    address: str | None
+    workers: Count
+    cpus_per_worker: Annotated[Real, Field(gt=0)]
+    threads_per_worker: Count | None
+    gpus_per_worker: Annotated[Real, Field(ge=0)]
+    restarts: Annotated[int, Field(ge=0)]
+    object_store_mb: Annotated[int, Field(ge=100)]
+    worker_output: bool
+
+
+class TrainConfig(Section):
+    """One run, whole: enough to repeat it."""
+
+    name: str | None
+    storage: str
+    seed: int
+    steps: Count
+    data: dict[str, Any]
+    method: dict[str, Any]
+    backbone: dict[str, Any]
+    optimizer: dict[str, Any]
+    schedule: dict[str, Any]
+    input: Input
+    train: Train
+    validation: Validation
+    evaluation: Evaluation | None
+    checkpoint: Checkpoint
+    augmentation: Augment
+    clip: Clip
+    precision: Literal["float32", "bfloat16"]
+    compile: bool
+    deterministic: bool
+    materialize: Literal["worker", "cluster", "device"]
+    log_every: Count
+    cluster: Cluster
+    tracking: dict[str, Any]
+    register_as: str | None
+    resume: str | None
+
+    @property
+    def dataset_uri(self) -> str:
+        return f"{str(self.data['root']).rstrip('/')}/{self.data['name']}"
+
+    def check_workers(self, classical: bool) -> None:
+        workers = self.cluster.workers
+        key, number = ("train.batch_size", self.train.batch_size) if classical else ("train.tasks", self.train.tasks)
+        if number % workers:
+            raise PipelineError(f"{key}={number} cannot be shared equally by cluster.workers={workers}")

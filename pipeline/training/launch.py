@@ -1,0 +1,252 @@
+"""From a checked configuration to a finished run under Ray Train."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from pipeline.config import Config, validate
+from pipeline.data import store
+from pipeline.data.dataset import class_table, read_manifest
+from pipeline.data.episodes import EpisodeSpec, check_spec
+from pipeline.data.manifest import Manifest
+from pipeline.errors import PipelineError
+from pipeline.model import build_model, build_preprocess
+from pipeline.training.cluster import check_resources, in_submitted_job, start_ray
+from pipeline.training.config import TrainConfig
+from pipeline.training.loop import make_planner
+from pipeline.training.optim import build_optimizer, build_schedule
+from pipeline.training.progress import Display, Entry, Monitor
+from pipeline.training.worker import train_worker
+
+RUN_FILE = "run.json"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run: its folder holds ``run.json`` and the checkpoints."""
+
+    name: str
+    uri: str
+    config: Config
+    spec: dict[str, Any]
+    dataset: dict[str, Any]
+
+
+def model_spec(config: TrainConfig, manifest: Manifest) -> dict[str, Any]:
+    """What ``build_model`` takes, for this configuration on this dataset."""
+    classes = len(class_table(manifest, config.train.split))
+    way = config.train.way if isinstance(config.train.way, int) else None
+    return {
+        "method": dict(config.method),
+        "backbone": dict(config.backbone),
+        "input": {
+            "shape": list(manifest.shape),
+            "scaling": config.input.scaling,
+            "mean": manifest.mean,
+            "std": manifest.std,
+        },
+        "way": way,
+        "classes": classes,
+    }
+
+
+def prepare(raw: Config) -> tuple[TrainConfig, Config, Run]:
+    """Check everything that can be checked before Ray starts, and name the run."""
+    if raw.get("resume"):
+        return _resumed(raw)
+    raw = _absolute(raw)
+    config = validate(TrainConfig, raw)
+    manifest = read_manifest(config.dataset_uri)
+    spec = model_spec(config, manifest)
+    check(config, manifest, spec)
+    name = config.name or f"{config.method['name']}-{config.data['name']}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if not _NAME.fullmatch(name):
+        raise PipelineError(f"name={name!r}: a run's name is made of letters, digits, '.', '_' and '-'")
+    uri = store.join(config.storage, name)
+    if store.exists(store.join(uri, RUN_FILE)):
+        raise PipelineError(f"name={name}: there is a run of this name in {config.storage}; go on with it: resume={name}")
+    dataset = {"name": manifest.name, "fingerprint": manifest.fingerprint, "uri": config.dataset_uri}
+    run = Run(name, uri, {**raw, "name": name}, spec, dataset)
+    return config, run.config, run
+
+
+def check(config: TrainConfig, manifest: Manifest, spec: dict[str, Any]) -> None:
+    """Refuse, naming the key and the limit, what the dataset or the method cannot serve."""
+    method = build_model(spec)
+    build_preprocess(spec)
+    build_optimizer(method, config.optimizer)
+    build_schedule(config.schedule, config.steps)
+    config.check_workers(method.regime == "classical")
+    dataset = _Described(manifest)
+    make_planner(config, dataset, method)  # type: ignore[arg-type]
+    checks = [("validation", config.validation.split, config.validation.spec())]
+    if config.evaluation is not None:
+        table = class_table(manifest, config.evaluation.split)
+        if method.fixed_way is not None and config.evaluation.way != [method.fixed_way]:
+            raise PipelineError(
+                f"evaluation.way={config.evaluation.way}: {config.method['name']} trained with {method.fixed_way} ways "
+                f"answers for {method.fixed_way} classes only: set evaluation.way=[{method.fixed_way}]"
+            )
+        for way in config.evaluation.way:
+            for shot in config.evaluation.shot:
+                check_spec(table, EpisodeSpec(way, shot, config.evaluation.query), "evaluation")
+    for prefix, split, spec_ in checks:
+        check_spec(class_table(manifest, split), spec_, prefix)
+    if method.fixed_way is not None and config.validation.way != method.fixed_way:
+        raise PipelineError(
+            f"validation.way={config.validation.way}: {config.method['name']} trained with {method.fixed_way} ways "
+            f"answers for {method.fixed_way} classes only"
+        )
+    if manifest.shape[1] != manifest.shape[2] and len(manifest.rotations) > 1:
+        raise PipelineError(f"dataset {manifest.name!r} has rotated classes but images that are not square")
+
+
+@dataclass(frozen=True)
+class _Described:
+    """As much of a dataset as its manifest tells, for checks that need no pixels."""
+
+    manifest: Manifest
+
+
+def launch(config: TrainConfig, run: Run, on_log: Callable[[Entry], None] | None = None) -> Run:
+    """Train to the end under Ray Train; workers that die are replaced and go on from the last checkpoint.
+
+    Called again for a run that was interrupted, it goes on with it.
+    """
+    start_ray(config.cluster)
+    check_resources(config.cluster)
+    record = {"name": run.name, "config": run.config, "spec": run.spec, "dataset": run.dataset}
+    if not store.exists(store.join(run.uri, RUN_FILE)):
+        store.write_bytes(store.join(run.uri, RUN_FILE), json.dumps(record, indent=1).encode())
+    monitor = Monitor.remote()
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"config": run.config, "spec": run.spec, "dataset": run.dataset, "monitor": monitor},
+        torch_config=TorchConfig(backend="nccl" if config.cluster.gpus_per_worker else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=config.cluster.workers,
+            use_gpu=config.cluster.gpus_per_worker > 0,
+            resources_per_worker=_resources(config),
+        ),
+        run_config=RunConfig(
+            name=run.name,
+            failure_config=FailureConfig(max_failures=config.cluster.restarts),
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=config.checkpoint.keep, checkpoint_score_attribute="val/accuracy"
+            ),
+            **_storage(config.storage),
+        ),
+    )
+    with Display(monitor, config.steps, run.name, on_log):
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise _cause(error, run) from error
+    return run
+
+
+def checkpoints(run_uri: str) -> list[str]:
+    """The checkpoint folders of a run, oldest first."""
+    names = [name for name in store.list_names(run_uri) if name.startswith("step_")]
+    return [
+        store.join(run_uri, name) for name in names if store.exists(store.join(run_uri, name, "state.json"))
+    ]
+
+
+def chosen_checkpoint(run: Run) -> str:
+    """The checkpoint a run stands for, by ``validation.select``: the one with the highest validation accuracy (the
+    first of equals), or the last."""
+    found = checkpoints(run.uri)
+    if not found:
+        raise PipelineError(f"run {run.name} has no checkpoint yet")
+    if run.config["validation"]["select"] == "last":
+        return found[-1]
+    validated = []
+    for uri in found:
+        state = json.loads(store.read_bytes(store.join(uri, "state.json")))
+        entries = [e for e in state["history"] if e["step"] == state["step"] and "val/accuracy" in e]
+        if entries:
+            validated.append((entries[-1]["val/accuracy"], -state["step"], uri))
+    return max(validated)[2] if validated else found[-1]
+
+
+def read_run(uri: str) -> Run:
+    """A run by its folder."""
+    where = store.join(uri, RUN_FILE)
+    if not store.exists(where):
+        raise PipelineError(f"no run at {uri}: it has no {RUN_FILE}")
+    try:
+        record = json.loads(store.read_bytes(where))
+        return Run(record["name"], uri, record["config"], record["spec"], record["dataset"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise PipelineError(f"{where} is not a run's description ({error})") from error
+
+
+def find_run(name: str, storage: str) -> Run:
+    """A run by its name in ``storage``, or by the path or URI of its folder."""
+    for uri in (name, store.join(storage, name)):
+        if store.exists(store.join(uri, RUN_FILE)):
+            uri = uri if store.is_remote(uri) else os.path.abspath(uri)
+            return read_run(uri)
+    known = [entry for entry in store.list_names(storage) if store.exists(store.join(storage, entry, RUN_FILE))]
+    raise PipelineError(f"no run {name!r} in {storage}; it has {', '.join(known[-5:]) or 'none'}")
+
+
+def _resumed(raw: Config) -> tuple[TrainConfig, Config, Run]:
+    """The stored configuration of a run; only where it runs (the cluster) may differ, not what it computes."""
+    raw = _absolute(raw)
+    run = find_run(str(raw["resume"]), str(raw["storage"]))
+    config = validate(TrainConfig, {**run.config, "resume": None})
+    found = read_manifest(config.dataset_uri).fingerprint
+    if found != run.dataset["fingerprint"]:
+        raise PipelineError(f"resume={run.name}: the dataset at {config.dataset_uri} has changed since the run began")
+    return config, run.config, run
+
+
+def _absolute(raw: Config) -> Config:
+    """Local paths made absolute: workers have another working directory."""
+
+    def fix(key: str, value: str) -> str:
+        if store.is_remote(value) or os.path.isabs(value):
+            return value
+        if in_submitted_job():
+            raise PipelineError(
+                f"{key}={value} is a relative path, which in a submitted job leads into a folder that is thrown away: "
+                "give an absolute path that all nodes share, or s3://bucket/prefix"
+            )
+        return os.path.abspath(value)
+
+    data = {**raw["data"], "root": fix("data.root", str(raw["data"]["root"]))}
+    return {**raw, "data": data, "storage": fix("storage", str(raw["storage"]))}
+
+
+def _resources(config: TrainConfig) -> dict[str, float]:
+    resources = {"CPU": config.cluster.cpus_per_worker}
+    if config.cluster.gpus_per_worker:
+        resources["GPU"] = config.cluster.gpus_per_worker
+    return resources
+
+
+def _storage(uri: str) -> dict[str, Any]:
+    fs, path = store.open_store(uri)
+    return {"storage_path": path, "storage_filesystem": fs}
+
+
+def _cause(error: Exception, run: Run) -> Exception:
+    """A mistake of the input that a worker met is shown as one line; anything else as it is."""
+    text = str(error)
+    found = re.findall(r"PipelineError: (.+)", text)
+    if found:
+        return PipelineError(f"run {run.name}: {found[-1]}")
+    return error

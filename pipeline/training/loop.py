@@ -1,0 +1,158 @@
+"""The training loop of one worker, without Ray: a test can call it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.batch import Batch
+from pipeline.data.batches import EpisodePlanner, ImagePlanner, Planner
+from pipeline.data.dataset import Dataset, class_table
+from pipeline.data.episodes import check_spec
+from pipeline.errors import PipelineError
+from pipeline.evaluation.episodic import episode_accuracies
+from pipeline.evaluation.statistics import Estimate, estimate
+from pipeline.methods.base import Method
+from pipeline.training.config import TrainConfig
+from pipeline.training.learner import Learner
+
+
+class Workers(Protocol):
+    """What a worker needs of the others."""
+
+    rank: int
+    world_size: int
+
+    def mean(self, values: Tensor) -> Tensor: ...
+
+    def gather(self, values: np.ndarray) -> np.ndarray: ...
+
+
+@dataclass
+class Alone:
+    """One worker."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    def mean(self, values: Tensor) -> Tensor:
+        return values
+
+    def gather(self, values: np.ndarray) -> np.ndarray:
+        return values
+
+
+@dataclass
+class Hooks:
+    """What the loop tells the outside, on every worker."""
+
+    log: Callable[[dict[str, float]], None] = lambda entry: None
+    save: Callable[[Learner], None] = lambda learner: None
+    step: Callable[[int], None] = lambda step: None  # after every step, on every worker: must not wait
+
+
+@dataclass
+class _Window:
+    """Figures summed since the last log line."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    steps: int = 0
+    began: float = field(default_factory=time.perf_counter)
+    waited: float = 0.0
+
+    def add(self, figures: dict[str, Tensor]) -> None:
+        for key, value in figures.items():
+            self.sums[key] = self.sums[key] + value.float() if key in self.sums else value.float()
+        self.steps += 1
+
+    def close(self, workers: Workers, per_step: int, waited: float) -> dict[str, float]:
+        """Means over the window and the workers, and the speed."""
+        names = sorted(self.sums)
+        means = workers.mean(torch.stack([self.sums[name] for name in names]) / self.steps).tolist()
+        seconds = time.perf_counter() - self.began
+        return {
+            **dict(zip(names, means, strict=True)),
+            "steps_per_s": self.steps / seconds,
+            "episodes_per_s": self.steps * per_step / seconds,
+            "wait_share": (waited - self.waited) / seconds,
+        }
+
+
+def make_planner(config: TrainConfig, dataset: Dataset, method: type[Method] | Method) -> Planner:
+    """Episodes or images, by the method's regime; what the split cannot serve is refused."""
+    train = config.train
+    if method.regime == "classical":
+        table = class_table(dataset.manifest, train.split, "kept", train.holdout)
+        if int(table.counts.min()) < 1:
+            raise PipelineError(f"train.holdout={train.holdout} leaves a class of split {train.split!r} without images")
+        return ImagePlanner(table, train.batch_size, config.seed)
+    table = class_table(dataset.manifest, train.split)
+    spec = train.spec(train.tasks, train.balanced_query)
+    check_spec(table, spec, "train")
+    return EpisodePlanner(table, spec, config.seed)
+
+
+def validate(learner: Learner, dataset: Dataset, workers: Workers) -> Estimate:
+    """Accuracy on the run's fixed validation episodes, shared by the workers."""
+    how = learner.config.validation
+    table = class_table(dataset.manifest, how.split)
+    mine = np.arange(how.episodes)[workers.rank :: workers.world_size]
+    accuracies = episode_accuracies(
+        learner.method, learner.preprocess, dataset, table, how.spec(), how.seed, mine, how.tasks, learner.device
+    )
+    return estimate(workers.gather(accuracies))
+
+
+def train(
+    learner: Learner,
+    stream: Iterable[tuple[int, Batch]],
+    dataset: Dataset,
+    per_step: int,
+    workers: Workers | None = None,
+    hooks: Hooks | None = None,
+    waited: Callable[[], float] = lambda: 0.0,
+) -> None:
+    """Train to the end of the stream, or until validation has not improved for ``validation.patience`` rounds."""
+    config, workers, hooks = learner.config, workers or Alone(), hooks or Hooks()
+    if should_stop(learner.history, config.validation.patience):
+        return
+    window = _Window()
+    for step, batch in stream:
+        if step != learner.step:
+            raise RuntimeError(f"the stream is at step {step}, the learner at {learner.step}")
+        window.add(learner.train_step(batch))
+        hooks.step(learner.step)
+        done, last = learner.step, learner.step == config.steps
+        logs = done % config.log_every == 0 or last
+        validates = done % config.validation.every == 0 or last
+        saves = done % config.checkpoint.every == 0 or validates
+        if logs or saves:
+            figures = window.close(workers, per_step, waited())
+            learner.check_finite(figures)
+            if logs:
+                rate = learner.learning_rate()
+                entry = learner.record({**{f"train/{k}": v for k, v in figures.items()}, "train/lr": rate})
+                hooks.log(entry)
+                window = _Window(waited=waited())
+        if validates:
+            accuracy = validate(learner, dataset, workers)
+            hooks.log(learner.record({"val/accuracy": accuracy.mean, "val/interval": accuracy.interval}))
+            window.began = time.perf_counter() if window.steps == 0 else window.began
+        if saves:
+            hooks.save(learner)
+        if validates and not last and should_stop(learner.history, config.validation.patience):
+            return
+
+
+def should_stop(history: list[dict[str, float]], patience: int | None) -> bool:
+    """Whether the last ``patience`` validations were all no better than the best before them."""
+    accuracies = [entry["val/accuracy"] for entry in history if "val/accuracy" in entry]
+    if patience is None or len(accuracies) <= patience:
+        return False
+    return max(accuracies[-patience:]) <= max(accuracies[:-patience])

@@ -1,0 +1,109 @@
+"""Optimizers and learning-rate schedules. The rate is a function of the step: a schedule has no state."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from pipeline.errors import PipelineError
+from pipeline.methods.base import Method
+
+Schedule = Callable[[int], float]  # step -> factor of the learning rate
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "sgd": torch.optim.SGD,
+    "rmsprop": torch.optim.RMSprop,
+}
+
+
+def build_optimizer(method: Method, config: dict[str, Any]) -> torch.optim.Optimizer:
+    """The optimizer of a config ``{"name": ..., "lr": ..., options of the torch class}`` for a method's groups."""
+    options = dict(config)
+    name = options.pop("name")
+    if name not in OPTIMIZERS:
+        raise PipelineError(f"optimizer.name={name!r}: choose one of {', '.join(OPTIMIZERS)}")
+    kind = OPTIMIZERS[name]
+    known = set(inspect.signature(kind).parameters) - {"params"}
+    for key in options:
+        if key not in known:
+            raise PipelineError(f"unknown key 'optimizer.{key}': {name} takes {', '.join(sorted(known))}")
+    groups = []
+    for group in method.parameter_groups():
+        group = dict(group)
+        scale = group.pop("lr_scale", 1.0)
+        groups.append({**group, "lr": options["lr"] * scale, "base_lr": options["lr"] * scale})
+    try:
+        return kind(groups, **options)
+    except (ValueError, TypeError) as error:
+        raise PipelineError(f"optimizer={name}: {error}") from error
+
+
+def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+
+
+def build_schedule(config: dict[str, Any], steps: int) -> Schedule:
+    """The schedule of a config ``{"name": ..., options}``: one of the functions below."""
+    options = dict(config)
+    name = options.pop("name")
+    if name not in SCHEDULES:
+        raise PipelineError(f"schedule.name={name!r}: choose one of {', '.join(SCHEDULES)}")
+    try:
+        return SCHEDULES[name](steps=steps, **options)
+    except TypeError as error:
+        known = ", ".join(key for key in inspect.signature(SCHEDULES[name]).parameters if key != "steps")
+        raise PipelineError(f"schedule={name}: {error}; it takes {known or 'no options'}") from error
+
+
+def constant(steps: int) -> Schedule:
+    return lambda step: 1.0
+
+
+def step_decay(steps: int, every: int, factor: float) -> Schedule:
+    """Multiplied by ``factor`` after every ``every`` steps (prototypical networks: halved every 2,000 episodes)."""
+    return lambda step: factor ** (step // every)
+
+
+def piecewise(steps: int, milestones: list[int], factors: list[float]) -> Schedule:
+    """``factors[i]`` from step ``milestones[i]`` on, 1 before the first."""
+    if len(milestones) != len(factors) or sorted(milestones) != list(milestones):
+        raise PipelineError("schedule.milestones must ascend and be as many as schedule.factors")
+
+    def factor(step: int) -> float:
+        passed = sum(step >= milestone for milestone in milestones)
+        return float(factors[passed - 1]) if passed else 1.0
+
+    return factor
+
+
+def cosine(steps: int, final: float = 0.0, warmup: int = 0) -> Schedule:
+    """Half a cosine from 1 to ``final`` after a linear warm-up."""
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        done = min(1.0, (step - warmup) / max(1, steps - warmup))
+        return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done))
+
+    return factor
+
+
+def linear(steps: int, final: float = 0.0) -> Schedule:
+    """A line from 1 to ``final`` over the run."""
+    return lambda step: 1.0 + (final - 1.0) * min(1.0, step / steps)
+
+
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
+    "constant": constant,
+    "step": step_decay,
+    "piecewise": piecewise,
+    "cosine": cosine,
+    "linear": linear,
+}
