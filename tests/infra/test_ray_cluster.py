@@ -68,6 +68,11 @@ def test_tokens_are_on_everywhere_and_in_no_file(cluster: dict[str, Any]) -> Non
     assert "RAY_AUTH_TOKEN=" not in text and not re.search(r"\b[0-9a-f]{32,}\b", text)
 
 
+def test_one_region_everywhere(cluster: dict[str, Any]) -> None:
+    assert set(re.findall(r"\b[a-z]{2}-[a-z]+-\d\b", (ROOT / "ray_cluster.yaml").read_text())) == {REGION}
+    assert cluster["provider"]["region"] == REGION and f"--env=AWS_REGION={REGION}" in cluster["docker"]["run_options"]
+
+
 def test_the_dashboard_listens_inside(cluster: dict[str, Any]) -> None:
     head = " ".join(cluster["head_start_ray_commands"])
     assert "--dashboard-host=127.0.0.1" in head
