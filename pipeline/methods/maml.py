@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -82,13 +83,14 @@ class MAML(Method):
         taken even under ``torch.no_grad``.
         """
         self.check_support(labels, way)
-        if self.training:
-            return self._each_task(support)(self._adapt_one, support, labels)
+        keep_graph = self.training and torch.is_grad_enabled()
+        each_task = self._each_task(support)
         with torch.inference_mode(False), torch.enable_grad():
             if support.is_inference():
                 support, labels = support.clone(), labels.clone()
-            state = self._each_task(support)(self._adapt_one, support, labels)
-            return {name: value.detach() for name, value in state.items()}
+            start = self._start(leaves=each_task is loop_tasks)
+            state: State = each_task(partial(self._adapt_one, start), support, labels)
+        return state if keep_graph else {name: value.detach() for name, value in state.items()}
 
     def classify(self, state: State, query: Tensor) -> Tensor:
         return self._each_task(query)(self._classify_one, state, query)
@@ -101,9 +103,8 @@ class MAML(Method):
         loss = self._reduce(summed_cross_entropy(logits, batch.query_labels), batch.query_labels, batch.support_labels)
         return loss.mean(), {"accuracy": accuracy(logits, batch.query_labels)}
 
-    def _adapt_one(self, support: Tensor, labels: Tensor) -> State:
+    def _adapt_one(self, start: Parameters, support: Tensor, labels: Tensor) -> State:
         """One task: support [S, C, H, W] and labels [S] to parameters and statistics without the task dimension."""
-        start = self._start()
         state: State = {}
         if self._head_only:  # the features do not change while the head is fitted
             with self._recording(state):
@@ -148,12 +149,16 @@ class MAML(Method):
     def _head(self, parameters: Parameters, features: Tensor) -> Tensor:
         return F.linear(features, parameters["head.weight"], parameters["head.bias"])
 
-    def _start(self) -> Parameters:
-        """theta. Outside training, and for frozen parameters, values of their own, which gradients can be taken at."""
-        return {
-            n: p if self.training and p.requires_grad else p.detach().requires_grad_(n in self._adapted)
-            for n, p in self.named_parameters()
-        }
+    def _start(self, leaves: bool) -> Parameters:
+        """theta: in training the parameters themselves, otherwise values, as ``leaves`` that autograd can start at.
+
+        A frozen parameter still adapts; it is only not meta-trained.
+        """
+        start: Parameters = dict(self.named_parameters())
+        for name, parameter in start.items():
+            if not (self.training and parameter.requires_grad):
+                start[name] = parameter.detach().requires_grad_(leaves and name in self._adapted)
+        return start
 
     def _adapted_names(self, which: str) -> frozenset[str]:
         norms = {f"backbone.{layer}" for layer in batch_norms(self.backbone)}
