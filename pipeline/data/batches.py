@@ -79,11 +79,11 @@ def to_batch(plan: Plan | ImagePlan, pixels: Tensor, rotations: list[int]) -> Ba
 
     if isinstance(plan, ImagePlan):
         if len(rotations) > 1:
-            pixels = quarter_turns(pixels, send(_turns(plan.classes, rotations)))
+            pixels = quarter_turns(pixels, class_turns(plan.classes, rotations).to(device))
         return Images(pixels, send(plan.labels))
     if len(rotations) > 1:
         of_images = np.take_along_axis(plan.classes, plan.labels, axis=1)
-        pixels = quarter_turns(pixels, send(_turns(of_images, rotations).reshape(-1)))
+        pixels = quarter_turns(pixels, class_turns(of_images, rotations).reshape(-1).to(device))
     images = pixels.unflatten(0, plan.rows.shape)
     labels = send(plan.labels)
     s = plan.support
@@ -100,5 +100,6 @@ def local_batches(
         yield step, to_batch(plan, pixels, dataset.manifest.rotations)
 
 
-def _turns(classes: np.ndarray, rotations: list[int]) -> np.ndarray:
-    return np.asarray(rotations, dtype=np.int64)[classes % len(rotations)] // 90 % 4
+def class_turns(classes: np.ndarray, rotations: list[int]) -> Tensor:
+    """How many quarter turns the class of each id stands for: int64, in the shape of ``classes``."""
+    return torch.from_numpy(np.asarray(rotations, dtype=np.int64)[classes % len(rotations)] // 90 % 4)

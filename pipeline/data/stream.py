@@ -25,7 +25,7 @@ from ray.data.datasource import Datasource, ReadTask
 
 from pipeline.batch import Batch
 from pipeline.data.batches import Planner, to_batch
-from pipeline.data.dataset import Dataset
+from pipeline.data.dataset import Dataset, open_dataset
 from pipeline.data.episodes import ImagePlan, Plan
 
 MATERIALIZE = ("worker", "cluster", "device")
@@ -86,7 +86,7 @@ def _plan_block(planner: Any, uri: str | None, first: int, count: int, rank: int
         shape, content = encode(plan)
         columns["shape"].append(shape)
         columns["plan"].append(content)
-        columns["pixels"].append(_open(uri).gather(plan.rows).tobytes() if uri else None)
+        columns["pixels"].append(open_dataset(uri).gather(plan.rows).tobytes() if uri else None)
     return [pa.table(columns, schema=_SCHEMA)]
 
 
@@ -95,14 +95,8 @@ def _fetch_planner(reference: ray.ObjectRef) -> Planner:
     return planner
 
 
-@functools.lru_cache(maxsize=2)
-def _open(uri: str) -> Dataset:
-    """A dataset that stays open in a process of the cluster."""
-    return Dataset(uri, verify=False)
-
-
 def _image_bytes(uri: str) -> int:
-    return int(np.prod(_open(uri).shape))
+    return int(np.prod(open_dataset(uri).shape))
 
 
 def encode(plan: Plan | ImagePlan) -> tuple[list[int], bytes]:
@@ -200,6 +194,8 @@ class Stream:
         source = PlanSource(self.planner, self.first, self.last, self.rank, self.world_size, uri)
         blocks = ray.data.read_datasource(source, override_num_blocks=source.blocks, num_cpus=TASK_CPUS)
         blocks.context.execution_options.preserve_order = True
+        blocks.context.enable_progress_bars = False
+        blocks.context.print_on_execution_start = False
         for block in blocks.iterator().iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
             for row in range(block.num_rows):
                 if stop.is_set():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +10,7 @@ import ray
 import torch
 from torch import Tensor
 
-from pipeline.data.dataset import Dataset, class_table, read_manifest
+from pipeline.data.dataset import class_table, open_dataset, read_manifest
 from pipeline.data.episodes import EpisodeSpec, check_spec
 from pipeline.errors import PipelineError
 from pipeline.evaluation.episodic import episode_accuracies
@@ -112,13 +111,8 @@ def _evaluate_part(held: Any, question: Question, numbers: np.ndarray, gpu: bool
     if model.weights is not None:
         method.load_state_dict(model.weights)
     preprocess = build_preprocess(model.spec).to(device)
-    dataset = _open(question.dataset)
+    dataset = open_dataset(question.dataset)
     table = class_table(dataset.manifest, question.split)
     return episode_accuracies(
         method.to(device), preprocess, dataset, table, question.spec, question.seed, numbers, question.tasks, device
     )
-
-
-@functools.lru_cache(maxsize=2)
-def _open(uri: str) -> Dataset:
-    return Dataset(uri, verify=False)

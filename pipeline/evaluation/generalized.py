@@ -1,0 +1,196 @@
+"""Novel classes among the base classes: accuracy in the joint space (Qi, Brown & Lowe 2018, section 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from torch import Tensor
+
+from pipeline.batch import Images
+from pipeline.data.augment import quarter_turns
+from pipeline.data.batches import class_turns
+from pipeline.data.dataset import ClassTable, Dataset, class_table, open_dataset, read_manifest
+from pipeline.data.episodes import EpisodeSpec, Plan, check_spec, plan_episodes
+from pipeline.errors import PipelineError
+from pipeline.evaluation.evaluate import Model
+from pipeline.evaluation.statistics import Estimate, estimate
+from pipeline.functional.sampling import class_balanced
+from pipeline.methods.imprinted import Imprinted, fine_tune
+from pipeline.model import build_model, build_preprocess
+from pipeline.nets.preprocess import Preprocess
+
+CHUNK = 1000  # images embedded at once
+FIGURES = ("novel", "all", "base", "novel_only")
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """Fine-tuning of the joint classifier with class-balanced batches ("Imprint + FT")."""
+
+    steps: int
+    lr: float
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class JointQuestion:
+    """All classes of ``split``, with ``shot`` images each, imprinted beside the classes of ``base_split``."""
+
+    dataset: str
+    base_split: str
+    holdout: float  # share of every base class that was kept out of training; base queries come from it
+    split: str
+    shot: int
+    query: int  # queries a class, base and novel alike
+    draws: int
+    seed: int
+    fine_tuning: FineTuning | None = None
+
+
+@dataclass(frozen=True)
+class JointResult:
+    """Accuracies of every draw, [draws] each: novel and base queries among all classes, all queries among all
+    classes, and novel queries among the novel classes alone."""
+
+    question: JointQuestion
+    accuracies: dict[str, np.ndarray] = field(repr=False)
+
+    def estimates(self) -> dict[str, Estimate]:
+        return {name: estimate(values) for name, values in self.accuracies.items()}
+
+    def summary(self) -> dict[str, Any]:
+        q = self.question
+        out: dict[str, Any] = {"split": q.split, "shot": q.shot, "query": q.query, "draws": q.draws, "seed": q.seed}
+        out["fine_tuning"] = vars(q.fine_tuning) if q.fine_tuning else None
+        for name, found in self.estimates().items():
+            out[name] = {"accuracy": found.mean, "interval": found.interval}
+        return out
+
+
+def evaluate_joint(model: Model, question: JointQuestion, gpus: float = 0.0) -> JointResult:
+    """Measure every draw, spread over the cluster."""
+    if not isinstance(build_model(model.spec), Imprinted):
+        name = model.spec["method"]["name"]
+        raise PipelineError(f"protocol=generalized needs a method with weights for its base classes, which {name} has not")
+    manifest = read_manifest(question.dataset)
+    base = class_table(manifest, question.base_split, "held", question.holdout)
+    if int(base.counts.min()) < question.query:
+        raise PipelineError(
+            f"query={question.query}: train.holdout={question.holdout} of the run kept only {int(base.counts.min())} "
+            "images of a base class aside"
+        )
+    novel = class_table(manifest, question.split)
+    check_spec(novel, EpisodeSpec(len(novel), question.shot, question.query), "evaluation")
+    held = ray.put(model)
+    cores = int(max(1, ray.cluster_resources().get("CPU", 1)))
+    share = max(1, min(10, -(-question.draws // cores)))
+    references = [
+        _draws.options(num_cpus=1, num_gpus=gpus).remote(
+            held, question, range(start, min(start + share, question.draws)), gpus > 0
+        )
+        for start in range(0, question.draws, share)
+    ]
+    parts = ray.get(references)
+    return JointResult(question, {name: np.concatenate([part[name] for part in parts]) for name in FIGURES})
+
+
+@ray.remote
+def _draws(model: Model, question: JointQuestion, numbers: range, gpu: bool) -> dict[str, np.ndarray]:
+    torch.set_num_threads(1)
+    device = torch.device("cuda" if gpu else "cpu")
+    method = build_model(model.spec)
+    assert isinstance(method, Imprinted)
+    if model.weights is not None:
+        method.load_state_dict(model.weights)
+    measured = _Measured(method.to(device).eval(), build_preprocess(model.spec).to(device), question)
+    rows = [measured.draw(number) for number in numbers]
+    return {name: np.asarray([row[name] for row in rows]) for name in FIGURES}
+
+
+class _Measured:
+    """A base classifier and the images that it is measured on."""
+
+    def __init__(self, method: Imprinted, preprocess: Preprocess, question: JointQuestion) -> None:
+        self.method, self.preprocess, self.question = method, preprocess, question
+        self.dataset = open_dataset(question.dataset)
+        manifest = self.dataset.manifest
+        self.novel = class_table(manifest, question.split)
+        self.training = class_table(manifest, question.base_split, "kept", question.holdout)
+        held = class_table(manifest, question.base_split, "held", question.holdout)
+        self.base_images = _load(self.dataset, held, question.query, preprocess)  # [base * query, C, H, W]
+        self.base_labels = torch.arange(len(held)).repeat_interleave(question.query)
+
+    def draw(self, number: int) -> dict[str, float]:
+        """Imprint one draw of supports, fine-tune if asked, and answer all queries."""
+        question, novel = self.question, self.novel
+        spec = EpisodeSpec(len(novel), question.shot, question.query)
+        plan = plan_episodes(novel, spec, question.seed, np.asarray([number]))
+        images = _images(self.dataset, plan, self.preprocess)
+        labels = torch.from_numpy(np.array(plan.labels))
+        support, query = images[: plan.support], images[plan.support :]
+        support_labels, query_labels = labels[:, : plan.support], labels[0, plan.support :]
+        with torch.no_grad():
+            state = self.method.joint_state(support[None], support_labels, plan.way)
+        model = self.method
+        if question.fine_tuning is not None:
+            model = model.with_classes(state)
+            fine_tune(model, self._batches(question.fine_tuning, support, support_labels[0], number), question.fine_tuning.lr)
+            state = {"weights": model.weight.detach()[None]}
+        bases = self.method.classes
+        of_novel = _classify(model, state, query)
+        of_base = _classify(model, state, self.base_images)
+        right_novel = of_novel.argmax(1) == query_labels + bases
+        right_base = of_base.argmax(1) == self.base_labels
+        return {
+            "novel": right_novel.double().mean().item(),
+            "base": right_base.double().mean().item(),
+            "all": torch.cat([right_novel, right_base]).double().mean().item(),
+            "novel_only": (of_novel[:, bases:].argmax(1) == query_labels).double().mean().item(),
+        }
+
+    def _batches(self, how: FineTuning, support: Tensor, labels: Tensor, number: int) -> Iterator[Images]:
+        """Class-balanced batches over the base classes' training images and the novel classes' support."""
+        table, bases = self.training, self.method.classes
+        base_labels = torch.repeat_interleave(torch.arange(len(table)), torch.from_numpy(table.counts))
+        rows = np.concatenate([np.arange(s, s + n) for s, n in zip(table.starts, table.counts, strict=True)])
+        every = torch.cat([base_labels, labels + bases])
+        for index in class_balanced(every, how.batch_size, how.steps, self.question.seed * 1_000_003 + number):
+            chosen = index.numpy()
+            is_base = chosen < len(rows)
+            base = chosen[is_base]
+            images = torch.empty(len(chosen), *support.shape[1:], device=support.device)
+            pixels = torch.from_numpy(self.dataset.gather(rows[base]))
+            turns = class_turns(table.ids[base_labels.numpy()[base]], self.dataset.manifest.rotations)
+            images[torch.from_numpy(is_base)] = self.preprocess(quarter_turns(pixels, turns).to(support.device))
+            images[torch.from_numpy(~is_base)] = support[chosen[~is_base] - len(rows)]
+            yield Images(images, every[index].to(support.device))
+
+
+def _classify(model: Imprinted, state: dict[str, Tensor], images: Tensor) -> Tensor:
+    """Logits [N, classes] on the CPU, in pieces."""
+    with torch.no_grad():
+        parts = [model.classify(state, part[None])[0].cpu() for part in images.split(CHUNK)]
+    return torch.cat(parts)
+
+
+def _images(dataset: Dataset, plan: Plan, preprocess: Preprocess) -> Tensor:
+    """The preprocessed images of a plan of one episode [S + Q, C, H, W]."""
+    ids = np.take_along_axis(plan.classes, plan.labels, axis=1)[0]
+    pixels = torch.from_numpy(dataset.gather(plan.rows[0]))
+    return _turned(pixels, ids, dataset, preprocess)
+
+
+def _load(dataset: Dataset, table: ClassTable, each: int, preprocess: Preprocess) -> Tensor:
+    """The first ``each`` images of every class, preprocessed [classes * each, C, H, W]."""
+    rows = (table.starts[:, None] + np.arange(each)).reshape(-1)
+    return _turned(torch.from_numpy(dataset.gather(rows)), np.repeat(table.ids, each), dataset, preprocess)
+
+
+def _turned(pixels: Tensor, ids: np.ndarray, dataset: Dataset, preprocess: Preprocess) -> Tensor:
+    device = next(preprocess.buffers(), torch.empty(0)).device
+    return preprocess(quarter_turns(pixels, class_turns(ids, dataset.manifest.rotations)).to(device))
