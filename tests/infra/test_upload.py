@@ -1,0 +1,37 @@
+"""What ``ray job submit --working-dir .`` uploads, by Ray's own packaging."""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+LEFT_BEHIND = [
+    "datasets/glyphs/shard-0.arrow",
+    "runs/a-run/step_000010/model.safetensors",
+    "mlflow.db",
+    "mlflow.db-journal",
+    "mlruns/1/meta.yaml",
+    "mlartifacts/1/model/weights.safetensors",
+    ".venv/bin/python",
+    ".git/HEAD",
+    ".mypy_cache/x.json",
+    "pipeline/__pycache__/x.pyc",
+    "tests/test_x.py",
+    "images_background.zip",
+]
+UPLOADED = ["pipeline/data/dataset.py", "pipeline/conf/data/glyphs.yaml", "pipeline/data/splits/x.json", "jobs/train.py"]
+
+
+def test_the_upload_is_the_code_alone(tmp_path: Path) -> None:
+    from ray._private.runtime_env.packaging import create_package
+
+    tree = tmp_path / "tree"
+    for name in LEFT_BEHIND + UPLOADED:
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_text("x")
+    shutil.copy(ROOT / ".rayignore", tree)
+    create_package(str(tree), tmp_path / "package.zip", include_gitignore=True)
+    files = {name for name in zipfile.ZipFile(tmp_path / "package.zip").namelist() if not name.endswith("/")}
+    assert files == {*UPLOADED, ".rayignore"}
