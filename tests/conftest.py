@@ -36,3 +36,19 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}: set PIPELINE_DATA to a folder with omniglot/, cifar100/ and splits/")
     return folder
+
+
+@pytest.fixture(scope="session")
+def glyphs(tmp_path_factory) -> str:
+    """A small dataset of glyphs: 60 classes for training, 40 for validation and 40 for testing, 20 drawings each."""
+    import numpy as np
+
+    from pipeline.data.sources.glyphs import draw_glyphs
+    from pipeline.data.write import write_dataset
+
+    uri = str(tmp_path_factory.mktemp("datasets") / "glyphs")
+    names = [f"glyph{number:04d}" for number in range(140)]
+    drawings = draw_glyphs(np.arange(140))
+    splits = {"train": names[:60], "val": names[60:100], "test": names[100:]}
+    write_dataset(uri, "glyphs", zip(names, drawings, strict=True), splits)
+    return uri

@@ -1,0 +1,107 @@
+"""The stream: the same episodes and bytes whatever the number of workers and wherever pixels are gathered."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.batch import Episodes
+from pipeline.data.batches import EpisodePlanner, ImagePlanner, local_batches
+from pipeline.data.dataset import Dataset, class_table
+from pipeline.data.episodes import EpisodeSpec
+from pipeline.data.stream import MATERIALIZE, Stream, decode, encode
+
+
+@pytest.fixture(scope="module")
+def dataset(glyphs) -> Dataset:
+    return Dataset(glyphs)
+
+
+@pytest.fixture(scope="module")
+def planner(dataset) -> EpisodePlanner:
+    return EpisodePlanner(class_table(dataset.manifest, "train"), EpisodeSpec(5, 1, 3, tasks=6), seed=4)
+
+
+def equal(a, b) -> bool:
+    pairs = ((getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a))
+    return all(torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y for x, y in pairs)
+
+
+@pytest.mark.parametrize("materialize", MATERIALIZE)
+def test_stream_equals_local_gather(ray_session, dataset, planner, materialize):
+    stream = Stream(dataset, planner, 5, 105, materialize=materialize)  # more than one block, from the middle of a run
+    count = 0
+    for (step, batch), (expected_step, expected) in zip(stream, local_batches(dataset, planner, 5, 100), strict=True):
+        assert step == expected_step and equal(batch, expected)
+        count += 1
+    assert count == 100 and stream.waited > 0
+
+
+def test_images_stream(ray_session, dataset):
+    planner = ImagePlanner(class_table(dataset.manifest, "train"), 32, seed=1)
+    pairs = zip(Stream(dataset, planner, 0, 70), local_batches(dataset, planner, 0, 70), strict=True)
+    assert all(a == b and equal(x, y) for (a, x), (b, y) in pairs)
+
+
+def test_workers_share_a_step(ray_session, dataset, planner):
+    """1, 2 and 3 workers get the same set of episodes in every step, each its own part in order."""
+
+    def steps(workers: int) -> list[list[tuple[bytes, bytes]]]:
+        streams = [iter(Stream(dataset, planner, 2, 8, rank, workers)) for rank in range(workers)]
+        out = []
+        for _ in range(6):
+            step: list[tuple[bytes, bytes]] = []
+            for stream in streams:
+                _, batch = next(stream)
+                assert isinstance(batch, Episodes)
+                step += [(s.numpy().tobytes(), q.numpy().tobytes()) for s, q in zip(batch.support, batch.query, strict=True)]
+            out.append(step)
+        for stream in streams:
+            stream.close()
+        return out
+
+    assert steps(1) == steps(2) == steps(3)
+
+
+def test_unequal_shares_are_refused(dataset, planner):
+    with pytest.raises(ValueError, match="shared equally"):
+        Stream(dataset, planner, 0, 1, 0, 4)
+
+
+def test_plans_survive_their_journey(planner):
+    plan = planner.plan(3)
+    back = decode(*encode(plan))
+    for name in ("numbers", "rows", "labels", "classes"):
+        np.testing.assert_array_equal(getattr(back, name), getattr(plan, name))
+    assert back.support == plan.support
+
+
+def test_an_error_in_the_stream_reaches_the_loop(ray_session, dataset, planner, monkeypatch):
+    monkeypatch.setattr(dataset, "gather", lambda *_, **__: (_ for _ in ()).throw(OSError("disk gone")))
+    with pytest.raises(OSError, match="disk gone"):
+        next(iter(Stream(dataset, planner, 0, 5)))
+
+
+def test_rotated_classes(tmp_path):
+    """Class c * 4 + r is class c turned counter-clockwise r times, against numpy."""
+    from pipeline.data.write import write_dataset
+
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 255, (6, 4, 1, 8, 8), dtype=np.uint8)
+    names = [f"c{n}" for n in range(6)]
+    write_dataset(str(tmp_path / "d"), "d", zip(names, images, strict=True), {"train": names}, rotations=(0, 90, 180, 270))
+    dataset = Dataset(str(tmp_path / "d"))
+    classes = class_table(dataset.manifest, "train")
+    assert len(classes) == 24
+    planner = EpisodePlanner(classes, EpisodeSpec(10, 1, 1, tasks=20), seed=0)
+    plan = planner.plan(0)
+    _, batch = next(local_batches(dataset, planner, 0, 1))
+    for task in range(20):
+        for place in range(10):
+            kind, turns = divmod(int(plan.classes[task, place]), 4)
+            row = int(plan.rows[task, place])
+            expected = np.rot90(images[kind, row - 4 * kind, 0], turns)
+            np.testing.assert_array_equal(batch.support[task, place, 0].numpy(), expected)
