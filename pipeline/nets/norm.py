@@ -28,7 +28,8 @@ class BatchNorm(nn.Module):
         momentum: share of the new batch in the running averages.
 
     Under ``torch.func`` transforms the layer computes with elementary operations: ``vmap`` over PyTorch's native
-    training-mode batch-norm returns wrong second-order gradients (torch 2.13, relative error 3e-3).
+    training-mode batch-norm returns wrong second-order gradients (torch 2.13, relative error 3e-3). Running averages are
+    not updated there: a mapped function has no place to keep them.
     """
 
     def __init__(
@@ -144,5 +145,7 @@ def _from_native(native: nn.modules.batchnorm._BatchNorm) -> BatchNorm:
     statistics = "batch" if native.running_mean is not None else "batch_statistics"
     momentum = 0.1 if native.momentum is None else native.momentum
     layer = BatchNorm(native.num_features, statistics, "full" if native.affine else "none", native.eps, momentum)
+    for like in native.parameters():
+        layer.to(like)
     layer.load_state_dict({k: v for k, v in native.state_dict().items() if k != "num_batches_tracked"})
     return layer.train(native.training)

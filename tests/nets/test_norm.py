@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.errors import PipelineError
+from pipeline.nets.norm import BatchNorm, batch_norms, fixed_statistics, recorded_statistics, replace_native
+
+
+def randomised(layer: BatchNorm) -> BatchNorm:
+    layer = layer.double()
+    for parameter in layer.parameters():
+        nn.init.uniform_(parameter, 0.5, 1.5)
+    return layer
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (6, 3, 4, 5)])
+def test_agrees_with_pytorch_in_training_and_evaluation(shape):
+    torch.manual_seed(0)
+    native = (nn.BatchNorm1d if len(shape) == 2 else nn.BatchNorm2d)(3, eps=1e-3, momentum=0.2).double()
+    nn.init.uniform_(native.weight)
+    holder = nn.Sequential(nn.Sequential(native))
+    replace_native(holder)
+    own = holder[0][0]
+    assert isinstance(own, BatchNorm)
+    for _ in range(3):
+        x = torch.randn(shape, dtype=torch.float64)
+        torch.testing.assert_close(own(x), native(x), rtol=0, atol=0)
+    native.eval()
+    own.eval()
+    torch.testing.assert_close(own(x), native(x), rtol=0, atol=0)
+    assert torch.equal(own.running_var, native.running_var)
+
+
+@pytest.mark.parametrize("affine", ["full", "beta_only", "none"])
+def test_batch_statistics_by_definition_and_under_vmap(affine):
+    torch.manual_seed(0)
+    layer = randomised(BatchNorm(3, "batch_statistics", affine, eps=1e-3)).eval()
+    x = torch.randn(4, 5, 3, 2, 2, dtype=torch.float64) * 3 + 1
+    mean, var = x.mean((1, 3, 4), keepdim=True), x.var((1, 3, 4), keepdim=True, correction=0)
+    expected = (x - mean) / (var + 1e-3).sqrt()
+    if layer.weight is not None:
+        expected = expected * layer.weight.view(3, 1, 1)
+    if layer.bias is not None:
+        expected = expected + layer.bias.view(3, 1, 1)
+    torch.testing.assert_close(torch.stack([layer(task) for task in x]), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(torch.func.vmap(layer)(x), expected, rtol=0, atol=1e-12)
+    names = {"full": ["weight", "bias"], "beta_only": ["bias"], "none": []}
+    assert [n for n, _ in layer.named_parameters()] == names[affine]
+    assert not list(layer.buffers())
+
+
+def test_second_order_under_vmap_is_the_finite_difference():
+    """PyTorch's native layer fails this by 3e-3."""
+    torch.manual_seed(0)
+    layer = randomised(BatchNorm(2, "batch_statistics"))
+    x, target = torch.randn(2, 6, 2, 3, 3, dtype=torch.float64), torch.randn(2, 6, 2, 3, 3, dtype=torch.float64)
+
+    def squared_gradient(gain: torch.Tensor) -> torch.Tensor:
+        def loss(x, target):
+            return (layer(gain.view(-1, 1, 1) * x.tanh()) * target).square().mean()
+
+        return torch.func.vmap(torch.func.grad(loss))(x, target).square().sum()
+
+    gain = torch.tensor([0.7, 1.3], dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(squared_gradient(gain), gain)
+    for i in range(2):
+        step = torch.zeros(2, dtype=torch.float64)
+        step[i] = 1e-5
+        difference = (squared_gradient(gain + step) - squared_gradient(gain - step)) / 2e-5
+        assert gradient[i].item() == pytest.approx(difference.item(), rel=1e-6)
+
+
+def test_recorded_statistics_fix_the_answer_for_other_batches():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), randomised(BatchNorm(3, "batch_statistics")), nn.ReLU()).double()
+    support, query = torch.randn(5, 1, 6, 6, dtype=torch.float64), torch.randn(4, 1, 6, 6, dtype=torch.float64)
+    with recorded_statistics(net) as statistics:
+        alone = net(support)
+    assert set(statistics) == {"1.mean", "1.var"}
+    with fixed_statistics(net, statistics):
+        torch.testing.assert_close(net(support), alone, rtol=0, atol=1e-12)
+        one, many = net(query[:1]), net(query)
+    torch.testing.assert_close(one, many[:1], rtol=0, atol=1e-12)
+    assert not torch.allclose(net(query), many)
+    assert statistics["1.mean"].requires_grad
+
+
+def test_recording_leaves_the_running_averages_alone():
+    layer = BatchNorm(2).eval()
+    x = torch.randn(8, 2)
+    before = layer(x)
+    with recorded_statistics(nn.Sequential(layer)):
+        layer(x)
+    assert torch.equal(layer(x), before)
+
+
+def test_one_value_a_channel_is_refused():
+    with pytest.raises(PipelineError, match="more than one value"):
+        BatchNorm(3, "batch_statistics")(torch.randn(1, 3, 1, 1))
+
+
+def test_dropping_running_averages():
+    layer = BatchNorm(2)
+    layer.use_batch_statistics()
+    assert not list(layer.buffers()) and list(batch_norms(nn.Sequential(layer))) == ["0"]
+    assert float(layer.eval()(torch.randn(50, 2)).mean()) == pytest.approx(0, abs=1e-6)
