@@ -1,0 +1,33 @@
+"""Small runs of every training regime."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.config import compose
+
+METHODS = {
+    "prototypical": [],
+    "maml": ["method=maml", "backbone=conv4_strided", "backbone.width=16", "method.inner_steps=2"],
+    "imprinted": ["method=imprinted", "train.batch_size=24", "train.holdout=0.2", "augmentation.crop_padding=2",
+                  "augmentation.flip=true", "augmentation.jitter=0.2"],
+}  # fmt: skip
+
+SMALL = [
+    "steps=12", "log_every=3", "seed=3",
+    "train.way=5", "train.shot=1", "train.query=3", "train.tasks=4",
+    "validation.every=6", "validation.episodes=10", "validation.query=5", "checkpoint.every=4",
+    "evaluation=null", "register_as=null", "tracking=none", "backbone.width=8",
+]  # fmt: skip
+
+
+@pytest.fixture
+def small_run(glyphs, tmp_path):
+    """A function from overrides to the composed configuration of a small run on glyphs."""
+
+    def make(method: str, *overrides: str) -> dict:
+        root, name = glyphs.rsplit("/", 1)
+        place = [f"data.root={root}", f"data.name={name}", f"storage={tmp_path}/runs"]
+        return compose("train", [*SMALL, *METHODS[method], *place, *overrides])
+
+    return make

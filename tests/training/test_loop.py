@@ -1,0 +1,95 @@
+"""The loop without Ray: what is resumed ends bit for bit as what was not interrupted."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pipeline.data.batches import local_batches
+from pipeline.data.dataset import Dataset
+from pipeline.errors import PipelineError
+from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.training.launch import prepare
+from pipeline.training.learner import Learner, make_deterministic
+from pipeline.training.loop import Hooks, make_planner, should_stop, train
+
+from .conftest import METHODS
+
+
+def learn(raw: dict, start: str | None = None, stop_at: int | None = None, folder=None) -> Learner:
+    """Train in this process, from a checkpoint, up to a step at which a checkpoint is written."""
+    config, _, run = prepare(raw)
+    make_deterministic(1, config.deterministic)
+    learner, dataset = Learner(config, run.spec), Dataset(config.dataset_uri)
+    if start:
+        learner.restore(load_checkpoint(start))
+    planner = make_planner(config, dataset, learner.method)
+    end = stop_at or config.steps
+    stream = local_batches(dataset, planner, learner.step, end - learner.step)
+
+    def save(learner: Learner) -> None:
+        if folder and learner.step == stop_at:
+            save_checkpoint(folder, learner.checkpoint(run.config, run.dataset))
+
+    train(learner, stream, dataset, planner.per_step, hooks=Hooks(save=save))
+    return learner
+
+
+def assert_same(a: Learner, b: Learner) -> None:
+    assert a.step == b.step
+    for (name, x), (_, y) in zip(a.method.state_dict().items(), b.method.state_dict().items(), strict=True):
+        assert torch.equal(x, y), name
+    first, second = a.optimizer.state_dict()["state"], b.optimizer.state_dict()["state"]
+    assert first.keys() == second.keys()
+    for number in first:
+        for key, value in first[number].items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(second[number][key])), (number, key)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_resumed_equals_uninterrupted(small_run, tmp_path, method):
+    whole = learn(small_run(method))
+    learn(small_run(method), stop_at=8, folder=tmp_path / "checkpoint")
+    resumed = learn(small_run(method), start=str(tmp_path / "checkpoint"))
+    assert_same(whole, resumed)
+    accuracies = [[e["val/accuracy"] for e in run.history if "val/accuracy" in e] for run in (whole, resumed)]
+    assert accuracies[0] == accuracies[1] and len(accuracies[0]) == 2
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_training_learns(small_run, method):
+    """Far better than untrained after a minute's worth of steps on a small net."""
+    extra = ["steps=80", "validation.every=80", "validation.episodes=60", "backbone.width=16", "checkpoint.every=1000"]
+    rate = "optimizer.lr=3e-3"
+    run = learn(small_run(method, *extra, rate, "augmentation.crop_padding=0", "augmentation.flip=false"))
+    losses = [e["train/loss"] for e in run.history if "train/loss" in e]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_a_damaged_checkpoint_is_refused_by_name(small_run, tmp_path):
+    learn(small_run("prototypical"), stop_at=4, folder=tmp_path / "c")
+    file = tmp_path / "c" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(bytes(content))
+    with pytest.raises(PipelineError, match=r"model\.safetensors does not have the SHA-256"):
+        load_checkpoint(str(tmp_path / "c"))
+    (tmp_path / "c" / "state.json").write_text("{")
+    with pytest.raises(PipelineError, match="is not a checkpoint"):
+        load_checkpoint(str(tmp_path / "c"))
+
+
+def test_a_loss_that_is_no_number_stops_the_run(small_run):
+    with pytest.raises(PipelineError, match=r"loss is (nan|inf).* at step 3: lower optimizer\.lr"):
+        learn(small_run("prototypical", "optimizer.lr=1e30"))
+
+
+def test_patience():
+    def history(*accuracies):
+        return [{"step": i, "val/accuracy": a} for i, a in enumerate(accuracies)]
+
+    assert not should_stop(history(0.5, 0.4, 0.3), None)
+    assert not should_stop(history(0.5, 0.6, 0.7), 2)
+    assert not should_stop(history(0.5, 0.4), 2)
+    assert should_stop(history(0.5, 0.4, 0.5), 2)
+    assert not should_stop(history(0.5, 0.4, 0.51), 2)
