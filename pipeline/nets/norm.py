@@ -66,8 +66,11 @@ class BatchNorm(nn.Module):
         return self._native(x, training=True)
 
     def _native(self, x: Tensor, training: bool) -> Tensor:
+        weight = self.weight
+        if weight is None and self.bias is not None:  # PyTorch cannot differentiate twice with a bias alone
+            weight = torch.ones_like(self.bias)
         return nn.functional.batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, training, self.momentum, self.eps
+            x, self.running_mean, self.running_var, weight, self.bias, training, self.momentum, self.eps
         )
 
     def _batch_moments(self, x: Tensor) -> tuple[Tensor, Tensor]:

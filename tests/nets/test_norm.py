@@ -105,4 +105,4 @@ def test_dropping_running_averages():
     layer = BatchNorm(2)
     layer.use_batch_statistics()
     assert not list(layer.buffers()) and list(batch_norms(nn.Sequential(layer))) == ["0"]
-    assert float(layer.eval()(torch.randn(50, 2)).mean()) == pytest.approx(0, abs=1e-6)
+    assert layer.eval()(torch.randn(50, 2)).mean().item() == pytest.approx(0, abs=1e-6)
