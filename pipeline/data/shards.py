@@ -18,9 +18,9 @@ from pipeline.errors import PipelineError
 COLUMN = "image"
 
 
-def shard_name(number: int, digest: str) -> str:
-    """The content is part of the name, so that a new version of a dataset never overwrites a shard of the old one."""
-    return f"shard-{number:05d}-{digest[:12]}.arrow"
+def shard_name(digest: str) -> str:
+    """Named by its content, so that a new version of a dataset never overwrites a shard of the old one."""
+    return f"shard-{digest[:16]}.arrow"
 
 
 def raw_table(images: np.ndarray) -> pa.Table:

@@ -189,7 +189,7 @@ class DatasetWriter:
             return
         raw = self.encoding == "raw"
         table = shards.raw_table(np.concatenate(self._pending)) if raw else shards.encoded_table(self._pending)
-        self._shards.append(write_shard(self._target.place, len(self._shards), table))
+        self._shards.append(write_shard(self._target.place, table))
         self._pending, self._pending_rows, self._pending_bytes = [], 0, 0
 
 
@@ -278,10 +278,10 @@ def rows_per_shard(shape: tuple[int, int, int], shard_bytes: int) -> int:
     return max(1, shard_bytes // math.prod(shape))
 
 
-def write_shard(place: str, number: int, table: pa.Table) -> ShardInfo:
+def write_shard(place: str, table: pa.Table) -> ShardInfo:
     content = shards.shard_bytes(table)
     digest = shards.sha256(content)
-    name = shards.shard_name(number, digest)
+    name = shards.shard_name(digest)
     store.write_bytes(store.join(place, name), content)
     return ShardInfo(name, table.num_rows, len(content), digest)
 

@@ -10,9 +10,15 @@ operations, coordinates are rounded to 1/16 pixel and everything after is intege
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from pipeline.data.philox import key_of, uniforms
+from pipeline.data.sources import splits
+from pipeline.data.sources.arrays import content_digests
+from pipeline.data.sources.base import Chunk, Plan, Report, Source
+from pipeline.errors import PipelineError
 
 STROKES = 4  # at most, in a class
 POINTS = 5  # control points of a stroke
@@ -184,3 +190,33 @@ def _ink(curves: np.ndarray, pen: np.ndarray, size: int) -> np.ndarray:
     ramp = np.clip((levels[:, None] - distance) / GRID + 0.5, 0, 1)
     table = np.rint(255 * ramp).astype(np.uint8)
     return np.ascontiguousarray(table[width - width.min(), nearest].transpose(2, 0, 1))
+
+
+class Glyphs(Source):
+    """The embedded dataset: ``classes`` characters, split by ``seed`` as 2/3 train, 1/8 val and the rest test."""
+
+    def __init__(self, classes: int = 480, per_class: int = 20, size: int = 28, seed: int = 0) -> None:
+        if classes < 3 or per_class < 1 or not 8 <= size <= 256:
+            raise PipelineError(
+                f"data.source: classes={classes}, per_class={per_class}, size={size}; "
+                "needed are 3 classes, 1 drawing a class and a size from 8 to 256"
+            )
+        self.classes, self.per_class, self.size, self.seed = classes, per_class, size, seed
+        self.shape = (1, size, size)
+
+    def plan(self, chunk_rows: int, report: Report) -> Plan:
+        names = [f"glyph{number:05d}" for number in range(self.classes)]
+        chosen = splits.by_fractions(names, {"train": 2 / 3, "val": 1 / 8, "test": 1 - 2 / 3 - 1 / 8}, self.seed)
+        step = max(1, chunk_rows // self.per_class)
+        orders = [range(start, min(start + step, self.classes)) for start in range(0, self.classes, step)]
+        source = {"kind": "glyphs", "seed": self.seed}
+        return Plan(names, chosen, orders, source, images=self.classes * self.per_class)
+
+    def read(self, order: range, chunk_rows: int) -> Iterator[Chunk]:
+        step = min(chunk_rows, self.per_class)
+        for first in range(0, self.per_class, step) if step < self.per_class else [0]:
+            count = min(step, self.per_class - first)
+            images = draw_glyphs(order, count, self.size, self.seed, first).reshape(-1, *self.shape)
+            classes = np.repeat(np.asarray(order, dtype=np.int32), count)
+            names = [f"glyph{number:05d}/{first + row:05d}" for number in order for row in range(count)]
+            yield Chunk(images, classes, names, content_digests(images))

@@ -1,0 +1,253 @@
+"""From a source's images to a dataset of shards, on Ray Data.
+
+    work orders ──read──► chunks of decoded images ──write──► shards ──► what the driver keeps of every image
+
+Reading (decoding) and writing are tasks anywhere in the cluster; pixels never pass through the driver. Orders, chunks
+and shards are cut by the plan alone and keep their order, so that equal input gives equal bytes on any number of
+workers. When all shards are written, the driver knows the digest of every image, drops duplicates by rewriting the
+shards that hold them, and writes the manifest, which makes the shards a dataset.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pickle
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import ray
+from pydantic import Field
+
+from pipeline.config import Section, validate
+from pipeline.data.download import file_digest
+from pipeline.data.ingest_tasks import Layout, Written, read_order, rewrite, write_chunks
+from pipeline.data.manifest import Manifest
+from pipeline.data.sources import make_source
+from pipeline.data.sources.base import HARMLESS, Plan, Skip, Source
+from pipeline.data.write import Moments, Target, make_manifest
+from pipeline.errors import PipelineError
+
+SKIPPED_NAME = "skipped.json"
+
+
+class DataSection(Section):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$")]
+    root: str
+    source: dict[str, Any]
+
+
+class IngestConfig(Section):
+    """The configuration of ``jobs.ingest``; ``pipeline/conf/ingest.yaml`` tells what each key means."""
+
+    data: DataSection
+    overwrite: bool = False
+    max_skipped_share: Annotated[float, Field(ge=0, le=1)] = 0.05
+    shard_mb: Annotated[int, Field(ge=1, le=1024)] = 64
+    address: str | None = None
+    cpus: Annotated[int, Field(ge=1)] | None = None
+    object_store_mb: Annotated[int, Field(ge=100)] = 1000
+
+    @property
+    def uri(self) -> str:
+        return f"{self.data.root.rstrip('/')}/{self.data.name}"
+
+
+def ingest(config: Mapping[str, Any], progress: bool = True) -> Manifest:
+    """Make the dataset that ``config`` describes (see ``IngestConfig``) and return its manifest.
+
+    Raises PipelineError, and leaves nothing behind, when the input is refused or too much of it would be skipped.
+    """
+    settings = validate(IngestConfig, dict(config))
+    source = make_source(settings.data.source)
+    layout = Layout.of(source, settings.shard_mb * 2**20)
+    target = Target(settings.uri, settings.overwrite)
+    written: list[Written] = []
+    try:
+        plan = source.plan(layout.chunk_rows, print if progress else _silent)
+        with ThreadPoolExecutor(1) as pool, _ray(settings):
+            checksums = pool.submit(_checksums, plan.archives)
+            _write_all(source, plan, layout, target.place, progress, written)
+            skipped = plan.skipped + [skip for part in written for skip in part.rows.skipped]
+            duplicates = find_duplicates(plan, written)
+            if not source.keep_duplicates:
+                skipped += [skip for _, _, skip in duplicates]
+            _refuse_many(skipped, sum(len(part.rows.names) for part in written), settings)
+            if not source.keep_duplicates:
+                _drop(duplicates, written, layout, target.place, progress)
+            plan.source["archives"] = checksums.result()
+        kept = [skip for _, _, skip in duplicates] if source.keep_duplicates else []
+        manifest = _manifest(settings, plan, layout, written, skipped)
+        target.commit(manifest, {SKIPPED_NAME: _skipped_file(skipped, kept)})
+        return manifest
+    except BaseException:
+        target.abort([part.shard for part in written if part.shard])
+        raise
+
+
+def find_duplicates(plan: Plan, written: list[Written]) -> list[tuple[int, int, Skip]]:
+    """Images whose content came before: position in ``written``, row in that shard, and which image it repeats."""
+    first: dict[bytes, tuple[str, int]] = {}
+    found = []
+    for position, part in enumerate(written):
+        rows = part.rows
+        for row, (digest, name, number) in enumerate(zip(rows.digests, rows.names, rows.classes.tolist(), strict=True)):
+            original, owner = first.setdefault(digest, (name, number))
+            if original != name or owner != number:
+                reason = "duplicate_in_class" if owner == number else "duplicate_across_classes"
+                skip = Skip(name, plan.classes[number], reason, f"is {original} of class {plan.classes[owner]}")
+                found.append((position, row, skip))
+    return found
+
+
+def _write_all(
+    source: Source, plan: Plan, layout: Layout, place: str, progress: bool, written: list[Written]
+) -> None:
+    """Read all orders and write all shards; ``written`` grows as shards are done."""
+    orders = [{"number": number, "order": pickle.dumps(order)} for number, order in enumerate(plan.orders)]
+    dataset = _dataset(orders, progress)
+    chunks = dataset.map_batches(partial(read_order, source=source, chunk_rows=layout.chunk_rows), batch_size=1)
+    # Another share of a CPU keeps Ray Data from fusing the two: a task would read all chunks of its shard one by one.
+    done = chunks.map_batches(
+        partial(write_chunks, layout=layout, place=place),
+        batch_size=layout.chunks,
+        batch_format="pyarrow",
+        num_cpus=0.5,
+    )
+    for row in done.iter_rows():
+        result = pickle.loads(row["written"])
+        if isinstance(result, str):
+            raise PipelineError(result)
+        written.append(result)
+    order = [chunk for part in written for chunk in part.chunks]
+    if order != sorted(order) or any(len(part.chunks) != layout.chunks for part in written[:-1]):
+        raise RuntimeError("chunks reached their shards out of order")
+
+
+def _drop(
+    duplicates: list[tuple[int, int, Skip]], written: list[Written], layout: Layout, place: str, progress: bool
+) -> None:
+    """Replace the shards that hold duplicates by shards without them."""
+    dropped: dict[int, set[int]] = {}
+    for position, row, _ in duplicates:
+        dropped.setdefault(position, set()).add(row)
+    if not dropped:
+        return
+    work = [{"work": pickle.dumps((written[position], rows))} for position, rows in dropped.items()]
+    done = _dataset(work, progress).map_batches(partial(rewrite, layout=layout, place=place), batch_size=1)
+    for position, row in zip(dropped, done.iter_rows(), strict=True):
+        written[position] = pickle.loads(row["written"])
+
+
+def _dataset(items: list[dict[str, Any]], progress: bool) -> ray.data.Dataset:
+    """One block an item, in order."""
+    dataset = ray.data.from_items(items, override_num_blocks=len(items))
+    dataset.context.execution_options.preserve_order = True
+    dataset.context.target_max_block_size = 1  # a block ends with every chunk: shards are made of whole numbers of them
+    dataset.context.enable_progress_bars = progress and dataset.context.enable_progress_bars
+    return dataset
+
+
+def _refuse_many(skipped: list[Skip], images: int, settings: IngestConfig) -> None:
+    held = [skip for skip in skipped if skip.reason not in HARMLESS]
+    total = images + sum(not skip.reason.startswith("duplicate") for skip in held)
+    if not images:
+        raise PipelineError(f"data.source holds no usable images{_examples(held)}")
+    if len(held) > settings.max_skipped_share * total:
+        raise PipelineError(
+            f"{len(held):,} of {total:,} files cannot be used, more than max_skipped_share="
+            f"{settings.max_skipped_share:g}{_examples(held)}"
+        )
+
+
+def _examples(skipped: list[Skip]) -> str:
+    if not skipped:
+        return ""
+    counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(_counts(skipped).items()))
+    return f": {counts}; the first is {skipped[0].file} ({skipped[0].detail or skipped[0].reason})"
+
+
+def _counts(skipped: list[Skip]) -> dict[str, int]:
+    return dict(sorted(Counter(skip.reason for skip in skipped).items()))
+
+
+def _manifest(
+    settings: IngestConfig, plan: Plan, layout: Layout, written: list[Written], skipped: list[Skip]
+) -> Manifest:
+    channels = layout.shape[0]
+    counts = np.zeros(len(plan.classes), dtype=np.int64)
+    totals, squares = (np.zeros((len(plan.classes), channels), dtype=np.int64) for _ in range(2))
+    for part in written:
+        np.add.at(counts, part.rows.classes, 1)
+        np.add.at(totals, part.rows.classes, part.rows.totals)
+        np.add.at(squares, part.rows.classes, part.rows.squares)
+    area = layout.shape[1] * layout.shape[2]
+    present = {name: number for number, name in enumerate(plan.classes) if counts[number]}
+    skipped += [Skip("", name, "empty_class", "no usable image") for name in plan.classes if name not in present]
+    splits = {split: [name for name in names if name in present] for split, names in plan.splits.items()}
+    for split, names in splits.items():
+        if not names:
+            raise PipelineError(f"split {split!r} has no class with usable images; see the class folders or the splits")
+    return make_manifest(
+        settings.data.name,
+        layout.shape,
+        layout.encoding,
+        {name: int(counts[number]) for name, number in present.items()},
+        splits,
+        {name: Moments(int(counts[n]) * area, totals[n].tolist(), squares[n].tolist()) for name, n in present.items()},
+        [part.shard for part in written if part.shard],
+        plan.rotations,
+        plan.source,
+        _counts(skipped),
+    )
+
+
+def _skipped_file(skipped: list[Skip], kept: list[Skip]) -> bytes:
+    def listed(skips: list[Skip]) -> list[dict[str, str]]:
+        return [{"file": s.file, "class": s.class_name, "reason": s.reason, "detail": s.detail} for s in skips]
+
+    content = {"left_out": _counts(skipped), "files": listed(skipped), "kept": _counts(kept), "kept_files": listed(kept)}
+    return (json.dumps(content, indent=1) + "\n").encode()
+
+
+def _checksums(archives: list[str]) -> dict[str, str]:
+    return {os.path.basename(path): file_digest(Path(path), "sha256") for path in archives}
+
+
+def _silent(message: str) -> None:
+    """Say nothing."""
+
+
+@contextmanager
+def _ray(settings: IngestConfig) -> Iterator[None]:
+    """The Ray that runs already, the cluster of ``address`` or of a submitted job, or one of this machine's own."""
+    if ray.is_initialized():
+        yield
+        return
+    address = settings.address or ("auto" if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else None)
+    own: dict[str, Any] = {"address": address}
+    if address is None:
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # it listens on loopback only
+        own = {
+            "address": "local",
+            "num_cpus": settings.cpus,
+            "object_store_memory": settings.object_store_mb * 2**20,
+            "include_dashboard": False,
+        }
+    try:
+        ray.init(logging_level=logging.WARNING, **own)
+    except (ConnectionError, RuntimeError) as error:
+        raise PipelineError(f"address={address}: no Ray cluster answers there ({error})") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+

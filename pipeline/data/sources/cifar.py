@@ -1,0 +1,141 @@
+"""CIFAR-100 for few-shot learning: CIFAR-FS (Bertinetto et al. 2019) and FC100 (Oreshkin et al. 2018).
+
+All 600 images of a class, in the order of their file names: first its 500 of CIFAR-100's training part, then its 100
+of the test part, so that the last sixth of a class's rows are CIFAR-100's test images.
+
+Read from class folders (``train/CLASS/*.png``, ``test/CLASS/*.png``; a folder or a zip archive) or from the official
+``cifar-100-python.tar.gz``, whose pickles are read without executing them. Both give the same rows.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.data.sources import splits
+from pipeline.data.sources.arrays import chunks
+from pipeline.data.sources.base import Chunk, Plan, Report, Skip
+from pipeline.data.sources.files import FileSource, Rule, cut
+from pipeline.data.sources.tree import Entry, absolute, is_hidden, list_tree
+from pipeline.data.sources.unpickle import read_arrays
+from pipeline.errors import PipelineError
+
+PARTS = ("train", "test")
+MEMBER_BYTES = 256 * 2**20
+ARCHIVE_NAMES = ("cifar-100-python.tar.gz", "cifar100-png.zip")
+
+
+class Cifar100(FileSource):
+    """``path``: an archive, or the folder that holds one or the unpacked classes. ``split``: cifar_fs or fc100."""
+
+    rule = Rule(shape=(3, 32, 32), modes=frozenset({"RGB"}), size=(32, 32))
+
+    def __init__(self, path: str | None, split: str) -> None:
+        if split not in ("cifar_fs", "fc100"):
+            raise PipelineError(f"data.source.split={split!r} is none of cifar_fs, fc100")
+        if path is None:
+            raise PipelineError(
+                "data.source.path must be given: cifar-100-python.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html, "
+                "or train/CLASS/*.png and test/CLASS/*.png in a folder or a zip archive"
+            )
+        self.given, self.path, self.split = path, _find(absolute(path)), split
+
+    def plan(self, chunk_rows: int, report: Report) -> Plan:
+        chosen = splits.published(self.split)
+        classes = sorted(name for names in chosen.values() for name in names)
+        source = {"kind": "cifar100", "split": self.split, "path": self.given}
+        archives = [self.path] if os.path.isfile(self.path) else []
+        if is_tar(self.path):
+            return Plan(classes, chosen, [("archive", classes)], source, images=60_000, archives=archives)
+        entries, skipped = _class_folders(self.path)
+        splits.require(chosen, set(entries), self.given)
+        orders = [("files", order) for order in cut(entries, classes, chunk_rows)]
+        images = sum(len(entries[name]) for name in classes)
+        return Plan(classes, chosen, orders, source, images=images, skipped=skipped, archives=archives)
+
+    def read(self, order: Any, chunk_rows: int) -> Iterator[Chunk]:
+        kind, work = order
+        if kind == "files":
+            yield from super().read(work, chunk_rows)
+        else:
+            images, labels, names = read_python_archive(self.path, work)
+            yield from chunks(images, labels, names, chunk_rows, channels_last=False)
+
+
+def read_python_archive(path: str, classes: list[str]) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """The official archive: images uint8 [60000, 3, 32, 32], positions in ``classes`` [60000], names as of the PNGs.
+
+    Names begin with the part, so that within a class the training part sorts before the test part.
+    """
+    content = _untar(path)
+    fine = read_arrays(io.BytesIO(content["meta"]), f"{path}: meta")["fine_label_names"]
+    if sorted(fine) != classes:
+        raise PipelineError(f"{path} has other class names than CIFAR-100; fetch it again")
+    position = np.asarray([classes.index(name) for name in fine])
+    images, labels, names = [], [], []
+    for number, part in enumerate(PARTS):
+        batch = read_arrays(io.BytesIO(content.pop(part)), f"{path}: {part}")
+        try:
+            data, fine_labels = np.asarray(batch["data"]), np.asarray(batch["fine_labels"], dtype=np.int64)
+            files = [str(name) for name in batch["filenames"]]
+            images.append(data.reshape(len(fine_labels), 3, 32, 32))
+            labels.append(position[fine_labels])
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise PipelineError(f"{path}: {part} is no batch of CIFAR-100 ({error}); fetch it again") from error
+        if data.dtype != np.uint8 or len(files) != len(data):
+            raise PipelineError(f"{path}: {part} is no batch of CIFAR-100; fetch it again")
+        names += [f"{number}-{part}/{name}" for name in files]
+    return np.concatenate(images), np.concatenate(labels), names
+
+
+def _untar(path: str) -> dict[str, bytes]:
+    wanted = {f"cifar-100-python/{name}": name for name in ("meta", *PARTS)}
+    found: dict[str, bytes] = {}
+    try:
+        with tarfile.open(path, "r:*") as archive:
+            for member in archive:
+                if member.name in wanted and member.isfile():
+                    if member.size > MEMBER_BYTES:
+                        raise PipelineError(f"{path} is refused: {member.name} unpacks to {member.size:,} bytes: a bomb")
+                    stream = archive.extractfile(member)
+                    assert stream is not None
+                    found[wanted[member.name]] = stream.read()
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise PipelineError(f"{path} is not a readable tar archive ({error}); fetch it again") from error
+    missing = [name for name in wanted if wanted[name] not in found]
+    if missing:
+        raise PipelineError(f"{path} lacks {missing[0]}; is it cifar-100-python.tar.gz?")
+    return found
+
+
+def is_tar(path: str) -> bool:
+    return path.endswith((".tar.gz", ".tgz", ".tar"))
+
+
+def _find(path: str) -> str:
+    for name in ARCHIVE_NAMES:
+        if (Path(path) / name).is_file():
+            return str(Path(path) / name)
+    return path
+
+
+def _class_folders(path: str) -> tuple[dict[str, list[Entry]], list[Skip]]:
+    """Files by class, the training part first; files that lie elsewhere are listed."""
+    by_part: dict[str, dict[str, list[Entry]]] = {part: {} for part in PARTS}
+    skipped = []
+    for entry in list_tree(path):
+        parts = entry.name.split("/")
+        if is_hidden(entry.name):
+            skipped.append(Skip(entry.name, "", "hidden"))
+        elif len(parts) < 3 or parts[-3] not in by_part:
+            skipped.append(Skip(entry.name, "", "no_class", "does not lie in train/CLASS or test/CLASS"))
+        else:
+            by_part[parts[-3]].setdefault(parts[-2], []).append(entry)
+    first, second = (by_part[part] for part in PARTS)
+    return {name: first.get(name, []) + second.get(name, []) for name in {*first, *second}}, skipped

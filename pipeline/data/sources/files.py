@@ -1,0 +1,143 @@
+"""Sources whose images are files: read in tasks from folders or by offset from zip archives, then decoded."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from pipeline.data import images
+from pipeline.data.archives import BadMember, ZipReader, open_zip
+from pipeline.data.sources.base import Chunk, Shape, Skip, Source
+from pipeline.data.sources.tree import Entry
+from pipeline.errors import PipelineError
+
+KEPT_FORMATS = ("PNG", "JPEG", "WEBP")
+Order = list[tuple[int, str, Entry]]  # position of the class, its name, the file
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Which images are taken and what becomes of them."""
+
+    shape: Shape
+    modes: frozenset[str] | None = None  # of Pillow; None: every mode that can be converted
+    size: tuple[int, int] | None = None  # width and height that every image must have; None: any
+    invert: bool = False  # ink becomes bright
+
+
+class Unusable(Exception):
+    """An image that is left out: the reason's name and its detail."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+
+class FileSource(Source):
+    """A source that reads files by a rule. Subclasses make the plan."""
+
+    rule: Rule
+
+    @property
+    def shape(self) -> Shape:  # type: ignore[override]
+        return self.rule.shape
+
+    def read(self, order: Order, chunk_rows: int) -> Iterator[Chunk]:
+        for start in range(0, len(order), chunk_rows):
+            yield self._read(order[start : start + chunk_rows])
+
+    def _read(self, order: Order) -> Chunk:
+        pixels = np.empty((len(order), *self.shape), dtype=np.uint8)
+        classes, names, digests, files, skipped = [], [], [], [], []
+        with ExitStack() as stack, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            archives: dict[str, ZipReader] = {}
+            for position, class_name, entry in order:
+                try:
+                    content = _content(entry, archives, stack)
+                    pixels[len(names)], kept = self._decode(content, entry)
+                except Unusable as problem:
+                    skipped.append(Skip(entry.name, class_name, problem.reason, problem.detail))
+                    continue
+                classes.append(position)
+                names.append(entry.name)
+                digests.append(hashlib.blake2b(content, digest_size=16).digest())
+                if self.encoding == "encoded":
+                    files.append(kept)
+        rows = np.asarray(classes, dtype=np.int32)
+        kept_files = files if self.encoding == "encoded" else None
+        return Chunk(pixels[: len(names)], rows, names, digests, kept_files, skipped)
+
+    def _decode(self, content: bytes, entry: Entry) -> tuple[np.ndarray, bytes]:
+        """Pixels uint8 [C, H, W] and the file to keep when the dataset is encoded."""
+        try:
+            return decode(content, self.rule, self.encoding == "encoded")
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+            raise PipelineError(f"{entry.name} in {entry.container} is refused: a decompression bomb ({error})") from error
+
+
+def cut(entries: Mapping[str, Sequence[Entry]], classes: Sequence[str], chunk_rows: int) -> list[Order]:
+    """The files of all classes, in the order of ``classes``, in orders of ``chunk_rows`` images."""
+    rows = [(position, name, entry) for position, name in enumerate(classes) for entry in entries[name]]
+    return [rows[start : start + chunk_rows] for start in range(0, len(rows), chunk_rows)]
+
+
+def decode(content: bytes, rule: Rule, keep_file: bool = False) -> tuple[np.ndarray, bytes]:
+    """Decode an image file by ``rule``: uint8 [C, H, W], and the bytes to keep. Raises Unusable."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            if rule.modes is not None and image.mode not in rule.modes:
+                raise Unusable("wrong_mode", f"is {image.mode}, not {' or '.join(sorted(rule.modes))}")
+            if rule.size is not None and image.size != rule.size:
+                raise Unusable("wrong_size", f"is {image.width}x{image.height}, not {rule.size[0]}x{rule.size[1]}")
+            image.load()
+            standing = images.upright(image)
+            pixels = images.to_array(standing, rule.shape)
+            if not keep_file:
+                return (255 - pixels if rule.invert else pixels), b""
+            return pixels, content if image.format in KEPT_FORMATS else _as_png(standing, rule.shape[0])
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise
+    except UnidentifiedImageError as error:
+        raise Unusable("unreadable", "is no image that Pillow knows") from error
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error) as error:
+        detail = " ".join(str(error).split())
+        if "conversion from" in detail:
+            raise Unusable("wrong_mode", detail) from error
+        raise Unusable("truncated" if "truncated" in detail.lower() else "unreadable", detail) from error
+
+
+def _content(entry: Entry, archives: dict[str, ZipReader], stack: ExitStack) -> bytes:
+    try:
+        if entry.member is None:
+            with open(entry.container, "rb") as stream:
+                content = stream.read()
+        else:
+            if entry.container not in archives:
+                archives[entry.container] = stack.enter_context(open_zip(entry.container))
+            content = archives[entry.container].read(entry.member)
+    except BadMember as error:
+        raise Unusable("unreadable", str(error)) from error
+    except OSError as error:
+        if entry.member is not None:
+            raise PipelineError(f"{entry.container} cannot be read on this node ({error}); use a shared folder") from error
+        raise Unusable("unreadable", error.strerror or str(error)) from error
+    if not content:
+        raise Unusable("zero_size")
+    return content
+
+
+def _as_png(image: Image.Image, channels: int) -> bytes:
+    """Formats that the stream does not decode are kept as PNG, without loss."""
+    sink = io.BytesIO()
+    images.to_mode(image, images.MODES[channels]).save(sink, "PNG")
+    return sink.getvalue()

@@ -1,0 +1,99 @@
+"""Anybody's images: one folder a class, in a folder or a zip archive.
+
+Any format that Pillow reads, of any size and mode. A class is named by its folders below those that all classes share.
+Transparent pixels become white; photographs are turned as their camera notes; images of another shape than ``shape``
+are cut to their central part and resized bilinearly.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+from pipeline.data.sources import splits
+from pipeline.data.sources.base import Plan, Report, Skip
+from pipeline.data.sources.files import FileSource, Rule, cut
+from pipeline.data.sources.tree import (
+    Entry,
+    absolute,
+    clean_name,
+    common_folder,
+    folder_of,
+    is_hidden,
+    list_tree,
+    refuse_collisions,
+)
+from pipeline.errors import PipelineError
+
+FRACTIONS = {"train": 0.64, "val": 0.16, "test": 0.20}
+
+
+class Folder(FileSource):
+    """``splits``: a JSON file of class names a split; else classes are drawn by ``seed`` and ``fractions``."""
+
+    def __init__(
+        self,
+        path: str | None,
+        shape: Sequence[int] = (3, 84, 84),
+        encoding: str = "raw",
+        splits: str | None = None,
+        fractions: Mapping[str, float] | None = None,
+        seed: int = 0,
+        rotations: Sequence[int] = (0,),
+        keep_duplicates: bool = False,
+    ) -> None:
+        if path is None:
+            raise PipelineError("data.source.path must be given: a folder, or a zip archive, with one folder a class")
+        if len(shape) != 3 or shape[0] not in (1, 3) or any(not isinstance(n, int) or n < 1 for n in shape):
+            raise PipelineError(f"data.source.shape={list(shape)} is not [1 or 3, height, width]")
+        if encoding not in ("raw", "encoded"):
+            raise PipelineError(f"data.source.encoding={encoding!r} is none of raw, encoded")
+        if not rotations or any(angle % 90 for angle in rotations):
+            raise PipelineError(f"data.source.rotations={list(rotations)} are not multiples of 90")
+        if any(angle % 180 for angle in rotations) and shape[1] != shape[2]:
+            raise PipelineError(f"data.source.rotations={list(rotations)} need square images, not {list(shape)}")
+        self.given, self.path = path, absolute(path)
+        self.rule = Rule(shape=(shape[0], shape[1], shape[2]))
+        self.encoding, self.keep_duplicates = encoding, keep_duplicates
+        self.splits_file, self.fractions, self.seed = splits, dict(fractions or FRACTIONS), seed
+        self.rotations = tuple(rotations)
+
+    def plan(self, chunk_rows: int, report: Report) -> Plan:
+        entries, skipped = self._classes()
+        if not entries:
+            raise PipelineError(f"data.source.path={self.given} holds no folders with files: one folder a class is needed")
+        refuse_collisions(entries)
+        classes = sorted(entries)
+        if self.splits_file is None:
+            chosen = splits.by_fractions(classes, self.fractions, self.seed)
+        else:
+            chosen = splits.from_file(absolute(self.splits_file))
+            splits.require(chosen, set(entries), self.given)
+        members = {name for names in chosen.values() for name in names}
+        for name in classes:
+            if name not in members:
+                skipped += [Skip(entry.name, name, "not_in_split") for entry in entries[name]]
+        classes = [name for name in classes if name in members]
+        orders = cut(entries, classes, chunk_rows)
+        source = {"kind": "folder", "path": self.given, "seed": self.seed, "splits": self.splits_file or self.fractions}
+        archives = [self.path] if os.path.isfile(self.path) else []
+        images = sum(map(len, orders))
+        return Plan(classes, chosen, orders, source, self.rotations, images, skipped, archives)
+
+    def _classes(self) -> tuple[dict[str, list[Entry]], list[Skip]]:
+        listed = list_tree(self.path)
+        skipped = [Skip(entry.name, "", "hidden") for entry in listed if is_hidden(entry.name)]
+        listed = [entry for entry in listed if not is_hidden(entry.name)]
+        loose = [entry for entry in listed if "/" not in entry.name]
+        skipped += [Skip(entry.name, "", "no_class", "lies in no class folder") for entry in loose]
+        listed = [entry for entry in listed if "/" in entry.name]
+        prefix = common_folder(entry.name for entry in listed)
+        folders: dict[str, list[Entry]] = {}
+        for entry in listed:
+            folders.setdefault(folder_of(entry.name)[len(prefix) :], []).append(entry)
+        classes: dict[str, list[Entry]] = {}
+        for name, entries in folders.items():
+            if clean_name(name) in classes:
+                raise PipelineError(f"two folders are named {name!r} in different Unicode forms; rename one of them")
+            classes[clean_name(name)] = entries
+        return classes, skipped

@@ -1,0 +1,148 @@
+"""mini-ImageNet: 100 classes of ImageNet, 600 images each, in the split of Ravi and Larochelle (2017), at 84 x 84.
+
+Images of another size are cut to their central square and resized bilinearly with antialiasing (as TADAM does).
+ImageNet's license forbids passing the images on: they are read from where the user has them, in any of the layouts
+that are in use:
+
+  class folders   .../nXXXXXXXX/*.jpg, at any depth, in a folder or a zip archive
+  images + csv    images/*.jpg with train.csv, val.csv and test.csv (columns filename, label)
+  cached          mini-imagenet-cache-train.pkl, -val.pkl and -test.pkl, read without executing them
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.data.archives import open_zip
+from pipeline.data.sources import splits
+from pipeline.data.sources.arrays import chunks
+from pipeline.data.sources.base import Chunk, Plan, Report, Skip
+from pipeline.data.sources.files import FileSource, Rule, cut
+from pipeline.data.sources.tree import Entry, absolute, is_hidden, list_tree
+from pipeline.data.sources.unpickle import read_arrays
+from pipeline.errors import PipelineError
+
+CACHED = "mini-imagenet-cache-{}.pkl"
+PARTS = ("train", "val", "test")
+_WORDNET = re.compile(r"^n\d{8}$")
+
+
+class MiniImagenet(FileSource):
+    """``path``: a folder, or a zip archive, in one of the three layouts."""
+
+    rule = Rule(shape=(3, 84, 84))
+
+    def __init__(self, path: str | None) -> None:
+        if path is None:
+            raise PipelineError(
+                "data.source.path must be given: a folder with class folders nXXXXXXXX, with images/ and "
+                f"train.csv, or with {CACHED.format('train')}"
+            )
+        self.given, self.path = path, absolute(path)
+
+    def plan(self, chunk_rows: int, report: Report) -> Plan:
+        chosen = splits.published("mini_imagenet_ravi")
+        classes = sorted(name for names in chosen.values() for name in names)
+        source = {"kind": "mini_imagenet", "path": self.given}
+        cached = [os.path.join(self.path, CACHED.format(part)) for part in PARTS]
+        if os.path.exists(cached[0]):
+            missing = [path for path in cached if not os.path.isfile(path)]
+            if missing:
+                raise PipelineError(f"there is no {missing[0]}: all three cached archives are needed")
+            return _cached_plan(cached, chosen, source)
+        entries, skipped = self._files()
+        splits.require(chosen, set(entries), self.given)
+        orders = [("files", order) for order in cut(entries, classes, chunk_rows)]
+        images = sum(len(entries[name]) for name in classes)
+        archives = [self.path] if os.path.isfile(self.path) else []
+        return Plan(classes, chosen, orders, source, images=images, skipped=skipped, archives=archives)
+
+    def read(self, order: Any, chunk_rows: int) -> Iterator[Chunk]:
+        kind, work = order
+        if kind == "files":
+            yield from super().read(work, chunk_rows)
+        else:
+            yield from _read_cached(work, chunk_rows)
+
+    def _files(self) -> tuple[dict[str, list[Entry]], list[Skip]]:
+        listed = list_tree(self.path)
+        tables = [entry for entry in listed if entry.name.split("/")[-1] in {f"{part}.csv" for part in PARTS}]
+        return _by_tables(listed, tables) if tables else _by_folders(listed)
+
+
+def _by_folders(listed: list[Entry]) -> tuple[dict[str, list[Entry]], list[Skip]]:
+    found: dict[str, list[Entry]] = {}
+    skipped = []
+    for entry in listed:
+        folder = entry.name.split("/")[-2] if "/" in entry.name else ""
+        if is_hidden(entry.name):
+            skipped.append(Skip(entry.name, "", "hidden"))
+        elif _WORDNET.match(folder):
+            found.setdefault(folder, []).append(entry)
+        else:
+            skipped.append(Skip(entry.name, "", "no_class", "does not lie in a folder nXXXXXXXX"))
+    return found, skipped
+
+
+def _by_tables(listed: list[Entry], tables: list[Entry]) -> tuple[dict[str, list[Entry]], list[Skip]]:
+    """Files as the tables label them; a labelled file that is not there is an image that is missing."""
+    files = {entry.name.split("/")[-1]: entry for entry in listed if entry not in tables}
+    found: dict[str, list[Entry]] = {}
+    skipped = []
+    for table in tables:
+        reader = csv.DictReader(io.StringIO(_text(table)))
+        if not reader.fieldnames or not {"filename", "label"} <= set(reader.fieldnames):
+            raise PipelineError(f"{table.name} has no columns filename and label")
+        for row in reader:
+            name, label = row["filename"], row["label"]
+            if name in files:
+                found.setdefault(label, []).append(files.pop(name))
+            else:
+                skipped.append(Skip(name, label, "missing", f"is in {table.name} but not in the folder"))
+    for entry in files.values():
+        skipped.append(Skip(entry.name, "", "not_in_split", "no table names it"))
+    return {name: sorted(entries) for name, entries in found.items()}, skipped
+
+
+def _text(entry: Entry) -> str:
+    if entry.member is None:
+        return Path(entry.container).read_text("utf-8")
+    with open_zip(entry.container) as archive:
+        return archive.read(entry.member).decode("utf-8")
+
+
+def _cached_plan(cached: list[str], chosen: splits.Splits, source: dict[str, Any]) -> Plan:
+    """Classes in the order of the archives, because each is read once, from beginning to end."""
+    classes = [name for part in PARTS for name in sorted(chosen[part])]
+    orders = []
+    for part, path in zip(PARTS, cached, strict=True):
+        orders.append(("cached", (path, classes.index(sorted(chosen[part])[0]), sorted(chosen[part]))))
+    return Plan(classes, chosen, orders, {**source, "layout": "cached"}, archives=cached)
+
+
+def _read_cached(work: tuple[str, int, list[str]], chunk_rows: int) -> Iterator[Chunk]:
+    path, first, classes = work
+    with open(path, "rb") as stream:
+        content = read_arrays(stream, path)
+    try:
+        images, members = np.asarray(content["image_data"]), dict(content["class_dict"])
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (84, 84, 3):
+            raise ValueError(f"image_data is {images.dtype} {images.shape}, not uint8 [N, 84, 84, 3]")
+        if sorted(members) != classes:
+            raise ValueError("its classes are not those of the split")
+        rows = np.concatenate([np.asarray(members[name], dtype=np.int64) for name in classes])
+        labels = np.repeat(np.arange(len(classes)) + first, [len(members[name]) for name in classes])
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(images):
+            raise ValueError("class_dict names rows that are not there")
+    except (KeyError, TypeError, ValueError) as error:
+        raise PipelineError(f"{path} is no cached archive of mini-ImageNet ({error})") from error
+    names = [f"{classes[label - first]}/{row:06d}" for label, row in zip(labels, rows, strict=True)]
+    yield from chunks(images[rows], labels, names, chunk_rows, channels_last=True)

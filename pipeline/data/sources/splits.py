@@ -1,0 +1,92 @@
+"""Which classes are trained on, validated on and tested on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.data.philox import key_of, uniforms
+from pipeline.errors import PipelineError
+
+Splits = dict[str, list[str]]
+
+
+def published(name: str) -> Splits:
+    """A split that comes with the package: ``omniglot_vinyals``, ``cifar_fs``, ``fc100``, ``mini_imagenet_ravi``."""
+    text = resources.files("pipeline.data").joinpath("splits", f"{name}.json").read_text("utf-8")
+    return dict(json.loads(text)["classes"])
+
+
+def from_file(path: str) -> Splits:
+    """Splits from JSON: ``{"train": [class, ...], "val": [...], "test": [...]}``, also under a key "classes"."""
+    try:
+        content = json.loads(Path(path).read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise PipelineError(f"data.source.splits={path}: there is no such file") from error
+    except (OSError, ValueError) as error:
+        raise PipelineError(f"data.source.splits={path} is not a JSON file ({error})") from error
+    splits = content.get("classes", content) if isinstance(content, dict) else content
+    if not isinstance(splits, dict) or not all(_is_names(names) for names in splits.values()):
+        raise PipelineError(f'data.source.splits={path} does not hold {{"train": [class names], ...}}')
+    owner: dict[str, str] = {}
+    for split, names in splits.items():
+        for name in names:
+            if name in owner:
+                raise PipelineError(f"data.source.splits={path}: class {name!r} is in {owner[name]!r} and in {split!r}")
+            owner[name] = split
+    return {split: list(names) for split, names in splits.items()}
+
+
+def by_fractions(classes: Sequence[str], fractions: Mapping[str, float], seed: int) -> Splits:
+    """Shares of the classes, drawn by seed: each class gets a number from its name, and the smallest go first.
+
+    Every split gets at least one class; rounding favours the first. Listed in the order of ``classes``.
+    """
+    total = sum(fractions.values())
+    if not fractions or any(share <= 0 for share in fractions.values()) or total > 1 + 1e-9:
+        raise PipelineError(f"data.source.fractions={dict(fractions)} must be positive shares that add up to 1 at most")
+    if len(classes) < len(fractions):
+        raise PipelineError(f"{len(classes)} classes cannot fill the splits {', '.join(fractions)}: each needs one")
+    drawn = sorted(classes, key=lambda name: (draw(name, seed), name))
+    counts = _counts(len(classes), fractions)
+    splits, start = {}, 0
+    for split, count in counts.items():
+        members = set(drawn[start : start + count])
+        splits[split] = [name for name in classes if name in members]
+        start += count
+    return splits
+
+
+def _counts(total: int, fractions: Mapping[str, float]) -> dict[str, int]:
+    counts = {split: max(1, int(total * share + 1e-9)) for split, share in fractions.items()}
+    first = next(iter(counts))
+    if sum(fractions.values()) > 1 - 1e-9:
+        counts[first] += total - sum(counts.values())
+    while counts[first] < 1:
+        largest = max(counts, key=lambda split: counts[split])
+        counts[largest] -= 1
+        counts[first] += 1
+    return counts
+
+
+def draw(name: str, seed: int) -> float:
+    """A number in [0, 1) that depends on the name and the seed alone, not on the other names."""
+    return float(uniforms(key_of("split", seed, name), np.zeros(1), 1)[0, 0])
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def require(splits: Splits, classes: set[str], where: str) -> None:
+    """Refuse a source that lacks classes of its published split."""
+    missing = [name for names in splits.values() for name in names if name not in classes]
+    if missing:
+        raise PipelineError(
+            f"{where} lacks {len(missing)} classes of the split, such as {missing[0]!r}; is this the right archive?"
+        )
