@@ -27,9 +27,10 @@ class Model:
     spec: dict[str, Any]
     weights: dict[str, Tensor] | None  # None: untrained, as the seed makes it
     label: str = "model"
+    dataset: str | None = None  # what it was trained on
 
     def untrained(self) -> Model:
-        return Model(self.spec, None, "untrained")
+        return Model(self.spec, None, "untrained", self.dataset)
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,7 @@ class Validation(EpisodeShape):
 
 
 class Evaluation(Section):
+    untrained: bool
     split: str
     episodes: Count
     tasks: Count

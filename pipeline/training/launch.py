@@ -26,21 +26,10 @@ from pipeline.training.config import TrainConfig
 from pipeline.training.loop import make_planner
 from pipeline.training.optim import build_optimizer, build_schedule
 from pipeline.training.progress import Display, Entry, Monitor
+from pipeline.training.runs import RUN_FILE, Run, best_checkpoint, checkpoints, find_run, read_run  # noqa: F401
 from pipeline.training.worker import train_worker
 
-RUN_FILE = "run.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run: its folder holds ``run.json`` and the checkpoints."""
-
-    name: str
-    uri: str
-    config: Config
-    spec: dict[str, Any]
-    dataset: dict[str, Any]
 
 
 def model_spec(config: TrainConfig, manifest: Manifest) -> dict[str, Any]:
@@ -154,53 +143,6 @@ def launch(config: TrainConfig, run: Run, on_log: Callable[[Entry], None] | None
         except ray.train.TrainingFailedError as error:
             raise _cause(error, run) from error
     return run
-
-
-def checkpoints(run_uri: str) -> list[str]:
-    """The checkpoint folders of a run, oldest first."""
-    names = [name for name in store.list_names(run_uri) if name.startswith("step_")]
-    return [
-        store.join(run_uri, name) for name in names if store.exists(store.join(run_uri, name, "state.json"))
-    ]
-
-
-def chosen_checkpoint(run: Run) -> str:
-    """The checkpoint a run stands for, by ``validation.select``: the one with the highest validation accuracy (the
-    first of equals), or the last."""
-    found = checkpoints(run.uri)
-    if not found:
-        raise PipelineError(f"run {run.name} has no checkpoint yet")
-    if run.config["validation"]["select"] == "last":
-        return found[-1]
-    validated = []
-    for uri in found:
-        state = json.loads(store.read_bytes(store.join(uri, "state.json")))
-        entries = [e for e in state["history"] if e["step"] == state["step"] and "val/accuracy" in e]
-        if entries:
-            validated.append((entries[-1]["val/accuracy"], -state["step"], uri))
-    return max(validated)[2] if validated else found[-1]
-
-
-def read_run(uri: str) -> Run:
-    """A run by its folder."""
-    where = store.join(uri, RUN_FILE)
-    if not store.exists(where):
-        raise PipelineError(f"no run at {uri}: it has no {RUN_FILE}")
-    try:
-        record = json.loads(store.read_bytes(where))
-        return Run(record["name"], uri, record["config"], record["spec"], record["dataset"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise PipelineError(f"{where} is not a run's description ({error})") from error
-
-
-def find_run(name: str, storage: str) -> Run:
-    """A run by its name in ``storage``, or by the path or URI of its folder."""
-    for uri in (name, store.join(storage, name)):
-        if store.exists(store.join(uri, RUN_FILE)):
-            uri = uri if store.is_remote(uri) else os.path.abspath(uri)
-            return read_run(uri)
-    known = [entry for entry in store.list_names(storage) if store.exists(store.join(storage, entry, RUN_FILE))]
-    raise PipelineError(f"no run {name!r} in {storage}; it has {', '.join(known[-5:]) or 'none'}")
 
 
 def _resumed(raw: Config) -> tuple[TrainConfig, Config, Run]:

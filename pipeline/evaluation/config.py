@@ -1,0 +1,48 @@
+"""The configuration of an evaluation, checked. Keys and defaults stand in ``conf/evaluate.yaml``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from pipeline.config import Section
+from pipeline.evaluation.generalized import FineTuning
+from pipeline.training.config import Cluster, Count, Positive
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Counts = Annotated[list[Count], BeforeValidator(_as_list), Field(min_length=1)]
+
+
+class FineTune(Section):
+    steps: Count
+    lr: Positive
+    batch_size: Count
+
+    def build(self) -> FineTuning:
+        return FineTuning(self.steps, self.lr, self.batch_size)
+
+
+class EvaluateConfig(Section):
+    run: str | None
+    model: str | None
+    compare: str | None
+    untrained: bool
+    storage: str
+    dataset: str | None
+    protocol: Literal["episodic", "generalized"]
+    split: str
+    episodes: Count
+    way: Counts
+    shot: Counts
+    query: Count
+    tasks: Count
+    seed: int
+    fine_tune: FineTune | None
+    output: str | None
+    cluster: Cluster
+    tracking: dict[str, Any]

@@ -1,0 +1,72 @@
+"""The folders of runs: ``run.json``, the checkpoints, and ``report/``."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.config import Config
+from pipeline.data import store
+from pipeline.errors import PipelineError
+
+RUN_FILE = "run.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run: its folder holds ``run.json`` and the checkpoints."""
+
+    name: str
+    uri: str
+    config: Config
+    spec: dict[str, Any]
+    dataset: dict[str, Any]
+
+
+def checkpoints(run_uri: str) -> list[str]:
+    """The checkpoint folders of a run, oldest first."""
+    names = [name for name in store.list_names(run_uri) if name.startswith("step_")]
+    return [
+        store.join(run_uri, name) for name in names if store.exists(store.join(run_uri, name, "state.json"))
+    ]
+
+
+def best_checkpoint(run_uri: str) -> str:
+    """The checkpoint a run stands for, by ``validation.select``: the one with the highest validation accuracy (the
+    first of equals), or the last."""
+    run, found = read_run(run_uri), checkpoints(run_uri)
+    if not found:
+        raise PipelineError(f"run {run.name} has no checkpoint yet; go on with it: resume={run.name}")
+    if run.config["validation"]["select"] == "last":
+        return found[-1]
+    validated = []
+    for uri in found:
+        state = json.loads(store.read_bytes(store.join(uri, "state.json")))
+        entries = [e for e in state["history"] if e["step"] == state["step"] and "val/accuracy" in e]
+        if entries:
+            validated.append((entries[-1]["val/accuracy"], -state["step"], uri))
+    return max(validated)[2] if validated else found[-1]
+
+
+def read_run(uri: str) -> Run:
+    """A run by its folder."""
+    where = store.join(uri, RUN_FILE)
+    if not store.exists(where):
+        raise PipelineError(f"no run at {uri}: it has no {RUN_FILE}")
+    try:
+        record = json.loads(store.read_bytes(where))
+        return Run(record["name"], uri, record["config"], record["spec"], record["dataset"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise PipelineError(f"{where} is not a run's description ({error})") from error
+
+
+def find_run(name: str, storage: str) -> Run:
+    """A run by its name in ``storage``, or by the path or URI of its folder."""
+    for uri in (name, store.join(storage, name)):
+        if store.exists(store.join(uri, RUN_FILE)):
+            uri = uri if store.is_remote(uri) else os.path.abspath(uri)
+            return read_run(uri)
+    known = [entry for entry in store.list_names(storage) if store.exists(store.join(storage, entry, RUN_FILE))]
+    raise PipelineError(f"no run {name!r} in {storage}; it has {', '.join(known[-5:]) or 'none'}")

@@ -1,0 +1,223 @@
+"""What the jobs do: training, evaluation and registration put together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline.config import Config, validate
+from pipeline.data import store
+from pipeline.data.dataset import Dataset, class_table
+from pipeline.errors import PipelineError
+from pipeline.evaluation.config import EvaluateConfig
+from pipeline.evaluation.evaluate import Model, Question, Result, evaluate
+from pipeline.evaluation.generalized import JointQuestion, JointResult, evaluate_joint
+from pipeline.evaluation.statistics import paired
+from pipeline.inference.calibration import calibrate, class_images
+from pipeline.model import build_model, build_preprocess
+from pipeline.registry.publish import CALIBRATION, EVALUATION, REPORT, publish
+from pipeline.registry.tracker import Tracker
+from pipeline.registry.versions import pull, register_run, set_alias
+from pipeline.report.pictures import draw_pictures
+from pipeline.report.tables import percent, text_table
+from pipeline.training.checkpoint import load_checkpoint
+from pipeline.training.cluster import check_resources, start_ray
+from pipeline.training.config import TrainConfig
+from pipeline.training.launch import launch, prepare
+from pipeline.training.runs import Run, best_checkpoint, find_run
+
+CHALLENGER, CHAMPION = "challenger", "champion"
+
+
+def train(raw: Config) -> dict[str, Any]:
+    """Train a run (or go on with one), evaluate its chosen checkpoint, publish and register it."""
+    config, raw, run = prepare(raw)
+    print(f"run {run.name}: {config.method['name']} on {run.dataset['name']}, {config.steps:,} steps", flush=True)
+    tracker = Tracker(run.name, config.tracking, run.config, run.dataset)
+    try:
+        launch(config, run, lambda entry: tracker.log(int(entry["step"]), _figures(entry)))
+    finally:
+        delivery = tracker.close(float(config.tracking.get("timeout") or 0))
+    if delivery.message:
+        print(delivery.message, flush=True)
+    summary: dict[str, Any] = {"run": run.name, "folder": run.uri, "checkpoint": best_checkpoint(run.uri)}
+    model = model_of_run(run)
+    if config.evaluation is not None:
+        summary["evaluation"] = _evaluate_run(config, run, model)
+    summary.update(register(run.uri, config))
+    _say_made(summary)
+    return summary
+
+
+def register(run_uri: str, config: TrainConfig) -> dict[str, Any]:
+    """Publish a run and register its model; where the store is away, say how to do it later."""
+    if config.tracking.get("uri") is None:
+        return {}
+    try:
+        published = publish(run_uri, config.tracking)
+        made = {"mlflow_run": published.run_id, "tracking": published.uri}
+        if config.register_as is None:
+            return made
+        version = register_run(run_uri, config.tracking, config.register_as)
+        set_alias(config.tracking, version.name, CHALLENGER, version.version)
+        return {**made, "model": version.uri, "name": version.name, "version": version.version}
+    except PipelineError as error:  # the run itself is whole: only what others see of it is missing
+        print(f"not registered: {error}", flush=True)
+        return {"undelivered": str(error)}
+
+
+def evaluate_job(raw: Config) -> dict[str, Any]:
+    """Measure a run or a registered model; compare it with another on the same episodes."""
+    config = validate(EvaluateConfig, raw)
+    if (config.run is None) == (config.model is None):
+        raise PipelineError("give one of run=NAME and model=models:/NAME@ALIAS; see: python -m jobs.evaluate --help")
+    model, run = _subject(config.run or config.model or "", config)
+    dataset = config.dataset or model.dataset
+    if dataset is None:
+        raise PipelineError("the model does not say what it was trained on: give dataset=FOLDER")
+    start_ray(config.cluster)
+    check_resources(config.cluster)
+    if config.protocol == "generalized":
+        summary = _generalized(config, model, run, dataset)
+    else:
+        summary = _episodic(config, model, dataset)
+    if config.output:
+        store.write_bytes(config.output, json.dumps(summary, indent=1).encode())
+        print(f"written to {config.output}")
+    return summary
+
+
+def model_of_run(run: Run) -> Model:
+    checkpoint = load_checkpoint(best_checkpoint(run.uri))
+    return Model(checkpoint.spec, checkpoint.model, run.name, checkpoint.dataset["uri"])
+
+
+def _subject(name: str, config: EvaluateConfig) -> tuple[Model, Run | None]:
+    """A model by the name of its run, or from the registry."""
+    if name.startswith("models:"):
+        classifier = pull(name, config.tracking)
+        dataset = classifier.origin.get("dataset") or {}
+        return Model(classifier.spec, dict(classifier.method.state_dict()), name, dataset.get("uri")), None
+    run = find_run(name, config.storage)
+    return model_of_run(run), run
+
+
+def _episodic(config: EvaluateConfig, model: Model, dataset: str) -> dict[str, Any]:
+    questions = [
+        Question(dataset, config.split, way, shot, config.query, config.episodes, config.seed, config.tasks)
+        for way in config.way
+        for shot in config.shot
+    ]
+    gpus = config.cluster.gpus_per_worker
+    measured = [(model, evaluate(model, questions, gpus))]
+    if config.untrained:
+        measured.append((model.untrained(), evaluate(model.untrained(), questions, gpus)))
+    if config.compare:
+        other, _ = _subject(config.compare, config)
+        measured.append((other, evaluate(other, questions, gpus)))
+    print_results(measured)
+    summary: dict[str, Any] = {
+        "results": [{"model": m.label, **r.summary(), "accuracies": r.accuracies.tolist()} for m, rs in measured for r in rs]
+    }
+    if config.compare:
+        summary["comparison"] = _compare(measured[0], measured[-1])
+    return summary
+
+
+def _compare(first: tuple[Model, list[Result]], second: tuple[Model, list[Result]]) -> list[dict[str, Any]]:
+    rows, out = [], []
+    for a, b in zip(first[1], second[1], strict=True):
+        found = paired(b.accuracies, a.accuracies)
+        out.append({"question": a.question.name, **vars(found)})
+        rows.append([a.question.name, f"{100 * found.difference:+.2f}", f"{100 * found.low:+.2f} … {100 * found.high:+.2f}"])
+    print(f"\n{first[0].label} minus {second[0].label}, same episodes, points of accuracy:")
+    print(text_table(["episodes", "difference", f"{100 * found.confidence:.0f} % interval"], rows), flush=True)
+    return out
+
+
+def _generalized(config: EvaluateConfig, model: Model, run: Run | None, dataset: str) -> dict[str, Any]:
+    if run is None:
+        raise PipelineError("protocol=generalized needs run=NAME, whose training split and holdout it measures")
+    train_config = run.config["train"]
+    results = []
+    for shot in config.shot:
+        for tuning in dict.fromkeys([None, config.fine_tune.build() if config.fine_tune else None]):
+            question = JointQuestion(
+                dataset, train_config["split"], train_config["holdout"], config.split, shot, config.query,
+                config.episodes, config.seed, tuning,
+            )  # fmt: skip
+            results.append(evaluate_joint(model, question, config.cluster.gpus_per_worker))
+    rows = [_joint_row(result) for result in results]
+    print(text_table(["n", "classifier", "novel (joint)", "base (joint)", "all (joint)", "novel among novel"], rows), flush=True)
+    return {"results": [{"model": model.label, **result.summary()} for result in results]}
+
+
+def _joint_row(result: JointResult) -> list[str]:
+    found = result.estimates()
+    kind = "imprinted" if result.question.fine_tuning is None else "imprinted, fine-tuned"
+    return [
+        str(result.question.shot), kind,
+        *(percent(found[name].mean, found[name].interval) for name in ("novel", "base", "all", "novel_only")),
+    ]  # fmt: skip
+
+
+def _evaluate_run(config: TrainConfig, run: Run, model: Model) -> list[dict[str, Any]]:
+    """Test accuracy, the calibration of 'unknown' and pictures: into the run's ``report`` folder."""
+    how = config.evaluation
+    assert how is not None
+    questions = [
+        Question(config.dataset_uri, how.split, way, shot, how.query, how.episodes, how.seed, how.tasks)
+        for way in how.way
+        for shot in how.shot
+    ]
+    gpus = config.cluster.gpus_per_worker
+    measured = [(model, evaluate(model, questions, gpus))]
+    if how.untrained:
+        measured.append((model.untrained(), evaluate(model.untrained(), questions, gpus, config.seed)))
+    print_results(measured)
+    results = [{"model": m.label, **r.summary()} for m, rs in measured for r in rs]
+    trained = [entry for entry in results if entry["model"] == model.label]
+    _write_report(run, EVALUATION, json.dumps(trained, indent=1).encode())
+    method, preprocess = build_model(model.spec), build_preprocess(model.spec)
+    if model.weights is not None:
+        method.load_state_dict(model.weights)
+    dataset = Dataset(config.dataset_uri, verify=False)
+    table = class_table(dataset.manifest, config.validation.split)
+    turns = np.asarray(dataset.manifest.rotations)[table.ids % len(dataset.manifest.rotations)] // 90
+    calibration = calibrate(
+        method.eval(), preprocess, class_images(dataset.gather, table.starts, turns), table.counts,
+        seed=config.validation.seed, split=config.validation.split,
+    )  # fmt: skip
+    if calibration is not None:
+        _write_report(run, CALIBRATION, json.dumps(calibration.to_dict(), indent=1).encode())
+    for name, content in draw_pictures(method, preprocess, dataset, how.split, trained).items():
+        _write_report(run, name, content)
+    return results
+
+
+def _write_report(run: Run, name: str, content: bytes) -> None:
+    store.write_bytes(store.join(run.uri, REPORT, name), content)
+
+
+def print_results(measured: Sequence[tuple[Model, list[Result]]]) -> None:
+    """A row a model, a column a kind of episode."""
+    questions = [result.question for result in measured[0][1]]
+    header = ["accuracy, %", *(q.name for q in questions)]
+    rows = [[m.label, *(percent(r.estimate.mean, r.estimate.interval) for r in results)] for m, results in measured]
+    q = questions[0]
+    print(f"\n{q.episodes:,} episodes of split {q.split!r}, {q.query} queries a class, mean ± 95 % interval")
+    print(text_table(header, rows), flush=True)
+
+
+def _figures(entry: dict[str, float]) -> dict[str, float]:
+    return {key: value for key, value in entry.items() if key != "step"}
+
+
+def _say_made(summary: dict[str, Any]) -> None:
+    print(f"\nrun        {summary['folder']}")
+    print(f"checkpoint {summary['checkpoint'].rsplit('/', 1)[-1]}")
+    if "model" in summary:
+        print(f"model      {summary['model']} (also @{CHALLENGER}) in {summary['tracking']}")
