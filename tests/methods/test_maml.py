@@ -293,3 +293,9 @@ def test_refusals():
     with pytest.raises(PipelineError, match="no support image"):
         method.adapt(episodes.support, SUPPORT_LABELS.clamp(max=1), way=3)
     assert method.extend(method.adapt(episodes.support, SUPPORT_LABELS), episodes.support, SUPPORT_LABELS) is None
+
+
+def test_automatic_form_by_shape():
+    small, large = torch.zeros(2, 5, 1, 28, 28), torch.zeros(2, 6, 1, 28, 28)
+    forms = [build(b, inner_loop="auto")._each_task(x).__name__ for b in ("conv", "mlp") for x in (small, large)]
+    assert forms == ["vmap_tasks", "loop_tasks", "vmap_tasks", "vmap_tasks"]
