@@ -1,0 +1,136 @@
+"""A classifier as an MLflow model folder: weights, the light part of the package, signature, pinned requirements."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import sysconfig
+import tempfile
+from importlib.metadata import packages_distributions, version
+from pathlib import Path
+from typing import Any
+
+import mlflow.pyfunc
+import numpy as np
+from mlflow.models import Model, ModelSignature
+from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
+from mlflow.types.schema import AnyType, Array
+
+import pipeline
+from pipeline.errors import PipelineError
+from pipeline.inference import FewShotClassifier
+
+ROOT = Path(pipeline.__file__).resolve().parent
+LIGHT = ("__init__.py", "errors.py", "batch.py", "model.py", "nets", "functional", "methods", "inference")
+LIGHT_DATA = ("__init__.py", "images.py")
+REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "safetensors", "pillow")
+ARTIFACT = "classifier"
+
+
+def save_model(classifier: FewShotClassifier, folder: str | Path, model: Model) -> None:
+    """Write the MLflow model to ``folder``, which must not be there; ``model`` carries the run's and model's ids."""
+    with tempfile.TemporaryDirectory() as staging:
+        stage = Path(staging)
+        classifier.save(stage / ARTIFACT)
+        code, requirements = stage_code(classifier.spec, stage / "code")
+        shutil.copy(ROOT / "registry" / "served.py", stage / "served.py")
+        mlflow.pyfunc.save_model(
+            str(folder),
+            python_model=str(stage / "served.py"),
+            artifacts={ARTIFACT: str(stage / ARTIFACT)},
+            code_paths=[str(path) for path in code],
+            signature=signature(classifier.shape),
+            input_example=(example(classifier), {"threshold": "auto", "enrolment": "", "top_k": 1}),
+            pip_requirements=[*pinned(REQUIREMENTS), *requirements],
+            mlflow_model=model,
+        )
+
+
+def stage_code(spec: dict[str, Any], folder: Path) -> tuple[list[Path], list[str]]:
+    """Copy what the model needs to run: the light part of this package, and the user's own modules.
+
+    Returns:
+        Paths for ``code_paths``, and pinned requirements of the user's modules that are installed distributions.
+    """
+    package = folder / "pipeline"
+    package.mkdir(parents=True)
+    for name in LIGHT:
+        _copy(ROOT / name, package / name)
+    for name in LIGHT_DATA:
+        _copy(ROOT / "data" / name, package / "data" / name)
+    code, requirements = [package], []
+    for module in sorted(_own_modules(spec)):
+        origin = _origin(module)
+        if origin.is_relative_to(sysconfig.get_path("purelib")):
+            requirements += pinned(packages_distributions().get(module, [module]))
+        else:
+            _copy(origin, folder / origin.name)
+            code.append(folder / origin.name)
+    return code, requirements
+
+
+def signature(shape: tuple[int, int, int]) -> ModelSignature:
+    """Of ``predict``: three arrays, three parameters, one row a query."""
+    images = (-1, *shape)
+    inputs = Schema(
+        [
+            TensorSpec(np.dtype(np.uint8), images, "support_images"),
+            TensorSpec(np.dtype(np.int64), (-1,), "support_labels"),
+            TensorSpec(np.dtype(np.uint8), images, "query_images"),
+        ]
+    )
+    outputs = Schema(
+        [
+            ColSpec(AnyType(), "label"),  # a number or a name, as it was enrolled
+            ColSpec("double", "probability"),
+            ColSpec("double", "score"),
+            ColSpec("boolean", "known"),
+            ColSpec(AnyType(), "top_labels"),
+            ColSpec(Array("double"), "top_probabilities"),
+        ]
+    )
+    params = ParamSchema(
+        [
+            ParamSpec("threshold", "string", "auto"),
+            ParamSpec("enrolment", "string", ""),
+            ParamSpec("top_k", "long", 1),
+        ]
+    )
+    return ModelSignature(inputs=inputs, outputs=outputs, params=params)
+
+
+def example(classifier: FewShotClassifier) -> dict[str, np.ndarray]:
+    """A support set and two queries of random pixels: real images may be of people, and an example is public."""
+    way = classifier.method.fixed_way or 5
+    rng = np.random.default_rng(0)
+    support = rng.integers(0, 256, (way, *classifier.shape), dtype=np.uint8)
+    labels = np.arange(way, dtype=np.int64)
+    return {"support_images": support, "support_labels": labels, "query_images": support[:2].copy()}
+
+
+def pinned(names: list[str] | tuple[str, ...]) -> list[str]:
+    """``name==installed version``, without a local build's suffix (torch 2.x+cpu), which no index knows."""
+    return [f"{name}=={version(name).split('+')[0]}" for name in names]
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target, ignore=lambda _, names: [n for n in names if n == "__pycache__"])
+    else:
+        shutil.copy(source, target)
+
+
+def _own_modules(spec: dict[str, Any]) -> set[str]:
+    """Top-level names of the user's modules: import paths of method and backbone outside this package."""
+    names = {str(spec[part].get("name", "")) for part in ("method", "backbone")}
+    return {name.split(".")[0] for name in names if "." in name} - {"pipeline"}
+
+
+def _origin(module: str) -> Path:
+    found = importlib.util.find_spec(module)
+    if found is None or (found.origin is None and not found.submodule_search_locations):
+        raise PipelineError(f"module {module!r}, which the model's method or backbone is from, cannot be found")
+    if found.submodule_search_locations:
+        return Path(next(iter(found.submodule_search_locations))).resolve()
+    return Path(str(found.origin)).resolve()

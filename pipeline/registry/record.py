@@ -1,0 +1,71 @@
+"""One MLflow run a training run: found by its tag, completed by whoever comes, never doubled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from mlflow.entities import Metric, Param, RunTag
+
+from pipeline.config import config_hash, flat, to_yaml
+from pipeline.registry.environment import code_version, describe_environment
+from pipeline.registry.masking import mask
+from pipeline.registry.tracking import RUN_TAG, Store, find_run
+
+Point = tuple[str, int]  # name and step of a metric
+CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
+_METRICS_AT_ONCE, _PARAMS_AT_ONCE, _LONGEST_PARAM = 1000, 100, 6000
+
+
+def open_run(store: Store, name: str, config: Mapping[str, Any], dataset: Mapping[str, Any]) -> str:
+    """Id of the MLflow run of ``name``, made where it is missing, with tags, parameters, configuration, environment."""
+    run = find_run(store, name)
+    if run is None:
+        run = store.client.create_run(store.experiment_id, run_name=name, tags={RUN_TAG: name})
+    run_id = run.info.run_id
+    known_tags, known_params = run.data.tags, run.data.params
+    masked = mask(dict(config))
+    tags = {
+        "dataset.name": str(dataset.get("name")),
+        "dataset.fingerprint": str(dataset.get("fingerprint")),
+        "config.hash": config_hash(masked),
+        "code.version": code_version(),
+    }
+    new_tags = [RunTag(key, value) for key, value in tags.items() if key not in known_tags]
+    params = {**flat(masked), "dataset.uri": mask(str(dataset.get("uri")))}
+    new_params = [Param(key, _param(value)) for key, value in params.items() if key not in known_params]
+    for start in range(0, max(len(new_params), 1), _PARAMS_AT_ONCE):
+        part = new_params[start : start + _PARAMS_AT_ONCE]
+        if part or new_tags:
+            store.client.log_batch(run_id, params=part, tags=new_tags)
+        new_tags = []
+    present = artifact_names(store, run_id)
+    if CONFIG not in present:
+        store.client.log_text(run_id, to_yaml(masked), CONFIG)
+    if ENVIRONMENT not in present:
+        store.client.log_text(run_id, json.dumps(describe_environment(), indent=1), ENVIRONMENT)
+    return run_id
+
+
+def artifact_names(store: Store, run_id: str, folder: str | None = None) -> set[str]:
+    return {item.path for item in store.client.list_artifacts(run_id, folder)}
+
+
+def delivered_points(store: Store, run_id: str) -> set[Point]:
+    """Every (metric, step) that the run has."""
+    names = store.client.get_run(run_id).data.metrics
+    return {(name, point.step) for name in names for point in store.client.get_metric_history(run_id, name)}
+
+
+def log_metrics(store: Store, run_id: str, metrics: Iterable[Metric]) -> int:
+    """Deliver metrics in as few requests as allowed; the number of them."""
+    pending = list(metrics)
+    for start in range(0, len(pending), _METRICS_AT_ONCE):
+        store.client.log_batch(run_id, metrics=pending[start : start + _METRICS_AT_ONCE])
+    return len(pending)
+
+
+def _param(value: Any) -> str:
+    text = json.dumps(value) if isinstance(value, list | dict) else str(value)
+    return text if len(text) <= _LONGEST_PARAM else f"{text[: _LONGEST_PARAM - 3]}..."

@@ -1,0 +1,142 @@
+"""The MLflow store that a configuration names, reached by its client."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import requests
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
+
+from pipeline.config import Section, validate
+from pipeline.errors import PipelineError
+from pipeline.registry.masking import mask_text
+
+RUN_TAG = "pipeline.run"
+STORE_ERRORS = (MlflowException, requests.RequestException, SQLAlchemyError, OSError)
+_SQLITE = "sqlite:///"
+
+
+class TrackingConfig(Section):
+    """Keys of the ``tracking`` group; ``conf/tracking`` explains them."""
+
+    uri: str | None
+    artifacts: str | None
+    experiment: str
+    timeout: int | float
+
+
+@dataclass(frozen=True)
+class Store:
+    """A client, and the experiment of the configuration."""
+
+    client: MlflowClient
+    uri: str
+    experiment_id: str
+
+
+def connect(tracking: Mapping[str, Any]) -> Store:
+    """Reach the store and make the experiment where it is missing.
+
+    Raises:
+        PipelineError: the configuration is wrong, or names no store.
+        MlflowException, ...: one of ``STORE_ERRORS``, the store is away.
+    """
+    config = validate(TrackingConfig, dict(tracking))
+    uri = store_uri(config)
+    client = make_client(uri)
+    experiment = client.get_experiment_by_name(config.experiment)
+    if experiment is None:
+        location = config.artifacts
+        if location is not None and "://" not in location:
+            location = Path(location).resolve().as_uri()
+        try:
+            return Store(client, uri, client.create_experiment(config.experiment, artifact_location=location))
+        except MlflowException:  # somebody else was faster
+            experiment = client.get_experiment_by_name(config.experiment)
+            if experiment is None:
+                raise
+    if experiment.lifecycle_stage != "active":
+        raise PipelineError(
+            f"tracking.experiment={config.experiment}: this experiment was deleted; restore it "
+            f"(mlflow experiments restore -x {experiment.experiment_id}) or name another"
+        )
+    return Store(client, uri, experiment.experiment_id)
+
+
+def make_client(uri: str) -> MlflowClient:
+    """A client that gives up on a silent server after seconds, not minutes. The user's own settings go first."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    for name in ("alembic", "mlflow.store.db.utils", "mlflow.pyfunc"):  # that a table or a model is made is no news
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def store_uri(config: TrackingConfig) -> str:
+    """The store's URI; a SQLite file's path made absolute and its folder made."""
+    if config.uri is None:
+        raise PipelineError("tracking.uri is null: there is no MLflow store; give tracking=embedded or tracking=server")
+    if not config.uri.startswith(_SQLITE):
+        if not re.match(r"(https?|postgresql|mysql|mssql)(\+\w+)?://", config.uri):
+            shown = mask_text(config.uri)
+            raise PipelineError(f"tracking.uri={shown}: give sqlite:///FILE, http(s)://SERVER or a database's URI")
+        return config.uri
+    path = Path(config.uri.removeprefix(_SQLITE))
+    if not path.is_absolute() and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        raise PipelineError(
+            f"tracking.uri={config.uri} is a relative path, which in a submitted job leads into a folder that is "
+            "thrown away: give sqlite:////absolute/path, a server, or tracking=none"
+        )
+    path = path.resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return f"{_SQLITE}{path}"
+
+
+def check_tracking(tracking: Mapping[str, Any]) -> None:
+    """Refuse a configuration that can never work, without reaching for the store."""
+    config = validate(TrackingConfig, dict(tracking))
+    if config.uri is not None:
+        store_uri(config)
+
+
+@contextmanager
+def reaching(tracking: Mapping[str, Any], remedy: str) -> Iterator[None]:
+    """Turn a store that is away or refuses into one line that says what to do."""
+    try:
+        yield
+    except STORE_ERRORS as error:
+        where = mask_text(str(tracking.get("uri")))
+        raise PipelineError(f"MLflow at {where}: {first_line(error)}; {remedy}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, without secrets, shortened."""
+    text = next(iter(str(error).splitlines()), "") or type(error).__name__
+    text = mask_text(text)
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+def find_run(store: Store, name: str) -> Run | None:
+    """The oldest MLflow run of the pipeline's run ``name``."""
+    wanted = f"tags.`{RUN_TAG}` = '{_safe(name)}'"
+    found = store.client.search_runs(
+        [store.experiment_id], wanted, order_by=["attributes.start_time ASC"], max_results=1
+    )
+    return found[0] if found else None
+
+
+def _safe(name: str) -> str:
+    if "'" in name:
+        raise PipelineError(f"name={name!r}: a run's name is made of letters, digits, '.', '_' and '-'")
+    return name

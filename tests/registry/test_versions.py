@@ -1,0 +1,141 @@
+"""Registered models: once for a content, with their tags, pulled by alias or number."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from pipeline.data import store
+from pipeline.errors import PipelineError
+from pipeline.inference import Calibration, CalibrationPoint, FewShotClassifier
+from pipeline.registry.publish import publish
+from pipeline.registry.versions import pull, register, register_run, set_alias
+from pipeline.training.checkpoint import load_checkpoint
+from tests.registry.conftest import DATASET, SPEC, add_checkpoint
+
+POINT = CalibrationPoint(5, 1, -1e-5, 0.05, 0.2, 0.1, 0.9, 100, 100)
+CALIBRATION = Calibration(0.05, "val", 0, (POINT,))
+
+
+def test_version_carries_where_it_came_from(run: Path, tracking: dict) -> None:
+    published = publish(str(run), tracking)
+    made = register_run(str(run), tracking)
+    assert (made.name, made.version, made.created, made.run_id) == ("people", 1, True, published.run_id)
+    tags = MlflowClient(tracking_uri=tracking["uri"]).get_model_version("people", "1").tags
+    assert tags["pipeline.run"] == "first-run" and tags["step"] == "8"
+    assert tags["dataset.fingerprint"] == DATASET["fingerprint"] and len(tags["config.hash"]) == 64
+    assert (
+        tags["code.version"]
+        and tags["accuracy.5way_1shot"] == "0.910000"
+        and tags["interval.20way_5shot"] == "0.020000"
+    )
+    assert json.loads(tags["episodes.5way_1shot"]) == {
+        "split": "test", "way": 5, "shot": 1, "query": 15, "episodes": 600, "seed": 7,
+    }  # fmt: skip
+
+
+def test_registering_twice_gives_one_version(run: Path, tracking: dict) -> None:
+    first, second = register_run(str(run), tracking), register_run(str(run), tracking)
+    assert first.version == second.version == 1 and not second.created
+    add_checkpoint(run, 8, seed=5)  # other weights
+    assert register_run(str(run), tracking).version == 2
+    calibration = json.dumps(CALIBRATION.to_dict()).encode()
+    store.write_bytes(str(run / "report" / "calibration.json"), calibration)
+    assert register_run(str(run), tracking).version == 3
+    assert register_run(str(run), tracking).version == 3
+    assert register_run(str(run), tracking, "others").uri == "models:/others/1"
+
+
+def test_a_later_evaluation_is_added_to_the_version(run: Path, tracking: dict) -> None:
+    register_run(str(run), tracking)
+    results = [{"split": "test", "way": 5, "shot": 1, "accuracy": 0.95, "interval": 0.001, "episodes": 9000}]
+    store.write_bytes(str(run / "report" / "evaluation.json"), json.dumps(results).encode())
+    assert not register_run(str(run), tracking).created
+    tags = MlflowClient(tracking_uri=tracking["uri"]).get_model_version("people", "1").tags
+    assert tags["accuracy.5way_1shot"] == "0.950000" and json.loads(tags["episodes.5way_1shot"])["episodes"] == 9000
+
+
+@pytest.mark.parametrize(
+    "failing", ["create_logged_model", "log_model_artifacts", "finalize_logged_model", "create_model_version"]
+)
+def test_an_interrupted_registration_is_finished(
+    run: Path, tracking: dict, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MlflowException("the server is away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MlflowClient, failing, fail)
+        with pytest.raises(PipelineError, match="register the run later with: python -m jobs.register run=first-run"):
+            register_run(str(run), tracking)
+    assert register_run(str(run), tracking).version == 1
+    client = MlflowClient(tracking_uri=tracking["uri"])
+    experiment = client.get_experiment_by_name("tests").experiment_id
+    assert len(client.search_logged_models([experiment])) == 1
+    assert pull("models:/people/1", tracking).spec == SPEC
+
+
+def test_pull_by_alias_number_and_mistake(run: Path, tracking: dict, pictures: np.ndarray) -> None:
+    checkpoint = load_checkpoint(str(run / "step_000008"))
+    register("first-run", checkpoint, tracking, "people", calibration=CALIBRATION)
+    set_alias(tracking, "people", "champion", 1)
+    pulled = pull("models:/people@champion", tracking)
+    own = FewShotClassifier.from_weights(SPEC, checkpoint.model)
+    assert pulled.fingerprint == own.fingerprint and pulled.calibration == CALIBRATION
+    assert pulled.origin["run"] == "first-run" and pulled.origin["step"] == 8
+    assert "hunter2" not in json.dumps(pulled.origin)
+    for uri, message in [
+        ("models:/people@winner", r"no such version of 'people'; it has versions up to 1 and @champion \(version 1\)"),
+        ("models:/people/7", "no such version of 'people'"),
+        ("models:/nobody/1", "no registered model 'nobody'; there is people"),
+        ("people@champion", "give models:/NAME@ALIAS"),
+    ]:
+        with pytest.raises(PipelineError, match=message):
+            pull(uri, tracking)
+
+
+def test_aliases_can_only_name_what_is_there(run: Path, tracking: dict) -> None:
+    with pytest.raises(PipelineError, match="try again"):
+        set_alias(tracking, "people", "champion", 1)
+
+
+def test_a_bad_name_is_refused_before_anything_is_made(run: Path, tracking: dict) -> None:
+    with pytest.raises(PipelineError, match="register_as='a/b'"):
+        register_run(str(run), tracking, "a/b")
+
+
+def test_pyfunc_gives_the_answers_of_the_classifier(
+    run: Path, tracking: dict, pictures: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = load_checkpoint(str(run / "step_000008"))
+    register("first-run", checkpoint, tracking, "people", calibration=CALIBRATION)
+    own = FewShotClassifier.from_weights(SPEC, checkpoint.model, CALIBRATION)
+    mlflow.set_tracking_uri(tracking["uri"])
+    loaded = mlflow.pyfunc.load_model("models:/people/1")
+    support, labels = pictures[:5, :2].reshape(-1, 1, 16, 16), np.repeat(np.arange(5), 2) * 10
+    queries = pictures[:, 4]
+    given = {"support_images": support, "support_labels": labels, "query_images": queries}
+    table = loaded.predict(given, params={"top_k": 3})
+    answers = own.classify(own.enrol(support, labels), queries)
+    assert table["label"].tolist() == answers.labels and table["known"].tolist() == answers.known.tolist()
+    np.testing.assert_array_equal(table["score"], answers.scores.astype(float))
+    np.testing.assert_array_equal(np.stack(table["top_probabilities"]), answers.top(3)[1].astype(float))
+    assert table["top_labels"].tolist() == answers.top(3)[0] and not table["known"].all()
+    assert loaded.predict(given, params={"threshold": "none"})["known"].all()
+    served = loaded.unwrap_python_model()
+    enrolment = served.enrol(support, [f"person {label}" for label in labels])
+    enrolment.save(tmp_path / "people.safetensors")
+    empty = {**given, "support_images": support[:0], "support_labels": labels[:0]}
+    by_file = loaded.predict(empty, params={"enrolment": str(tmp_path / "people.safetensors"), "threshold": "none"})
+    assert by_file["label"].tolist() == [f"person {label}" for label in answers.labels]
+    example = loaded.input_example
+    assert len(loaded.predict(example)) == len(example["query_images"])
+    for wrong in ({**given, "query_images": queries.astype(np.float32)}, {"support_images": support}):
+        with pytest.raises(MlflowException):
+            loaded.predict(wrong)
