@@ -52,3 +52,30 @@ def glyphs(tmp_path_factory) -> str:
     splits = {"train": names[:60], "val": names[60:100], "test": names[100:]}
     write_dataset(uri, "glyphs", zip(names, drawings, strict=True), splits)
     return uri
+
+
+@pytest.fixture(scope="session")
+def moto_bucket():
+    """The URI of a bucket of an S3 server on this machine."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    settings = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    before = {key: os.environ.get(key) for key in settings}
+    os.environ.update(settings)
+    boto3.client("s3").create_bucket(Bucket="pipeline-tests")
+    yield "s3://pipeline-tests"
+    for key, value in before.items():
+        os.environ.pop(key, None)
+        if value is not None:
+            os.environ[key] = value
+    server.stop()

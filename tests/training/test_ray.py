@@ -1,0 +1,163 @@
+"""Under Ray Train: workers that die and drivers that die change no bit of the result."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import psutil
+import pytest
+import torch
+
+from pipeline.data import store
+from pipeline.errors import PipelineError
+from pipeline.training.checkpoint import load_checkpoint
+from pipeline.training.launch import launch, prepare
+from pipeline.training.runs import best_checkpoint, checkpoints
+
+from .conftest import METHODS
+
+
+def final(run_uri: str):
+    return load_checkpoint(checkpoints(run_uri)[-1])
+
+
+def assert_same(a, b) -> None:
+    assert a.step == b.step
+    for part in ("model", "optimizer"):
+        x, y = getattr(a, part), getattr(b, part)
+        assert x.keys() == y.keys()
+        for name in x:
+            assert torch.equal(x[name], y[name]), name
+
+
+def train_workers() -> list[psutil.Process]:
+    """The training workers of this process' own Ray."""
+    children = psutil.Process().children(recursive=True)
+    return [child for child in children if "RayTrainWorker" in " ".join(child.cmdline())]
+
+
+def kill_a_worker_after(run_uri: str, count: int) -> threading.Thread:
+    """A thread that kills one training worker once ``count`` checkpoints are written."""
+
+    def watch() -> None:
+        while len(checkpoints(run_uri)) < count:
+            time.sleep(0.05)
+        time.sleep(0.6)  # until the controller has seen the checkpoint
+        train_workers()[0].send_signal(signal.SIGKILL)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_killed_worker_changes_no_bit(ray_session, small_run, method):
+    """Two DDP workers, one killed in mid-run: the same weights, moments and step as an untouched run."""
+    raw = small_run(method, "name=untouched", "steps=16", "checkpoint.keep=9")
+    config, _, whole = prepare(raw)
+    launch(config, whole)
+    pause = small_run(method, "name=killed", "steps=16", "checkpoint.keep=9", "validation.episodes=10")
+    config, _, hurt = prepare(pause)
+    thread = kill_a_worker_after(hurt.uri, 1)
+    launch(config, hurt)
+    thread.join(timeout=1)
+    assert not thread.is_alive(), "the worker was never killed"
+    assert_same(final(whole.uri), final(hurt.uri))
+
+
+def test_a_killed_driver_is_resumed(glyphs, tmp_path):
+    """The whole job is killed, Ray with it; ``resume`` goes on and ends as if nothing had happened."""
+    root, name = glyphs.rsplit("/", 1)
+    small = [
+        f"data.root={root}", f"data.name={name}", f"storage={tmp_path}", "evaluation=null", "register_as=null",
+        "tracking=none", "backbone.width=8", "validation.every=10", "validation.episodes=10", "checkpoint.every=10",
+        "train.query=5", "cluster.object_store_mb=150",
+    ]  # fmt: skip
+    job = [sys.executable, "-m", "jobs.train"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def run(*overrides: str, wait: bool = True) -> subprocess.Popen:
+        process = subprocess.Popen(
+            [*job, *overrides], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        if wait:
+            output, _ = process.communicate(timeout=180)
+            assert process.returncode == 0, output.decode()
+        return process
+
+    run(*small, "name=untouched", "steps=60")
+    victim = run(*small, "name=killed", "steps=60", wait=False)
+    while len(checkpoints(f"{tmp_path}/killed")) < 2:
+        assert victim.poll() is None, victim.stdout.read().decode()
+        time.sleep(0.02)
+    for process in psutil.Process(victim.pid).children(recursive=True) + [psutil.Process(victim.pid)]:
+        process.kill()
+    victim.wait()
+    left = final(f"{tmp_path}/killed")
+    assert left.step < 60, "the job ended before it was killed"
+    run(f"storage={tmp_path}", "resume=killed", "tracking=none")
+    assert_same(final(f"{tmp_path}/untouched"), final(f"{tmp_path}/killed"))
+
+
+def test_one_and_two_workers_agree(ray_session, small_run):
+    """The same episodes in every step; sums in another order."""
+    runs = []
+    for workers in (1, 2):
+        # without batch-norm statistics over a worker's images, the gradient is the mean over tasks
+        raw = small_run("maml", f"name=w{workers}", f"cluster.workers={workers}", "steps=6", "validation.every=6")
+        config, _, run = prepare(raw)
+        launch(config, run)
+        runs.append(final(run.uri))
+    for name, value in runs[0].model.items():
+        torch.testing.assert_close(value, runs[1].model[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_checkpoints_are_kept_by_policy(ray_session, small_run):
+    raw = small_run("prototypical", "name=policy", "steps=12", "checkpoint.every=2", "validation.every=4", "checkpoint.keep=2")
+    config, _, run = prepare(raw)
+    entries: list[dict] = []
+    launch(config, run, entries.append)
+    kept = checkpoints(run.uri)
+    assert 2 <= len(kept) <= 3 and kept[-1].endswith("step_00000012")
+    accuracies = {entry["step"]: entry["val/accuracy"] for entry in entries if "val/accuracy" in entry}
+    assert sorted(accuracies) == [4, 8, 12]
+    best = max(accuracies, key=lambda step: (accuracies[step], -step))
+    assert best_checkpoint(run.uri).endswith(f"step_{best:08d}")
+    logged = [entry["step"] for entry in entries if "train/loss" in entry]
+    assert logged == [3, 6, 9, 12] and all(0 <= e["train/wait_share"] <= 1 for e in entries if "train/loss" in e)
+
+
+def test_object_storage(ray_session, small_run, moto_bucket):
+    """Shards from, and checkpoints to, an S3 store."""
+    raw = small_run("prototypical", "name=remote")
+    source = f"{raw['data']['root']}/{raw['data']['name']}"
+    for name in store.list_names(source):
+        store.write_bytes(f"{moto_bucket}/datasets/glyphs/{name}", store.read_bytes(f"{source}/{name}"))
+    raw["data"] = {**raw["data"], "root": f"{moto_bucket}/datasets", "name": "glyphs"}
+    remote = {**raw, "storage": f"{moto_bucket}/runs"}
+    config, _, run = prepare(remote)
+    launch(config, run)
+    local = small_run("prototypical", "name=local")
+    config, _, here = prepare(local)
+    launch(config, here)
+    assert_same(final(run.uri), final(here.uri))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["cluster.workers=64", "train.tasks=64"], "cluster.workers=64 of cluster.cpus_per_worker=1 need 64 CPUs; the cluster has 4"),
+        (["cluster.workers=4"], "leave none for Ray Data"),
+        (["cluster.gpus_per_worker=1"], "need 2 GPUs; the cluster has 0"),
+    ],
+)  # fmt: skip
+def test_what_the_cluster_cannot_give_is_refused(ray_session, small_run, overrides, says):
+    config, _, run = prepare(small_run("prototypical", *overrides))
+    with pytest.raises(PipelineError, match="cluster") as error:
+        launch(config, run)
+    assert says in str(error.value) and "\n" not in str(error.value)
