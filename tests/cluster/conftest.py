@@ -22,7 +22,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
-START_SECONDS = 60
+START_SECONDS = 90
 STOP_SECONDS = 20
 MARK = "RAY_HEAD_OF_TEST"  # in the environment of everything that a head starts
 
@@ -43,7 +43,7 @@ class RayHead:
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            timeout=180,
+            timeout=300,
         )
 
 

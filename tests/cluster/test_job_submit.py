@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from pathlib import Path
 
@@ -11,11 +12,34 @@ from tests.cluster.conftest import MARK, ROOT, RayHead, marked, running_head
 
 pytestmark = pytest.mark.cluster
 
+TRAIN = ["python", "-m", "jobs.train", "data=glyphs", "method=prototypical"]
+SMALL = [
+    "steps=4", "cluster.workers=1", "train.tasks=1", "validation.every=2", "validation.episodes=20",
+    "evaluation=null", "tracking=none",
+]  # fmt: skip
 
-def test_a_failed_job_fails_the_command(head: RayHead) -> None:
-    done = head.submit("python", "-c", "raise SystemExit(3)")
+
+@pytest.mark.timeout(600)
+def test_ingest_and_training_as_jobs(head: RayHead, tmp_path: Path) -> None:
+    root = f"data.root={tmp_path}/datasets"
+    done = head.submit("python", "-m", "jobs.ingest", "data=glyphs", root, "data.source.classes=60")
+    assert done.returncode == 0 and "1,200 images of 60 classes" in done.stdout, done.stdout
+
+    done = head.submit(*TRAIN, *SMALL, root, f"storage={tmp_path}/runs", "name=submitted")
+    assert done.returncode == 0, done.stdout
+    assert "submitted  step 4/4" in done.stdout, "the log is followed to the end"
+    run = tmp_path / "runs" / "submitted"
+    assert json.loads((run / "run.json").read_text())["config"]["steps"] == 4
+    state = json.loads((run / "step_00000004" / "state.json").read_text())
+    assert state["step"] == 4 and "val/accuracy" in state["history"][-1]
+    assert (run / "step_00000004" / "model.safetensors").stat().st_size > 0
+
+
+def test_a_mistake_fails_the_job_with_its_one_line(head: RayHead, tmp_path: Path) -> None:
+    done = head.submit(*TRAIN, *SMALL, "train.wey=5")
     assert done.returncode == 1
-    assert "failed with exit code 3" in done.stdout
+    assert "exit code 2" in done.stdout and "did you mean 'train.way'" in done.stdout, done.stdout
+    assert "Traceback" not in done.stdout
 
 
 def test_a_cluster_with_tokens_lets_only_their_holders_in(tmp_path: Path) -> None:
