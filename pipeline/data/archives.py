@@ -6,7 +6,6 @@ A task maps the archive and reads its own members, so that many tasks read one a
 from __future__ import annotations
 
 import mmap
-import posixpath
 import re
 import stat
 import struct
@@ -21,6 +20,10 @@ from pipeline.errors import PipelineError
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _STORED, _DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
+
+
+# What no harmless path has: a backslash, control characters, a leading "/" or drive letter, a part "..".
+_DOUBTFUL = re.compile(r"\\|[\0-\x09\x0b-\x1f]|^/|^[A-Za-z]:|(?:^|/)\.\.(?:/|$)", re.MULTILINE)
 
 
 class Member(NamedTuple):
@@ -62,14 +65,16 @@ def list_zip(path: str, limits: Limits = LIMITS) -> list[Member]:
         raise PipelineError(f"{path} is not a readable zip archive ({error}); fetch it again") from error
     if len(infos) > limits.members:
         raise PipelineError(f"{path} has {len(infos):,} entries, more than {limits.members:,}: refused as a bomb")
+    doubtful = _DOUBTFUL.search("\n".join([info.orig_filename for info in infos])) is not None
+    small = min(limits.ratio_from, limits.member_bytes)
     members = []
     for info in infos:
-        if info.is_dir():
+        name, packed, size = info.filename, info.compress_size, info.file_size
+        if name.endswith("/"):
             continue
-        _check_member(path, info, limits)
-        members.append(
-            Member(info.filename, info.header_offset, info.compress_size, info.file_size, info.CRC, info.compress_type)
-        )
+        if doubtful or size > small or info.external_attr >> 28 or info.flag_bits & 1 or info.compress_type:
+            _check_member(path, info, limits)
+        members.append(Member(name, info.header_offset, packed, size, info.CRC, info.compress_type))
     members.sort()
     _check_archive(path, members, limits)
     return members
@@ -77,9 +82,7 @@ def list_zip(path: str, limits: Limits = LIMITS) -> list[Member]:
 
 def safe_name(name: str) -> bool:
     """Whether a path from an archive stays in its folder."""
-    if not name or "\0" in name or "\\" in name or name.startswith("/") or re.match(r"^[A-Za-z]:", name):
-        return False
-    return ".." not in name.split("/") and not posixpath.normpath(name).startswith("..")
+    return bool(name) and _DOUBTFUL.search(name) is None
 
 
 def _check_member(path: str, info: zipfile.ZipInfo, limits: Limits) -> None:

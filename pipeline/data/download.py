@@ -80,7 +80,8 @@ def _receive(url: str, part: Path, have: int, report: Report, timeout: float) ->
         begin = have if resumed else 0
         expected = answer.headers.get("Content-Length")
         total = begin + int(expected) if expected else None
-        report(f"fetching {url} ({'?' if total is None else f'{total / 2**20:.1f} MiB'}{', going on' if resumed else ''})")
+        size = "unknown size" if total is None else f"{total / 2**20:.1f} MiB"
+        report(f"fetching {url} ({size}{', going on' if resumed else ''})")
         with open(part, "ab" if resumed else "wb") as stream:
             while content := answer.read(CHUNK):
                 stream.write(content)

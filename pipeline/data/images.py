@@ -27,7 +27,7 @@ def to_mode(image: Image.Image, mode: str) -> Image.Image:
 
 
 def to_array(image: Image.Image, shape: tuple[int, int, int]) -> np.ndarray:
-    """Convert to the channels and size of ``shape``: uint8 [C, H, W].
+    """Convert to the channels and size of ``shape``: uint8 [C, H, W], a read-only view of pixels in rows.
 
     An image of another size is cut to its largest central part of the right proportions and resized bilinearly,
     with antialiasing: every pixel of the part contributes.
@@ -36,12 +36,12 @@ def to_array(image: Image.Image, shape: tuple[int, int, int]) -> np.ndarray:
     image = to_mode(image, MODES[channels])
     if image.size != (width, height):
         scale = min(image.width / width, image.height / height)
-        box_width, box_height = width * scale, height * scale
-        left, top_edge = (image.width - box_width) / 2, (image.height - box_height) / 2
-        box = (left, top_edge, left + box_width, top_edge + box_height)
-        image = image.resize((width, height), Image.Resampling.BILINEAR, box=box)
-    array = np.asarray(image, dtype=np.uint8)
-    return array[None] if channels == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))
+        part_width, part_height = max(1, round(width * scale)), max(1, round(height * scale))
+        left, top_edge = (image.width - part_width) // 2, (image.height - part_height) // 2
+        if (part_width, part_height) != image.size:  # cut first: what is cut away must not shine in
+            image = image.crop((left, top_edge, left + part_width, top_edge + part_height))
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    return np.frombuffer(image.tobytes(), dtype=np.uint8).reshape(height, width, channels).transpose(2, 0, 1)
 
 
 def upright(image: Image.Image) -> Image.Image:

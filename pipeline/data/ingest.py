@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import pickle
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -107,9 +108,7 @@ def find_duplicates(plan: Plan, written: list[Written]) -> list[tuple[int, int, 
     return found
 
 
-def _write_all(
-    source: Source, plan: Plan, layout: Layout, place: str, progress: bool, written: list[Written]
-) -> None:
+def _write_all(source: Source, plan: Plan, layout: Layout, place: str, progress: bool, written: list[Written]) -> None:
     """Read all orders and write all shards; ``written`` grows as shards are done."""
     orders = [{"number": number, "order": pickle.dumps(order)} for number, order in enumerate(plan.orders)]
     dataset = _dataset(orders, progress)
@@ -121,11 +120,15 @@ def _write_all(
         batch_format="pyarrow",
         num_cpus=0.5,
     )
+    images = 0
     for row in done.iter_rows():
         result = pickle.loads(row["written"])
         if isinstance(result, str):
             raise PipelineError(result)
         written.append(result)
+        images += len(result.rows.names)
+        if progress and not sys.stdout.isatty():
+            print(f"{images:,} of {plan.images:,} images written" if plan.images else f"{images:,} images written")
     order = [chunk for part in written for chunk in part.chunks]
     if order != sorted(order) or any(len(part.chunks) != layout.chunks for part in written[:-1]):
         raise RuntimeError("chunks reached their shards out of order")
@@ -142,16 +145,19 @@ def _drop(
         return
     work = [{"work": pickle.dumps((written[position], rows))} for position, rows in dropped.items()]
     done = _dataset(work, progress).map_batches(partial(rewrite, layout=layout, place=place), batch_size=1)
-    for position, row in zip(dropped, done.iter_rows(), strict=True):
-        written[position] = pickle.loads(row["written"])
+    for changed, result in zip(dropped, done.iter_rows(), strict=True):
+        written[changed] = pickle.loads(result["written"])
 
 
 def _dataset(items: list[dict[str, Any]], progress: bool) -> ray.data.Dataset:
     """One block an item, in order."""
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
+    logging.getLogger("ray.data").setLevel(logging.WARNING)  # making a dataset sets it to INFO
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns where there are no bars
     dataset.context.execution_options.preserve_order = True
     dataset.context.target_max_block_size = 1  # a block ends with every chunk: shards are made of whole numbers of them
-    dataset.context.enable_progress_bars = progress and dataset.context.enable_progress_bars
+    dataset.context.enable_progress_bars = progress and sys.stdout.isatty()
+    dataset.context.enable_rich_progress_bars, dataset.context.use_ray_tqdm = True, False
     return dataset
 
 
@@ -213,8 +219,9 @@ def _skipped_file(skipped: list[Skip], kept: list[Skip]) -> bytes:
     def listed(skips: list[Skip]) -> list[dict[str, str]]:
         return [{"file": s.file, "class": s.class_name, "reason": s.reason, "detail": s.detail} for s in skips]
 
-    content = {"left_out": _counts(skipped), "files": listed(skipped), "kept": _counts(kept), "kept_files": listed(kept)}
-    return (json.dumps(content, indent=1) + "\n").encode()
+    left_out = {"left_out": _counts(skipped), "files": listed(skipped)}
+    stayed = {"kept": _counts(kept), "kept_files": listed(kept)}
+    return (json.dumps({**left_out, **stayed}, indent=1) + "\n").encode()
 
 
 def _checksums(archives: list[str]) -> dict[str, str]:
@@ -249,5 +256,3 @@ def _ray(settings: IngestConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-

@@ -7,7 +7,6 @@ mapped file is the array. An encoded shard has a column of image files (PNG, JPE
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -34,16 +33,16 @@ def encoded_table(files: Sequence[bytes]) -> pa.Table:
     return pa.table({COLUMN: pa.array(files, type=pa.large_binary())})
 
 
-def shard_bytes(table: pa.Table) -> bytes:
+def shard_bytes(table: pa.Table) -> pa.Buffer:
     """The shard's file content: equal tables give equal bytes."""
-    sink = io.BytesIO()
     table = table.combine_chunks()
+    sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table, max_chunksize=max(1, table.num_rows))
     return sink.getvalue()
 
 
-def sha256(content: bytes) -> str:
+def sha256(content: bytes | pa.Buffer) -> str:
     return hashlib.sha256(content).hexdigest()
 
 

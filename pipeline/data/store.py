@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from urllib.parse import urlparse
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 from pipeline.errors import PipelineError
@@ -52,7 +53,7 @@ def read_bytes(uri: str) -> bytes:
         raise PipelineError(f"{uri} does not exist") from error
 
 
-def write_bytes(uri: str, content: bytes) -> None:
+def write_bytes(uri: str, content: bytes | pa.Buffer) -> None:
     """Write one file whole or not at all."""
     fs, path = open_store(uri)
     if isinstance(fs, pafs.LocalFileSystem):

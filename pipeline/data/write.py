@@ -270,8 +270,13 @@ class Moments:
 def row_sums(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Sums and sums of squares of images uint8 [N, C, H, W], each int64 [N, C]."""
     flat = images.reshape(*images.shape[:2], -1)
-    squares = np.multiply(flat, flat, dtype=np.uint16)  # 255^2 fits
-    return flat.sum(axis=2, dtype=np.int64), squares.sum(axis=2, dtype=np.int64)
+    totals, squares = (np.empty(flat.shape[:2], dtype=np.int64) for _ in range(2))
+    step = max(1, 2**17 // max(1, math.prod(flat.shape[1:])))  # parts that stay in the cache
+    for start in range(0, len(flat), step):
+        part = flat[start : start + step].astype(np.float64)  # sums of these integers are exact below 2^53
+        totals[start : start + step] = np.vecdot(part, np.ones(part.shape[2]))
+        squares[start : start + step] = np.vecdot(part, part)
+    return totals, squares
 
 
 def rows_per_shard(shape: tuple[int, int, int], shard_bytes: int) -> int:
@@ -283,7 +288,7 @@ def write_shard(place: str, table: pa.Table) -> ShardInfo:
     digest = shards.sha256(content)
     name = shards.shard_name(digest)
     store.write_bytes(store.join(place, name), content)
-    return ShardInfo(name, table.num_rows, len(content), digest)
+    return ShardInfo(name, table.num_rows, content.size, digest)
 
 
 def make_manifest(

@@ -41,8 +41,9 @@ class Cifar100(FileSource):
             raise PipelineError(f"data.source.split={split!r} is none of cifar_fs, fc100")
         if path is None:
             raise PipelineError(
-                "data.source.path must be given: cifar-100-python.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html, "
-                "or train/CLASS/*.png and test/CLASS/*.png in a folder or a zip archive"
+                "data.source.path must be given: cifar-100-python.tar.gz from "
+                "https://www.cs.toronto.edu/~kriz/cifar.html, or train/CLASS/*.png and test/CLASS/*.png in a folder or "
+                "a zip archive"
             )
         self.given, self.path, self.split = path, _find(absolute(path)), split
 
@@ -102,7 +103,7 @@ def _untar(path: str) -> dict[str, bytes]:
             for member in archive:
                 if member.name in wanted and member.isfile():
                     if member.size > MEMBER_BYTES:
-                        raise PipelineError(f"{path} is refused: {member.name} unpacks to {member.size:,} bytes: a bomb")
+                        raise PipelineError(f"{path} is refused: {member.name} of {member.size:,} bytes is a bomb")
                     stream = archive.extractfile(member)
                     assert stream is not None
                     found[wanted[member.name]] = stream.read()

@@ -9,18 +9,20 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.data import images
-from pipeline.data.archives import BadMember, ZipReader, open_zip
+from pipeline.data.archives import BadMember, Member, ZipReader, open_zip
 from pipeline.data.sources.base import Chunk, Shape, Skip, Source
 from pipeline.data.sources.tree import Entry
 from pipeline.errors import PipelineError
 
 KEPT_FORMATS = ("PNG", "JPEG", "WEBP")
-Order = list[tuple[int, str, Entry]]  # position of the class, its name, the file
+# Position of the class, its name, the file: Entry and Member as plain tuples, which are pickled ten times faster.
+Order = list[tuple[int, str, tuple[str, str, tuple[Any, ...] | None]]]
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,17 @@ class FileSource(Source):
 
     def _read(self, order: Order) -> Chunk:
         pixels = np.empty((len(order), *self.shape), dtype=np.uint8)
-        classes, names, digests, files, skipped = [], [], [], [], []
+        classes: list[int] = []
+        names: list[str] = []
+        digests: list[bytes] = []
+        files: list[bytes] = []
+        skipped: list[Skip] = []
         with ExitStack() as stack, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             archives: dict[str, ZipReader] = {}
-            for position, class_name, entry in order:
+            for position, class_name, (name, container, member) in order:
+                entry = Entry(name, container, Member._make(member) if member else None)
                 try:
                     content = _content(entry, archives, stack)
                     pixels[len(names)], kept = self._decode(content, entry)
@@ -82,12 +89,17 @@ class FileSource(Source):
         try:
             return decode(content, self.rule, self.encoding == "encoded")
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-            raise PipelineError(f"{entry.name} in {entry.container} is refused: a decompression bomb ({error})") from error
+            name = f"{entry.name} in {entry.container}"
+            raise PipelineError(f"{name} is refused: a decompression bomb ({error})") from error
 
 
 def cut(entries: Mapping[str, Sequence[Entry]], classes: Sequence[str], chunk_rows: int) -> list[Order]:
     """The files of all classes, in the order of ``classes``, in orders of ``chunk_rows`` images."""
-    rows = [(position, name, entry) for position, name in enumerate(classes) for entry in entries[name]]
+    rows: Order = [
+        (position, name, (entry.name, entry.container, tuple(entry.member) if entry.member else None))
+        for position, name in enumerate(classes)
+        for entry in entries[name]
+    ]
     return [rows[start : start + chunk_rows] for start in range(0, len(rows), chunk_rows)]
 
 
@@ -129,7 +141,8 @@ def _content(entry: Entry, archives: dict[str, ZipReader], stack: ExitStack) -> 
         raise Unusable("unreadable", str(error)) from error
     except OSError as error:
         if entry.member is not None:
-            raise PipelineError(f"{entry.container} cannot be read on this node ({error}); use a shared folder") from error
+            where = f"{entry.container} cannot be read on this node"
+            raise PipelineError(f"{where} ({error}); put it where all nodes see it") from error
         raise Unusable("unreadable", error.strerror or str(error)) from error
     if not content:
         raise Unusable("zero_size")

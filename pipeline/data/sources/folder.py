@@ -61,7 +61,7 @@ class Folder(FileSource):
     def plan(self, chunk_rows: int, report: Report) -> Plan:
         entries, skipped = self._classes()
         if not entries:
-            raise PipelineError(f"data.source.path={self.given} holds no folders with files: one folder a class is needed")
+            raise PipelineError(f"data.source.path={self.given} holds no folders with files: one a class is needed")
         refuse_collisions(entries)
         classes = sorted(entries)
         if self.splits_file is None:

@@ -59,6 +59,7 @@ class Omniglot(FileSource):
         if len(characters) != sum(map(len, found.values())):
             raise PipelineError("the background and evaluation archives of Omniglot share characters; fetch them again")
         background, evaluation = (sorted(found[name]) for name in ARCHIVES)
+        rotations: tuple[int, ...]
         if self.split == "vinyals":
             chosen, rotations = splits.published("omniglot_vinyals"), ROTATIONS
             splits.require(chosen, set(characters), f"Omniglot in {os.path.dirname(archives['images_background.zip'])}")

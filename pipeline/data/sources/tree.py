@@ -46,8 +46,7 @@ def _walk(root: str) -> Iterable[Entry]:
 
 def is_hidden(name: str) -> bool:
     """Whether a file was put there by an operating system rather than by a user."""
-    parts = name.split("/")
-    return any(part.startswith(".") or part == "__MACOSX" for part in parts) or parts[-1] in ("Thumbs.db", "desktop.ini")
+    return name.startswith((".", "__MACOSX/")) or "/." in name or name.endswith(("Thumbs.db", "desktop.ini"))
 
 
 def folder_of(name: str) -> str:

@@ -116,7 +116,7 @@ def read_arrays(stream: io.BufferedIOBase | io.BytesIO, where: str) -> Any:
     except _Refused as refusal:
         raise PipelineError(f"{where} is refused: its pickle asks for {refusal}, which is no plain data") from None
     except Exception as error:  # a hostile pickle can fail in any way
-        reason = f"{type(error).__name__}: {error}"
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise PipelineError(f"{where} is not a readable pickle ({reason}); fetch it again") from error
 
 
