@@ -13,7 +13,7 @@ import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -42,6 +42,8 @@ def compose(job: str, overrides: list[str] | None = None) -> Config:
         with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
             composed = hydra_compose(config_name=job, overrides=overrides)
             config = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except OverrideParseException as error:
+        raise PipelineError(f"{error.override}: the value cannot be read; quote it, or see: --help") from error
     except (HydraException, OmegaConfBaseException) as error:
         raise PipelineError(_one_line(str(error), job)) from error
     assert isinstance(config, dict)

@@ -1,0 +1,139 @@
+"""Episodic and joint accuracy against one episode at a time, written out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.data.dataset import Dataset, class_table
+from pipeline.data.episodes import EpisodeSpec, plan_episodes
+from pipeline.errors import PipelineError
+from pipeline.evaluation.episodic import episode_accuracies
+from pipeline.evaluation.evaluate import Model, Question, evaluate
+from pipeline.evaluation.generalized import FineTuning, JointQuestion, evaluate_joint
+from pipeline.model import build_model, build_preprocess
+
+
+def spec(method: str = "prototypical", **options) -> dict:
+    return {
+        "method": {"name": method, **options},
+        "backbone": {"name": "conv4", "width": 8},
+        "input": {"shape": [1, 28, 28], "scaling": "unit"},
+        "way": 5,
+        "classes": 60,
+    }
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, torch.Tensor]:
+    torch.manual_seed(5)
+    return dict(build_model(spec()).state_dict())
+
+
+def test_accuracy_is_nearest_prototype_one_episode_at_a_time(glyphs, weights):
+    dataset = Dataset(glyphs)
+    table, shape = class_table(dataset.manifest, "test"), EpisodeSpec(5, 2, 4)
+    method, preprocess = build_model(spec()), build_preprocess(spec())
+    method.load_state_dict(weights)
+    found = episode_accuracies(method, preprocess, dataset, table, shape, 9, np.arange(3, 20), chunk=7)
+    method.eval()
+    for number, accuracy in zip(range(3, 20), found, strict=True):
+        plan = plan_episodes(table, shape, 9, np.asarray([number]))
+        images = torch.from_numpy(dataset.gather(plan.rows)).float() / 255
+        with torch.no_grad():
+            features = method.backbone(images).double().numpy()
+        support, query = features[: plan.support], features[plan.support :]
+        prototypes = np.stack([support[plan.labels[0, : plan.support] == c].mean(0) for c in range(5)])
+        answers = ((query[:, None] - prototypes) ** 2).sum(-1).argmin(1)
+        assert accuracy == pytest.approx((answers == plan.labels[0, plan.support :]).mean())
+
+
+def test_the_number_computed_at_once_changes_nothing(glyphs, weights):
+    dataset = Dataset(glyphs)
+    table = class_table(dataset.manifest, "test")
+    method, preprocess = build_model(spec()), build_preprocess(spec())
+    method.load_state_dict(weights)
+    results = [
+        episode_accuracies(method, preprocess, dataset, table, EpisodeSpec(5, 1, 4), 0, np.arange(12), chunk=chunk)
+        for chunk in (1, 5, 12)
+    ]
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])
+
+
+def test_spread_over_the_cluster_it_is_the_same(ray_session, glyphs, weights):
+    question = Question(glyphs, "test", 5, 1, 4, episodes=30, seed=3, tasks=4)
+    [result] = evaluate(Model(spec(), weights), [question])
+    dataset = Dataset(glyphs)
+    method = build_model(spec())
+    method.load_state_dict(weights)
+    table = class_table(dataset.manifest, "test")
+    alone = episode_accuracies(method, build_preprocess(spec()), dataset, table, question.spec, 3, np.arange(30), 30)
+    np.testing.assert_array_equal(result.accuracies, alone)
+    assert result.summary()["accuracy"] == pytest.approx(alone.mean())
+
+
+@pytest.mark.parametrize(
+    ("question", "method", "says"),
+    [
+        ({"way": 41}, "prototypical", "has only 40 classes"),
+        ({"way": 5, "query": 20}, "prototypical", "has only 20 images"),
+        ({"way": 6}, "maml", "answers for 5 classes only"),
+        ({"split": "valid"}, "prototypical", "has no split 'valid'"),
+    ],
+)
+def test_impossible_questions_are_refused(ray_session, glyphs, question, method, says):
+    asked = {"dataset": glyphs, "split": "test", "way": 5, "shot": 1, "query": 4, **question}
+    with pytest.raises(PipelineError) as error:
+        evaluate(Model(spec(method), None), [Question(**asked)])
+    assert says in str(error.value)
+
+
+def test_joint_accuracy_written_out(ray_session, glyphs):
+    """Imprinted weights beside the base weights, every query against all of them."""
+    torch.manual_seed(1)
+    model = build_model(spec("imprinted"))
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    question = JointQuestion(glyphs, "train", 0.25, "test", shot=2, query=5, draws=2, seed=4)
+    result = evaluate_joint(Model(spec("imprinted"), weights), question)
+    dataset = Dataset(glyphs)
+    model.eval()
+
+    def features(rows: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            out = model.backbone(torch.from_numpy(dataset.gather(rows)).float() / 255).double().numpy()
+        return out / np.linalg.norm(out, axis=1, keepdims=True)
+
+    starts = dataset.manifest.class_starts[:60]
+    base_rows = (starts[:, None] + 15 + np.arange(5)).reshape(-1)  # the last quarter of every class
+    base = features(base_rows)
+    base_weights = weights["weight"].double().numpy()
+    table = class_table(dataset.manifest, "test")
+    for draw in range(2):
+        plan = plan_episodes(table, EpisodeSpec(40, 2, 5), 4, np.asarray([draw]))
+        vectors = features(plan.rows[0])
+        support, query = vectors[:80], vectors[80:]
+        novel = np.stack([support[plan.labels[0, :80] == c].mean(0) for c in range(40)])
+        novel /= np.linalg.norm(novel, axis=1, keepdims=True)
+        every = np.concatenate([base_weights, novel])
+        right_novel = (query @ every.T).argmax(1) == plan.labels[0, 80:] + 60
+        right_base = (base @ every.T).argmax(1) == np.repeat(np.arange(60), 5)
+        assert result.accuracies["novel"][draw] == pytest.approx(right_novel.mean(), abs=0.006)
+        assert result.accuracies["base"][draw] == pytest.approx(right_base.mean(), abs=0.004)
+        both = np.concatenate([right_novel, right_base])
+        assert result.accuracies["all"][draw] == pytest.approx(both.mean(), abs=0.004)
+        only = (query @ novel.T).argmax(1) == plan.labels[0, 80:]
+        assert result.accuracies["novel_only"][draw] == pytest.approx(only.mean(), abs=0.006)
+
+
+def test_fine_tuning_helps_the_novel_classes_and_leaves_the_model_alone(ray_session, glyphs):
+    torch.manual_seed(1)
+    weights = dict(build_model(spec("imprinted")).state_dict())
+    plain = JointQuestion(glyphs, "train", 0.25, "test", shot=5, query=5, draws=2, seed=4)
+    tuned = JointQuestion(glyphs, "train", 0.25, "test", 5, 5, 2, 4, FineTuning(steps=200, lr=0.1, batch_size=64))
+    model = Model(spec("imprinted"), weights)
+    before, after = evaluate_joint(model, plain), evaluate_joint(model, tuned)
+    again = evaluate_joint(model, plain)
+    assert after.estimates()["all"].mean > 1.5 * before.estimates()["all"].mean
+    np.testing.assert_array_equal(before.accuracies["all"], again.accuracies["all"])
