@@ -1,0 +1,174 @@
+"""Classification from the shell: a folder of labelled images, a folder of queries, a table of answers."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.config import Config, Section, validate
+from pipeline.errors import PipelineError
+from pipeline.inference import Answers, Enrolment, FewShotClassifier
+from pipeline.inference.folders import Pictures, read_queries, read_support
+from pipeline.registry.tracking import TrackingConfig
+from pipeline.registry.versions import pull
+from pipeline.report.tables import text_table
+
+
+class ClassifyConfig(Section):
+    """Keys of ``conf/classify.yaml``."""
+
+    model: str
+    support: str | None
+    queries: str | list[str] | None
+    enrolment: str | None
+    save_enrolment: str | None
+    keep_images: bool
+    threshold: str | float | int | None
+    top_k: Annotated[int, Field(ge=1)]
+    invert: bool
+    device: str
+    tracking: TrackingConfig
+
+
+def classify(raw: Config) -> dict[str, Any]:
+    """Enrol (or load, or extend) classes, answer queries, print them, and return the summary of ``--json``."""
+    config = validate(ClassifyConfig, raw)
+    _check(config)
+    classifier = load_classifier(config.model, config.tracking.model_dump(), _device(config.device))
+    enrolment, skipped = _enrolment(config, classifier)
+    if config.save_enrolment:
+        enrolment.save(config.save_enrolment)
+    summary: dict[str, Any] = {
+        "model": config.model,
+        "classes": enrolment.classes,
+        "enrolment": enrolment.note,
+        "threshold": classifier.threshold_for(enrolment, config.threshold),
+        "saved": config.save_enrolment,
+    }
+    print(f"{enrolment.note}{f', saved to {config.save_enrolment}' if config.save_enrolment else ''}")
+    if config.queries is not None:
+        pictures = read_queries(config.queries, classifier.shape, config.invert)
+        skipped += pictures.skipped
+        answers = classifier.classify(enrolment, pictures.images, config.threshold)
+        summary["answers"] = _rows(pictures, answers, config.top_k)
+        _show(summary["answers"], config.top_k)
+        print(_conclusion(classifier, enrolment, answers, config))
+    summary["skipped"] = [{"file": str(file), "reason": reason} for file, reason in skipped]
+    if skipped:
+        print(f"{len(skipped)} files could not be read: " + "; ".join(f"{file} ({why})" for file, why in skipped))
+    return summary
+
+
+def load_classifier(model: str, tracking: dict[str, Any], device: str = "cpu") -> FewShotClassifier:
+    """From the registry (``models:/...``), or from a folder of ``model.json`` and ``weights.safetensors``."""
+    if model.startswith("models:"):
+        return pull(model, tracking, device)
+    if not Path(model).is_dir():
+        raise PipelineError(f"model={model}: give models:/NAME@ALIAS, models:/NAME/VERSION or a folder")
+    return FewShotClassifier.load(model, device)
+
+
+def _check(config: ClassifyConfig) -> None:
+    if config.support is None and config.enrolment is None:
+        raise PipelineError("give support=FOLDER of labelled images, or enrolment=FILE of classes enrolled before")
+    if config.queries is None and config.save_enrolment is None:
+        raise PipelineError("give queries=FOLDER to be answered, or save_enrolment=FILE to keep the classes")
+    text = config.threshold
+    if isinstance(text, str) and text not in ("auto", "none"):
+        raise PipelineError(f"threshold={text!r}: give auto, none or a number")
+
+
+def _device(name: str) -> str:
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise PipelineError(f"device={name}: torch cannot use it here; give device=cpu") from error
+    return name
+
+
+def _enrolment(config: ClassifyConfig, classifier: FewShotClassifier) -> tuple[Enrolment, list[tuple[Path, str]]]:
+    """What is enrolled: the file's classes, the folder's, or the file's extended by the folder's."""
+    if config.support is None:
+        return Enrolment.load(str(config.enrolment)), []
+    pictures, labels = read_support(config.support, classifier.shape, config.invert)
+    _compare_brightness(classifier, pictures.images)
+    if config.enrolment is None:
+        return classifier.enrol(pictures.images, labels, config.keep_images), pictures.skipped
+    return classifier.extend(Enrolment.load(config.enrolment), pictures.images, labels), pictures.skipped
+
+
+def _compare_brightness(classifier: FewShotClassifier, images: np.ndarray) -> None:
+    """Say so when the images look like the negative of what the model was trained on."""
+    mean = classifier.spec["input"].get("mean")
+    if not mean:
+        return
+    trained, given = float(np.mean(mean)), float(images.mean() / 255)
+    if abs(given - trained) > abs(1 - given - trained) + 0.2:
+        hint = (
+            "if they are dark ink on bright paper and the model knows bright ink on dark, or the reverse: invert=true"
+        )
+        print(f"note: these images have a mean brightness of {given:.2f}, the training images {trained:.2f}; {hint}")
+
+
+def _rows(pictures: Pictures, answers: Answers, top_k: int) -> list[dict[str, Any]]:
+    labels, probabilities = answers.top(top_k)
+    return [
+        {
+            "file": str(file),
+            "label": answers.labels[i] if answers.known[i] else None,
+            "nearest": answers.labels[i],
+            "known": bool(answers.known[i]),
+            "probability": float(answers.probabilities[i].max()),
+            "score": float(answers.scores[i]),
+            "top": [{"label": a, "probability": float(p)} for a, p in zip(labels[i], probabilities[i], strict=True)],
+        }
+        for i, file in enumerate(pictures.files)
+    ]
+
+
+def _show(rows: Sequence[dict[str, Any]], top_k: int) -> None:
+    header = ["file", "answer", "probability", "score", "nearest" if top_k == 1 else f"nearest {top_k}"]
+    cells = [
+        [
+            row["file"],
+            str(row["label"]) if row["known"] else "unknown",
+            f"{100 * row['probability']:.1f} %",
+            f"{row['score']:.2f}",
+            "  ".join(f"{entry['label']} {100 * entry['probability']:.0f} %" for entry in row["top"])
+            if top_k > 1
+            else str(row["nearest"]),
+        ]
+        for row in rows
+    ]
+    console = Console(file=sys.stdout)
+    if not console.is_terminal:
+        print(text_table(header, cells))
+        return
+    table = Table(*header, header_style="bold")
+    for row, line in zip(rows, cells, strict=True):
+        table.add_row(*line, style=None if row["known"] else "yellow")
+    console.print(table)
+
+
+def _conclusion(classifier: FewShotClassifier, enrolment: Enrolment, answers: Answers, config: ClassifyConfig) -> str:
+    unknown = int((~answers.known).sum())
+    counted = f"{len(answers)} images, {unknown} unknown"
+    if answers.threshold is None:
+        why = "the model has no calibration" if config.threshold == "auto" else "threshold=none"
+        return f"{counted} (every image gets a class: {why})"
+    if config.threshold != "auto" or classifier.calibration is None:
+        return f"{counted} (threshold {answers.threshold:.4g})"
+    point = classifier.calibration.nearest(enrolment.way, enrolment.shot)
+    errors = (
+        f"{100 * point.false_acceptance:.1f} % of strangers pass, {100 * point.false_rejection:.1f} % of enrolled fail"
+    )
+    where = f"calibrated for {point.way} classes of {point.shot} images: {errors}"
+    return f"{counted} (threshold {point.threshold:.4g}, {where})"

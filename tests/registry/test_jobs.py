@@ -1,0 +1,139 @@
+"""``jobs.register`` and ``jobs.classify`` as a user runs them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs._main import run as run_job
+from pipeline.data import store
+from pipeline.inference import Enrolment, FewShotClassifier
+from pipeline.inference.folders import read_queries, read_support
+from pipeline.registry.classify import classify
+from pipeline.registry.deliver import deliver
+from pipeline.registry.versions import pull
+from pipeline.training.checkpoint import load_checkpoint
+from tests.registry.conftest import SPEC
+from tests.registry.test_versions import CALIBRATION
+
+ROOT = Path(__file__).resolve().parents[2]
+JOBS = {"classify": classify, "register": deliver}
+
+
+def job(name: str, *arguments: str) -> tuple[int, str, str]:
+    """Exit status, standard output and standard error, in this process: imports cost more than the jobs."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
+        run_job(name, JOBS[name], list(arguments))
+    return int(ended.value.code or 0), out.getvalue(), err.getvalue()
+
+
+def result(name: str, *arguments: str) -> dict:
+    status, out, err = job(name, *arguments, "--json")
+    assert status == 0, err
+    return json.loads(out)
+
+
+def options(tracking: dict) -> list[str]:
+    return [f"tracking.{key}={value}" for key, value in tracking.items() if key != "timeout"]
+
+
+@pytest.fixture
+def album(tmp_path: Path, pictures: np.ndarray) -> Path:
+    """Five people with two images each, and queries of them and of a stranger, one of them broken."""
+    for person in range(6):
+        for number in range(4):
+            kind = "support" if number < 2 else "queries"
+            if kind == "support" and person == 5:
+                continue
+            path = tmp_path / kind / f"person {person}" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pictures[person, number, 0]).save(path)
+    (tmp_path / "queries" / "broken.png").write_bytes(b"no image")
+    return tmp_path
+
+
+@pytest.fixture
+def model(tmp_path: Path, run: Path) -> Path:
+    checkpoint = load_checkpoint(str(run / "step_000008"))
+    FewShotClassifier.from_weights(SPEC, checkpoint.model, CALIBRATION).save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_register_then_classify_from_the_registry(run: Path, tracking: dict, album: Path) -> None:
+    calibration = json.dumps(CALIBRATION.to_dict()).encode()
+    store.write_bytes(str(run / "report" / "calibration.json"), calibration)
+    made = result("register", "run=first-run", f"storage={run.parent}", *options(tracking))
+    assert made["created"] and made["model"] == "models:/people/1"
+    again = result("register", f"run={run}", *options(tracking))
+    assert not again["created"] and again["metrics_added"] == 0 and again["version"] == 1
+    asked = [f"support={album}/support", f"queries={album}/queries", *options(tracking)]
+    answers = result("classify", "model=models:/people@challenger", *asked, "top_k=2")
+    classifier = pull("models:/people/1", tracking)
+    support, labels = read_support(album / "support", classifier.shape)
+    queries = read_queries(album / "queries", classifier.shape)
+    own = classifier.classify(classifier.enrol(support.images, labels), queries.images)
+    assert [row["nearest"] for row in answers["answers"]] == own.labels
+    assert [row["known"] for row in answers["answers"]] == own.known.tolist()
+    assert [row["label"] is None for row in answers["answers"]] == (~own.known).tolist()
+    np.testing.assert_allclose([row["score"] for row in answers["answers"]], own.scores)
+    assert all(len(row["top"]) == 2 for row in answers["answers"])
+    assert [Path(entry["file"]).name for entry in answers["skipped"]] == ["broken.png"]
+
+
+def test_enrol_once_and_ask_often(model: Path, album: Path, tmp_path: Path) -> None:
+    file = tmp_path / "people.safetensors"
+    made = result("classify", f"model={model}", f"support={album}/support", f"save_enrolment={file}")
+    assert made["classes"] == [f"person {n}" for n in range(5)] and "answers" not in made
+    more = album / "more" / "person 5"
+    more.mkdir(parents=True)
+    (album / "queries" / "person 5" / "3.png").rename(more / "3.png")
+    grown = result(
+        "classify", f"model={model}", f"enrolment={file}", f"support={more.parent}", f"save_enrolment={file}"
+    )
+    assert grown["enrolment"] == "1 classes added, 5 untouched" and Enrolment.load(file).way == 6
+    answers = result("classify", f"model={model}", f"enrolment={file}", f"queries={album}/queries", "threshold=none")
+    right = [Path(row["file"]).parent.name == row["label"] for row in answers["answers"]]
+    assert len(right) == 11 and sum(right) >= 9
+
+
+def test_the_table_says_what_was_done(model: Path, album: Path) -> None:
+    asked = [f"model={model}", f"support={album}/support", f"queries={album}/queries"]
+    command = [sys.executable, "-m", "jobs.classify", *asked, "threshold=-1e-9"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "5 classes learnt from 10 images"
+    assert lines[1].split() == ["file", "answer", "probability", "score", "nearest"]
+    assert sum(" unknown  " in line for line in lines) == 12
+    assert lines[-2] == "12 images, 12 unknown (threshold -1e-09)"
+    assert lines[-1].startswith("1 files could not be read:") and "broken.png" in lines[-1]
+    _, calibrated, _ = job("classify", *asked)
+    assert "calibrated for 5 classes of 1 images: 5.0 % of strangers pass, 20.0 % of enrolled fail" in calibrated
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["model=x"], "give support=FOLDER of labelled images, or enrolment=FILE"),
+        (["model=x", "support=."], "give queries=FOLDER"),
+        (["model=nowhere", "support=.", "queries=."], "model=nowhere: give models:/NAME@ALIAS"),
+        (["model=x", "support=.", "queries=.", "threshold=often"], "threshold='often': give auto, none or a number"),
+        (["model=x", "support=.", "queries=.", "device=abacus"], "device=abacus: torch cannot use it here"),
+        (["modle=x"], "modle"),
+        ([], "model must be given"),
+    ],
+)
+def test_mistakes_are_one_line(arguments: list[str], message: str) -> None:
+    status, out, err = job("classify", *arguments)
+    assert status == 2 and out == ""
+    (line,) = err.strip().splitlines()
+    assert message in line
