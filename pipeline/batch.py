@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import Self
 
 import torch
 from torch import Tensor
 
-T = TypeVar("T", "Episodes", "Images")
 
-
+@dataclass(frozen=True)
 class _TensorFields:
     """Moves every tensor of a dataclass at once."""
 
-    def to(self: T, device: torch.device | str, non_blocking: bool = False) -> T:
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         moved = {
             f.name: getattr(self, f.name).to(device, non_blocking=non_blocking)
             for f in fields(self)

@@ -66,7 +66,7 @@ class BatchNorm(nn.Module):
         return self._native(x, training=True)
 
     def _native(self, x: Tensor, training: bool) -> Tensor:
-        weight = self.weight
+        weight: Tensor | None = self.weight
         if weight is None and self.bias is not None:  # PyTorch cannot differentiate twice with a bias alone
             weight = torch.ones_like(self.bias)
         return nn.functional.batch_norm(
