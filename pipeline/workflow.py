@@ -21,6 +21,7 @@ from pipeline.model import build_model, build_preprocess
 from pipeline.registry.publish import CALIBRATION, EVALUATION, REPORT, publish
 from pipeline.registry.tracker import Tracker
 from pipeline.registry.versions import pull, register_run, set_alias
+from pipeline.report.measured import record
 from pipeline.report.pictures import draw_pictures
 from pipeline.report.tables import percent, text_table
 from pipeline.training.checkpoint import load_checkpoint
@@ -87,6 +88,14 @@ def evaluate_job(raw: Config) -> dict[str, Any]:
     if config.output:
         store.write_bytes(config.output, json.dumps(summary, indent=1).encode())
         print(f"written to {config.output}")
+    if config.record:
+        if run is None:
+            raise PipelineError("record needs run=NAME, whose configuration it keeps")
+        results = [{k: v for k, v in result.items() if k != "accuracies"} for result in summary["results"]]
+        labels = {run.name: "trained"}
+        results = [{**result, "model": labels.get(result["model"], result["model"])} for result in results]
+        record(config.record, run, load_checkpoint(best_checkpoint(run.uri)), results, config.protocol)
+        print(f"recorded in {config.record}")
     return summary
 
 
@@ -120,7 +129,9 @@ def _episodic(config: EvaluateConfig, model: Model, dataset: str) -> dict[str, A
         measured.append((other, evaluate(other, questions, gpus)))
     print_results(measured)
     summary: dict[str, Any] = {
-        "results": [{"model": m.label, **r.summary(), "accuracies": r.accuracies.tolist()} for m, rs in measured for r in rs]
+        "results": [
+            {"model": m.label, **r.summary(), "accuracies": r.accuracies.tolist()} for m, rs in measured for r in rs
+        ]
     }
     if config.compare:
         summary["comparison"] = _compare(measured[0], measured[-1])
@@ -132,7 +143,9 @@ def _compare(first: tuple[Model, list[Result]], second: tuple[Model, list[Result
     for a, b in zip(first[1], second[1], strict=True):
         found = paired(b.accuracies, a.accuracies)
         out.append({"question": a.question.name, **vars(found)})
-        rows.append([a.question.name, f"{100 * found.difference:+.2f}", f"{100 * found.low:+.2f} … {100 * found.high:+.2f}"])
+        rows.append(
+            [a.question.name, f"{100 * found.difference:+.2f}", f"{100 * found.low:+.2f} … {100 * found.high:+.2f}"]
+        )
     print(f"\n{first[0].label} minus {second[0].label}, same episodes, points of accuracy:")
     print(text_table(["episodes", "difference", f"{100 * found.confidence:.0f} % interval"], rows), flush=True)
     return out
@@ -151,7 +164,10 @@ def _generalized(config: EvaluateConfig, model: Model, run: Run | None, dataset:
             )  # fmt: skip
             results.append(evaluate_joint(model, question, config.cluster.gpus_per_worker))
     rows = [_joint_row(result) for result in results]
-    print(text_table(["n", "classifier", "novel (joint)", "base (joint)", "all (joint)", "novel among novel"], rows), flush=True)
+    print(
+        text_table(["n", "classifier", "novel (joint)", "base (joint)", "all (joint)", "novel among novel"], rows),
+        flush=True,
+    )
     return {"results": [{"model": model.label, **result.summary()} for result in results]}
 
 

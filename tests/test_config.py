@@ -26,7 +26,9 @@ def choices(group: str) -> list[str]:
     + [*itertools.product(["prototypical"], ["conv4"], choices("optimizer"), choices("schedule"))],
 )
 def test_every_choice_builds(method, backbone, optimizer, schedule):
-    raw = compose("train", [f"method={method}", f"backbone={backbone}", f"optimizer={optimizer}", f"schedule={schedule}"])
+    raw = compose(
+        "train", [f"method={method}", f"backbone={backbone}", f"optimizer={optimizer}", f"schedule={schedule}"]
+    )
     config = validate(TrainConfig, raw)
     spec = {
         "method": config.method, "backbone": config.backbone, "way": 5, "classes": 10,

@@ -34,7 +34,9 @@ def quarter_turns(images: Tensor, turns: Tensor) -> Tensor:
     if not bool(turns.any()):
         return images
     if images.shape[-1] != images.shape[-2]:
-        raise ValueError(f"images of {tuple(images.shape[-2:])} pixels cannot be turned as classes: they are not square")
+        raise ValueError(
+            f"images of {tuple(images.shape[-2:])} pixels cannot be turned as classes: they are not square"
+        )
     out = images.clone()
     for turn in (1, 2, 3):
         where = (turns == turn).nonzero().squeeze(1)

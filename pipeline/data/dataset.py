@@ -158,4 +158,6 @@ def _fetch(uri: str, name: str, expected: str, cache: str, fingerprint: str, att
             if shards.sha256(content) == expected:
                 store.write_bytes(str(target), content)
                 return str(target)
-    raise PipelineError(f"shard {store.join(uri, name)} is damaged: {attempts} downloads did not give the manifest's SHA-256")
+    raise PipelineError(
+        f"shard {store.join(uri, name)} is damaged: {attempts} downloads did not give the manifest's SHA-256"
+    )

@@ -44,5 +44,6 @@ class EvaluateConfig(Section):
     seed: int
     fine_tune: FineTune | None
     output: str | None
+    record: str | None
     cluster: Cluster
     tracking: dict[str, Any]

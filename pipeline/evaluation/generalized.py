@@ -76,7 +76,9 @@ def evaluate_joint(model: Model, question: JointQuestion, gpus: float = 0.0) -> 
     """Measure every draw, spread over the cluster."""
     if not isinstance(build_model(model.spec), Imprinted):
         name = model.spec["method"]["name"]
-        raise PipelineError(f"protocol=generalized needs a method with weights for its base classes, which {name} has not")
+        raise PipelineError(
+            f"protocol=generalized needs a method with weights for its base classes, which {name} has not"
+        )
     manifest = read_manifest(question.dataset)
     base = class_table(manifest, question.base_split, "held", question.holdout)
     if int(base.counts.min()) < question.query:
@@ -139,7 +141,9 @@ class _Measured:
         model = self.method
         if question.fine_tuning is not None:
             model = model.with_classes(state)
-            fine_tune(model, self._batches(question.fine_tuning, support, support_labels[0], number), question.fine_tuning.lr)
+            fine_tune(
+                model, self._batches(question.fine_tuning, support, support_labels[0], number), question.fine_tuning.lr
+            )
             state = {"weights": model.weight.detach()[None]}
         bases = self.method.classes
         of_novel = _classify(model, state, query)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from pipeline.training.config import TrainConfig
 from pipeline.training.loop import make_planner
 from pipeline.training.optim import build_optimizer, build_schedule
 from pipeline.training.progress import Display, Entry, Monitor
-from pipeline.training.runs import RUN_FILE, Run, best_checkpoint, checkpoints, find_run, read_run  # noqa: F401
+from pipeline.training.runs import RUN_FILE, Run, find_run
 from pipeline.training.worker import train_worker
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -64,9 +65,9 @@ def prepare(raw: Config) -> tuple[TrainConfig, Config, Run]:
         raise PipelineError(f"name={name!r}: a run's name is made of letters, digits, '.', '_' and '-'")
     uri = store.join(config.storage, name)
     if store.exists(store.join(uri, RUN_FILE)):
-        raise PipelineError(f"name={name}: there is a run of this name in {config.storage}; go on with it: resume={name}")
+        raise PipelineError(f"name={name}: a run in {config.storage} has this name; go on with it: resume={name}")
     dataset = {"name": manifest.name, "fingerprint": manifest.fingerprint, "uri": config.dataset_uri}
-    run = Run(name, uri, {**raw, "name": name}, spec, dataset)
+    run = Run(name, uri, {**raw, "name": name}, spec, dataset, _arguments())
     return config, run.config, run
 
 
@@ -115,7 +116,7 @@ def launch(config: TrainConfig, run: Run, on_log: Callable[[Entry], None] | None
     """
     start_ray(config.cluster)
     check_resources(config.cluster)
-    record = {"name": run.name, "config": run.config, "spec": run.spec, "dataset": run.dataset}
+    record = {key: getattr(run, key) for key in ("name", "config", "spec", "dataset", "arguments")}
     if not store.exists(store.join(run.uri, RUN_FILE)):
         store.write_bytes(store.join(run.uri, RUN_FILE), json.dumps(record, indent=1).encode())
     monitor = Monitor.remote()
@@ -171,6 +172,11 @@ def _absolute(raw: Config) -> Config:
 
     data = {**raw["data"], "root": fix("data.root", str(raw["data"]["root"]))}
     return {**raw, "data": data, "storage": fix("storage", str(raw["storage"]))}
+
+
+def _arguments() -> tuple[str, ...]:
+    """Of the job that this process is; none where it is called from a program."""
+    return tuple(sys.argv[1:]) if os.path.basename(sys.argv[0]) == "train.py" else ()
 
 
 def _resources(config: TrainConfig) -> dict[str, float]:

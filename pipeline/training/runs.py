@@ -23,14 +23,13 @@ class Run:
     config: Config
     spec: dict[str, Any]
     dataset: dict[str, Any]
+    arguments: tuple[str, ...] = ()  # of the command that began it
 
 
 def checkpoints(run_uri: str) -> list[str]:
     """The checkpoint folders of a run, oldest first."""
     names = [name for name in store.list_names(run_uri) if name.startswith("step_")]
-    return [
-        store.join(run_uri, name) for name in names if store.exists(store.join(run_uri, name, "state.json"))
-    ]
+    return [store.join(run_uri, name) for name in names if store.exists(store.join(run_uri, name, "state.json"))]
 
 
 def best_checkpoint(run_uri: str) -> str:
@@ -57,7 +56,8 @@ def read_run(uri: str) -> Run:
         raise PipelineError(f"no run at {uri}: it has no {RUN_FILE}")
     try:
         record = json.loads(store.read_bytes(where))
-        return Run(record["name"], uri, record["config"], record["spec"], record["dataset"])
+        arguments = tuple(map(str, record.get("arguments", ())))
+        return Run(record["name"], uri, record["config"], record["spec"], record["dataset"], arguments)
     except (ValueError, KeyError, TypeError) as error:
         raise PipelineError(f"{where} is not a run's description ({error})") from error
 

@@ -115,7 +115,9 @@ def _ticker(job: dict[str, Any], rank: int) -> Any:
 
 def _report(learner: Learner, job: dict[str, Any], rank: int) -> None:
     """Hand a checkpoint to Ray Train, on all workers at once; the first one's weights are everybody's."""
-    validated = learner.history and learner.history[-1]["step"] == learner.step and "val/accuracy" in learner.history[-1]
+    validated = (
+        learner.history and learner.history[-1]["step"] == learner.step and "val/accuracy" in learner.history[-1]
+    )
     metrics = {
         "step": learner.step,
         "val/accuracy": learner.metrics["val/accuracy"] if validated else -1.0,  # ranks below every validated one

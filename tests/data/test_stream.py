@@ -57,7 +57,9 @@ def test_workers_share_a_step(ray_session, dataset, planner):
             for stream in streams:
                 _, batch = next(stream)
                 assert isinstance(batch, Episodes)
-                step += [(s.numpy().tobytes(), q.numpy().tobytes()) for s, q in zip(batch.support, batch.query, strict=True)]
+                step += [
+                    (s.numpy().tobytes(), q.numpy().tobytes()) for s, q in zip(batch.support, batch.query, strict=True)
+                ]
             out.append(step)
         for stream in streams:
             stream.close()
@@ -92,7 +94,9 @@ def test_rotated_classes(tmp_path):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 255, (6, 4, 1, 8, 8), dtype=np.uint8)
     names = [f"c{n}" for n in range(6)]
-    write_dataset(str(tmp_path / "d"), "d", zip(names, images, strict=True), {"train": names}, rotations=(0, 90, 180, 270))
+    write_dataset(
+        str(tmp_path / "d"), "d", zip(names, images, strict=True), {"train": names}, rotations=(0, 90, 180, 270)
+    )
     dataset = Dataset(str(tmp_path / "d"))
     classes = class_table(dataset.manifest, "train")
     assert len(classes) == 24

@@ -1,0 +1,126 @@
+"""Measured tables: a small JSON file a measurement, from which the tables of the README are made."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.errors import PipelineError
+from pipeline.inference.files import write_atomic
+from pipeline.report.tables import markdown_table, percent
+from pipeline.training.checkpoint import Checkpoint
+from pipeline.training.runs import Run
+
+FOLDER = Path(__file__).parent / "measured"
+PUBLISHED = Path(__file__).parent / "published.json"
+README = Path(__file__).resolve().parents[2] / "README.md"
+_BLOCK = re.compile(r"(<!-- measured: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+_HERE = ("storage", "data", "name", "tracking", "resume", "register_as")  # of the machine, not of the measurement
+
+
+def record(path: str, run: Run, checkpoint: Checkpoint, results: list[dict[str, Any]], protocol: str) -> None:
+    """Write what was measured, and all it takes to measure it again."""
+    history = checkpoint.history
+    content = {
+        "command": shlex.join(["python", "-m", "jobs.train", *_portable(list(run.arguments))]),
+        "evaluation": shlex.join(["python", "-m", "jobs.evaluate", *_portable(sys.argv[1:])]),
+        "protocol": protocol,
+        "method": checkpoint.spec["method"]["name"],
+        "dataset": {key: checkpoint.dataset[key] for key in ("name", "fingerprint")},
+        "steps": checkpoint.step,
+        "seed": checkpoint.config["seed"],
+        "train_seconds": round(_seconds(history, checkpoint.config["log_every"])),
+        "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "torch": str(torch.__version__)},
+        "config": {key: value for key, value in checkpoint.config.items() if key not in _HERE},
+        "curve": [[e["step"], e["val/accuracy"], e["val/interval"]] for e in history if "val/accuracy" in e],
+        "results": results,
+    }
+    write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def readme_text(text: str) -> str:
+    """The README with the tables between its markers made anew from the measured files."""
+
+    def table(match: re.Match[str]) -> str:
+        return match[1] + render(match[2]) + "\n" + match[4]
+
+    return _BLOCK.sub(table, text)
+
+
+def render(name: str) -> str:
+    """The Markdown of ``measured/NAME.json``."""
+    path = FOLDER / f"{name}.json"
+    if not path.exists():
+        raise PipelineError(f"no measurement {path}: make it with jobs.evaluate run=... record={path.name}")
+    measured = json.loads(path.read_text())
+    table = _joint(measured) if measured["protocol"] == "generalized" else _episodic(measured)
+    minutes = measured["train_seconds"] / 60
+    return (
+        f"{table}\n\n"
+        f"`{measured['command']}`, {measured['steps']:,} steps, {minutes:.0f} minutes "
+        f"on {measured['machine']['cores']} cores, seed {measured['seed']}; then `{measured['evaluation']}`"
+    )
+
+
+def _episodic(measured: dict[str, Any]) -> str:
+    published = {
+        (row["way"], row["shot"]): row
+        for row in json.loads(PUBLISHED.read_text())
+        if (row["method"], row["dataset"]) == (measured["method"], measured["dataset"]["name"])
+    }
+    rows = []
+    for result in measured["results"]:
+        paper = published.get((result["way"], result["shot"]), {})
+        rows.append(
+            [
+                result["model"],
+                f"{result['way']}-way {result['shot']}-shot",
+                percent(result["accuracy"], result["interval"]),
+                f"{100 * paper['accuracy']:.1f}" if paper else "",
+                f"{100 * paper['reruns']:.1f}" if "reruns" in paper else "",
+                f"{result['episodes']:,}",
+            ]
+        )
+    return markdown_table(["model", "episodes of", "measured, %", "published", "re-runs of others", "episodes"], rows)
+
+
+def _joint(measured: dict[str, Any]) -> str:
+    rows = []
+    for result in measured["results"]:
+        figures = [
+            percent(result[k]["accuracy"], result[k]["interval"]) for k in ("novel", "base", "all", "novel_only")
+        ]
+        tuned = result["fine_tuning"]
+        kind = f"fine-tuned, {tuned['steps']} steps" if tuned else "imprinted"
+        rows.append([result["shot"], kind, *figures, result["draws"]])
+    header = ["n", "classifier", "novel among all, %", "base among all, %", "all, %", "novel among novel, %", "draws"]
+    return markdown_table(header, rows)
+
+
+def _seconds(history: list[dict[str, float]], log_every: int) -> float:
+    logged = [entry for entry in history if "train/steps_per_s" in entry]
+    steps = [entry["step"] for entry in logged]
+    windows = [b - a for a, b in zip([0, *steps], steps, strict=False)]
+    return sum(min(w, log_every) / e["train/steps_per_s"] for w, e in zip(windows, logged, strict=True))
+
+
+def _portable(overrides: list[str]) -> list[str]:
+    machine = (
+        "storage=",
+        "data.root=",
+        "name=",
+        "tracking",
+        "register_as=",
+        "cluster.object_store_mb=",
+        "record=",
+        "output=",
+    )
+    return [override for override in overrides if not override.startswith((*machine, "--", "run="))]
