@@ -59,6 +59,7 @@ class Target:
         else:
             for name, content in {**(files or {}), MANIFEST_NAME: manifest.to_json().encode()}.items():
                 self.write_file(name, content)
+            _remove_other_shards(self.place, manifest)
             self._staging.rename(self._final)
         self._unlock()
         self._staging = None
@@ -73,13 +74,12 @@ class Target:
 
     def _replace(self, manifest: Manifest, files: Mapping[str, bytes]) -> None:
         if self._staging is not None:
-            for shard in manifest.shards:
-                os.replace(self._staging / shard.file, self._final / shard.file)
+            for name in {shard.file for shard in manifest.shards}:
+                os.replace(self._staging / name, self._final / name)
         for name, content in files.items():
             store.write_bytes(store.join(self.uri, name), content)
         store.write_bytes(store.join(self.uri, MANIFEST_NAME), manifest.to_json().encode())
-        current = {shard.file for shard in manifest.shards}
-        _remove_shards(self.uri, {name for name in store.list_names(self.uri) if _is_shard(name)} - current)
+        _remove_other_shards(self.uri, manifest)
         if self._staging is not None:
             shutil.rmtree(self._staging)
 
@@ -355,6 +355,12 @@ def _known_shards(uri: str) -> set[str]:
     if not store.exists(where):
         return set()
     return {shard.file for shard in Manifest.from_json(store.read_bytes(where).decode(), where).shards}
+
+
+def _remove_other_shards(uri: str, manifest: Manifest) -> None:
+    """Remove shards of an older version, of a killed writer, or of an ingest that wrote them again."""
+    current = {shard.file for shard in manifest.shards}
+    _remove_shards(uri, {name for name in store.list_names(uri) if _is_shard(name)} - current)
 
 
 def _remove_shards(uri: str, names: Iterable[str]) -> None:

@@ -89,7 +89,7 @@ class FileSource(Source):
         try:
             return decode(content, self.rule, self.encoding == "encoded")
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-            name = f"{entry.name} in {entry.container}"
+            name = f"{entry.name!r} in {entry.container}"
             raise PipelineError(f"{name} is refused: a decompression bomb ({error})") from error
 
 

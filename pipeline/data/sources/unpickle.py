@@ -39,7 +39,7 @@ class _DType:
     def numpy(self) -> np.dtype[Any]:
         if self.spec not in _DTYPES or self.order not in ("<", ">", "|", "="):
             raise _Refused(f"an array of type {self.spec!r}")
-        return np.dtype(self.spec).newbyteorder("=" if self.order == "|" else self.order)
+        return np.dtype(("" if self.order in "|=" else self.order) + self.spec)
 
 
 class _Array:
@@ -103,7 +103,7 @@ class _Unpickler(pickle.Unpickler):
         try:
             return _ADMITTED[module, name]
         except KeyError:
-            raise _Refused(f"{module}.{name}") from None
+            raise _Refused(ascii(f"{module}.{name}")[1:-1]) from None
 
 
 def read_arrays(stream: io.BufferedIOBase | io.BytesIO, where: str) -> Any:
