@@ -225,7 +225,8 @@ def _name_cell(axes: Axes, name: str) -> None:
 
 def _picture(axes: Axes, image: np.ndarray, colour: str, width: float) -> None:
     grey = image.shape[0] == 1
-    axes.imshow(image[0] if grey else image.transpose(1, 2, 0), cmap="gray" if grey else None, vmin=0, vmax=255)
+    shown = axes.imshow(image[0] if grey else image.transpose(1, 2, 0), cmap="gray" if grey else None, vmin=0, vmax=255)
+    shown.set_clip_on(False)  # it fills its axes; an SVG names clip paths after memory addresses
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():
