@@ -48,6 +48,7 @@ def worker(rank: int, folder: Path) -> None:
         loss, _ = ddp(tasks(2 * rank, 2 * rank + 2))
         loss.backward()
         torch.save({n: p.grad for n, p in ddp.module.named_parameters()}, folder / f"{key}.{rank}.pt")
+    torch.distributed.barrier()  # neither leaves while the other still reads
     torch.distributed.destroy_process_group()
 
 
@@ -55,9 +56,12 @@ def worker(rank: int, folder: Path) -> None:
 def test_two_processes_are_one(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, __file__, str(tmp_path)]
-    processes = [subprocess.Popen([*command, str(rank)], env=environment) for rank in range(2)]
+    processes = [
+        subprocess.Popen([*command, str(rank)], env=environment, stderr=subprocess.PIPE, text=True) for rank in range(2)
+    ]
     try:
-        assert [p.wait(timeout=120) for p in processes] == [0, 0]
+        errors = [p.communicate(timeout=240)[1] for p in processes]
+        assert [p.returncode for p in processes] == [0, 0], "\n".join(errors)
     finally:
         for p in processes:
             p.kill()
