@@ -6,3 +6,7 @@ class PipelineError(Exception):
 
     Jobs print the message without a traceback and exit with status 2. Every other exception is a bug.
     """
+
+
+class Diverged(PipelineError):
+    """Training met a loss that is no number: on all workers alike, and again wherever it is repeated."""

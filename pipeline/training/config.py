@@ -36,6 +36,7 @@ Count = Annotated[int, Field(ge=1)]
 Real = Annotated[float, BeforeValidator(_as_float), AfterValidator(_finite)]
 Positive = Annotated[Real, Field(gt=0)]
 Share = Annotated[Real, Field(ge=0, lt=1)]
+Name = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, int | float) else value)]
 Spread = Annotated[int | tuple[int, int], BeforeValidator(_as_range)]
 
 
@@ -114,7 +115,7 @@ class Cluster(Section):
 class TrainConfig(Section):
     """One run, whole: enough to repeat it."""
 
-    name: str | None
+    name: Name | None
     storage: str
     seed: int
     steps: Count
@@ -137,8 +138,8 @@ class TrainConfig(Section):
     log_every: Count
     cluster: Cluster
     tracking: dict[str, Any]
-    register_as: str | None
-    resume: str | None
+    register_as: Name | None
+    resume: Name | None
 
     @property
     def dataset_uri(self) -> str:

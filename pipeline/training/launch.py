@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -15,7 +16,7 @@ import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from pipeline.config import Config, validate
+from pipeline.config import Config, compose, flat, validate
 from pipeline.data import store
 from pipeline.data.dataset import class_table, read_manifest
 from pipeline.data.episodes import EpisodeSpec, check_spec
@@ -119,7 +120,7 @@ def launch(config: TrainConfig, run: Run, on_log: Callable[[Entry], None] | None
     record = {key: getattr(run, key) for key in ("name", "config", "spec", "dataset", "arguments")}
     if not store.exists(store.join(run.uri, RUN_FILE)):
         store.write_bytes(store.join(run.uri, RUN_FILE), json.dumps(record, indent=1).encode())
-    monitor = Monitor.remote()
+    monitor = Monitor.remote()  # type: ignore[attr-defined]
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"config": run.config, "spec": run.spec, "dataset": run.dataset, "monitor": monitor},
@@ -143,18 +144,37 @@ def launch(config: TrainConfig, run: Run, on_log: Callable[[Entry], None] | None
             trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise _cause(error, run) from error
+    stopped = ray.get(monitor.stopped.remote())
+    if stopped:
+        raise PipelineError(f"run {run.name}: {stopped}")
     return run
 
 
 def _resumed(raw: Config) -> tuple[TrainConfig, Config, Run]:
-    """The stored configuration of a run; only where it runs (the cluster) may differ, not what it computes."""
+    """The stored configuration of a run, with what was given of where it runs (cluster, tracking)."""
+    given = _given(raw)
+    for key in given:
+        if key.split(".")[0] not in ("resume", "storage", "cluster", "tracking"):
+            raise PipelineError(f"{key}: a resumed run keeps its stored configuration; leave it out or begin a new run")
     raw = _absolute(raw)
     run = find_run(str(raw["resume"]), str(raw["storage"]))
-    config = validate(TrainConfig, {**run.config, "resume": None})
+    stored = copy.deepcopy(run.config)
+    for key in given:
+        part, _, name = key.partition(".")
+        if part in ("cluster", "tracking"):
+            stored[part][name] = raw[part][name]
+    stored["storage"] = run.uri.removesuffix(f"/{run.name}")  # the folder of runs may have moved
+    config = validate(TrainConfig, stored)
     found = read_manifest(config.dataset_uri).fingerprint
     if found != run.dataset["fingerprint"]:
         raise PipelineError(f"resume={run.name}: the dataset at {config.dataset_uri} has changed since the run began")
-    return config, run.config, run
+    return config, stored, run
+
+
+def _given(raw: Config) -> list[str]:
+    """Keys whose values are not the defaults."""
+    default = flat(compose("train"))
+    return [key for key, value in flat(raw).items() if key not in default or default[key] != value]
 
 
 def _absolute(raw: Config) -> Config:

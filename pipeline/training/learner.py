@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pipeline.batch import Batch, Episodes, Images
 from pipeline.data.augment import augment, step_generator
 from pipeline.data.philox import key_of
-from pipeline.errors import PipelineError
+from pipeline.errors import Diverged
 from pipeline.model import build_model, build_preprocess
 from pipeline.training.checkpoint import Checkpoint, flatten_optimizer, restore_optimizer
 from pipeline.training.config import TrainConfig
@@ -102,7 +102,7 @@ class Learner:
 
     def check_finite(self, figures: dict[str, float]) -> None:
         if not math.isfinite(figures["loss"]):
-            raise PipelineError(
+            raise Diverged(
                 f"the loss is {figures['loss']} at step {self.step}: lower optimizer.lr, or set clip.norm; "
                 "the last checkpoint is kept"
             )

@@ -25,12 +25,20 @@ class Monitor:
     def __init__(self) -> None:
         self._entries: list[Entry] = []
         self._step = 0
+        self._stopped = ""
 
     def log(self, entry: Entry) -> None:
         self._entries.append(entry)
 
     def tick(self, step: int) -> None:
         self._step = step
+
+    def stop(self, reason: str) -> None:
+        self._stopped = reason
+
+    def stopped(self) -> str:
+        """Why training ended before its time, if it did."""
+        return self._stopped
 
     def read(self, after: int) -> tuple[int, list[Entry]]:
         """The latest step, and the entries from number ``after`` on."""

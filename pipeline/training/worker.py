@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline.config import validate
 from pipeline.data.dataset import Dataset
 from pipeline.data.stream import Stream
-from pipeline.errors import PipelineError
+from pipeline.errors import Diverged, PipelineError
 from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.training.config import TrainConfig
 from pipeline.training.learner import Learner, make_deterministic
@@ -78,29 +78,22 @@ def train_worker(job: dict[str, Any]) -> None:
     stream = Stream(
         dataset, planner, learner.step, config.steps, rank, world_size, device, materialize=config.materialize
     )
-    train(
-        learner,
-        stream,
-        dataset,
-        planner.per_step,
-        workers,
-        Hooks(
-            log=_logger(job, rank),
-            save=lambda learner: _report(learner, job, rank),
-            step=_ticker(job, rank),
-        ),
-        waited=lambda: stream.waited,
-    )
+    hooks = Hooks(log=_logger(job, rank), save=lambda learner: _report(learner, job, rank), step=_ticker(job, rank))
+    try:
+        train(learner, stream, dataset, planner.per_step, workers, hooks, waited=lambda: stream.waited)
+    except Diverged as error:  # a new try from the last checkpoint would end here again
+        if rank == 0:
+            ray.get(job["monitor"].stop.remote(str(error)))
 
 
 def _logger(job: dict[str, Any], rank: int) -> Any:
-    if rank or job.get("monitor") is None:
+    if rank:
         return lambda entry: None
     return lambda entry: job["monitor"].log.remote(entry)
 
 
 def _ticker(job: dict[str, Any], rank: int) -> Any:
-    if rank or job.get("monitor") is None:
+    if rank:
         return lambda step: None
     last = [0.0]
 

@@ -13,6 +13,7 @@ import psutil
 import pytest
 import torch
 
+from pipeline.config import compose
 from pipeline.data import store
 from pipeline.errors import PipelineError
 from pipeline.training.checkpoint import load_checkpoint
@@ -152,6 +153,19 @@ def test_object_storage(ray_session, small_run, moto_bucket):
     config, _, here = prepare(local)
     launch(config, here)
     assert_same(final(run.uri), final(here.uri))
+
+
+def test_a_loss_that_is_no_number_ends_the_run_at_once(ray_session, small_run):
+    config, _, run = prepare(small_run("prototypical", "name=diverges", "optimizer.lr=1e30", "cluster.restarts=5"))
+    with pytest.raises(PipelineError, match=r"run diverges: the loss is (nan|inf).* at step 3"):
+        launch(config, run)
+
+
+def test_a_resumed_run_keeps_its_configuration(small_run, tmp_path):
+    with pytest.raises(PipelineError, match="steps: a resumed run keeps its stored configuration"):
+        prepare(compose("train", ["resume=killed", f"storage={tmp_path}", "steps=5"]))
+    with pytest.raises(PipelineError, match="no run 'killed'"):
+        prepare(compose("train", ["resume=killed", f"storage={tmp_path}"]))
 
 
 @pytest.mark.parametrize(
