@@ -13,7 +13,7 @@ import functools
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,7 +78,7 @@ class PlanSource(Datasource):
 
 
 def _plan_block(planner: Any, uri: str | None, first: int, count: int, rank: int, world_size: int) -> list[pa.Table]:
-    plans = _fetch_planner(planner).plans(first, count, rank, world_size)
+    plans: Sequence[Plan | ImagePlan] = _fetch_planner(planner).plans(first, count, rank, world_size)
     columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA.names}
     for offset, plan in enumerate(plans):
         columns["step"].append(first + offset)

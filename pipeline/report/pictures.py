@@ -33,7 +33,7 @@ def draw_pictures(
             embeddings, labels, names, f"Classes of split {split!r} that training never saw", kind
         )
         if episode is not None:
-            out[f"episode.{kind}"] = plots.episode_picture(*episode, title="An episode", kind=kind)
+            out[f"episode.{kind}"] = plots.episode_picture(**episode, title="An episode", kind=kind)
     return out
 
 
@@ -53,7 +53,7 @@ def _embeddings(
     return features.numpy(), np.repeat(np.arange(len(chosen)), each), names
 
 
-def _episode(method: Method, preprocess: Preprocess, dataset: Dataset, split: str) -> tuple[np.ndarray, ...] | None:
+def _episode(method: Method, preprocess: Preprocess, dataset: Dataset, split: str) -> dict[str, Any] | None:
     """The first 1-shot episode of a split and the method's answers; None where the split cannot serve one."""
     table = class_table(dataset.manifest, split)
     spec = EpisodeSpec(method.fixed_way or min(5, len(table)), 1, QUERIES)
@@ -65,5 +65,10 @@ def _episode(method: Method, preprocess: Preprocess, dataset: Dataset, split: st
     with torch.no_grad():
         state = method.adapt(preprocess(batch.support), batch.support_labels, batch.way)
         answers = method.classify(state, preprocess(batch.query)).argmax(-1)
-    parts = (batch.support, batch.support_labels, batch.query, batch.query_labels, answers)
-    return tuple(part[0].numpy() for part in parts)
+    return {
+        "support": batch.support[0].numpy(),
+        "support_labels": batch.support_labels[0].numpy(),
+        "query": batch.query[0].numpy(),
+        "query_labels": batch.query_labels[0].numpy(),
+        "answers": answers[0].numpy(),
+    }
