@@ -1,0 +1,97 @@
+"""The demonstration: the whole road from images to a pulled model, each part by the job that a user would run."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from pydantic import PositiveInt
+
+from pipeline.config import Config, Section, validate
+from pipeline.data import store
+from pipeline.data.dataset import Dataset, class_table
+from pipeline.data.export import export_images
+from pipeline.data.manifest import MANIFEST_NAME
+from pipeline.errors import PipelineError
+
+
+class DemoConfig(Section):
+    """Keys of ``conf/demo.yaml``."""
+
+    data: dict[str, Any]
+    method: str
+    recipe: str
+    support: PositiveInt
+    queries: PositiveInt
+    classes: PositiveInt
+
+
+def demo(raw: Config) -> dict[str, Any]:
+    """Ingest, train (with evaluation and registration), pull the registered model and classify unseen classes."""
+    config = validate(DemoConfig, raw)
+    data = [f"data={config.data['name']}", f"data.root={config.data['root']}"]
+    uri = store.join(config.data["root"], config.data["name"])
+    if not store.exists(store.join(uri, MANIFEST_NAME)):
+        run_job("ingest", *data)
+    trained = run_job("train", *data, f"method={config.method}", f"recipe={config.recipe}")
+    if "model" not in trained:
+        name = trained["run"]
+        raise PipelineError(f"run {name} is trained but not registered; later: python -m jobs.register run={name}")
+    folder = Path(trained["folder"]) / "demo"
+    export_examples(config, Dataset(uri), folder)
+    answers = run_job(
+        "classify", f"model={trained['model']}", f"support={folder / 'support'}", f"queries={folder / 'queries'}"
+    )["answers"]
+    print(verdict(answers, folder))
+    print(NEXT.format(**trained))
+    return {**trained, "answers": answers}
+
+
+def run_job(job: str, *arguments: str) -> dict[str, Any]:
+    """Run a job as a process of its own, showing its command and what it says; its summary."""
+    print(f"\n$ python -m jobs.{job} {shlex.join(arguments)}", flush=True)
+    command = [sys.executable, "-m", f"jobs.{job}", *arguments, "--json"]  # with --json, people's text is on stderr
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise PipelineError(f"jobs.{job} ended with status {done.returncode}; what it said stands above")
+    return json.loads(done.stdout)
+
+
+def export_examples(config: DemoConfig, dataset: Dataset, folder: Path) -> None:
+    """Image files of classes that training never saw: ``support`` of some, ``queries`` of these and of one more."""
+    table = class_table(dataset.manifest, "test")
+    step = len(dataset.manifest.rotations)
+    known = list(range(0, config.classes * step, step))
+    last = config.support + config.queries
+    export_images(dataset, table, known, slice(0, config.support), folder / "support")
+    export_images(dataset, table, [*known, known[-1] + step], slice(config.support, last), folder / "queries")
+
+
+def verdict(answers: list[dict[str, Any]], folder: Path) -> str:
+    """How many queries of enrolled classes got their name, and how many strangers were called unknown."""
+    enrolled = {child.name for child in (folder / "support").iterdir()}
+    counts: Counter[str] = Counter()
+    for answer in answers:
+        truth = Path(answer["file"]).parent.name
+        kind = "enrolled" if truth in enrolled else "strangers"
+        counts[kind] += 1
+        counts[f"{kind} right"] += answer["label"] == (truth if truth in enrolled else None)
+    return (
+        f"\n{counts['enrolled right']} of {counts['enrolled']} images of classes that training never saw were named "
+        f"rightly; {counts['strangers right']} of {counts['strangers']} of a class that was not enrolled were unknown"
+    )
+
+
+NEXT = """
+What to look at next
+  pictures of the run        {folder}/report
+  all runs and models        mlflow ui --backend-store-uri {tracking}
+  every key of training      python -m jobs.train --help
+  your own images            python -m jobs.ingest data=folder data.source.path=FOLDER   (one sub-folder a class)
+                             python -m jobs.train data=folder
+  a cluster, other methods   README.md"""
