@@ -12,9 +12,11 @@ import torch
 from pipeline.batch import Episodes
 from pipeline.data.batches import to_batch
 from pipeline.data.dataset import ClassTable, Dataset
-from pipeline.data.episodes import EpisodeSpec, plan_episodes
+from pipeline.data.episodes import EpisodeSpec, bounds, plan_episodes
 from pipeline.methods.base import Method
 from pipeline.nets.preprocess import Preprocess
+
+IMAGES = 2000  # at once: enough to keep a GPU busy, and bounded memory for large ways
 
 
 @contextmanager
@@ -41,11 +43,12 @@ def episode_accuracies(
 ) -> np.ndarray:
     """Share of right answers in each of the episodes ``numbers`` [n]: float64 [n].
 
-    ``chunk`` episodes go through the method at once (one, where the spec draws their shapes from ranges): it decides
-    the speed, never which episodes they are.
+    At most ``chunk`` episodes, and about ``IMAGES`` images, go through the method at once (one episode, where the spec
+    draws their shapes from ranges): it decides speed and memory, never which episodes they are.
     """
     spec = replace(spec, tasks=1)
-    chunk = chunk if spec.fixed else 1
+    images = bounds(spec.way)[1] * (bounds(spec.shot)[1] + bounds(spec.query)[1])
+    chunk = max(1, min(chunk, IMAGES // images)) if spec.fixed else 1
     parts = []
     with evaluating(method):
         for start in range(0, len(numbers), chunk):
