@@ -166,7 +166,7 @@ def _point(
     seed: int,
 ) -> CalibrationPoint:
     rng = np.random.default_rng([seed, way, shot])
-    each = int(min(5, counts[usable].min() - shot))  # queries a class
+    each = int(min(2, counts[usable].min() - shot))  # queries a class: few, so that many classes are drawn
     strangers = min(way, len(usable) - way)
     episodes = max(2, math.ceil(queries / (strangers * each)))
     plans = [_plan(rng, usable, counts, way, strangers, shot, each) for _ in range(episodes)]
