@@ -10,6 +10,7 @@ shards that hold them, and writes the manifest, which makes the shards a dataset
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -72,7 +73,8 @@ def ingest(config: Mapping[str, Any], progress: bool = True) -> Manifest:
     target = Target(settings.uri, settings.overwrite)
     written: list[Written] = []
     try:
-        plan = source.plan(layout.chunk_rows, print if progress else _silent)
+        with _no_collection():
+            plan = source.plan(layout.chunk_rows, print if progress else _silent)
         with ThreadPoolExecutor(1) as pool, _ray(settings):
             checksums = pool.submit(_checksums, plan.archives)
             _write_all(source, plan, layout, target.place, progress, written)
@@ -226,6 +228,18 @@ def _skipped_file(skipped: list[Skip], kept: list[Skip]) -> bytes:
 
 def _checksums(archives: list[str]) -> dict[str, str]:
     return {os.path.basename(path): file_digest(Path(path), "sha256") for path in archives}
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Listing makes an object a file and no garbage: looking for it would take as long as the listing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _silent(message: str) -> None:

@@ -89,6 +89,7 @@ print(ingest(json.loads(sys.argv[1]), progress=False).fingerprint)
 """
 
 
+@pytest.mark.slow
 def test_bytes_do_not_depend_on_the_number_of_workers(ray_session: Any, tmp_path: Path) -> None:
     images = make_folder(tmp_path / "in", classes=6, images=400)
     (images / "class 1" / "000.png").write_bytes(b"broken")
@@ -312,6 +313,7 @@ def test_the_job_ingests_to_an_object_store(bucket: str, tmp_path: Path) -> None
     assert SKIPPED_NAME in store.list_names(f"{bucket}/glyphs")
 
 
+@pytest.mark.slow
 def test_a_killed_ingest_leaves_nothing_that_looks_like_a_dataset(tmp_path: Path) -> None:
     process = job(str(tmp_path), "data.source.classes=20000", "shard_mb=1", start_new_session=True)
     deadline = time.monotonic() + 90

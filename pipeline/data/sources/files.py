@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import struct
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngImageFile
 
 from pipeline.data import images
 from pipeline.data.archives import BadMember, Member, ZipReader, open_zip
@@ -20,6 +20,7 @@ from pipeline.data.sources.base import Chunk, Shape, Skip, Source
 from pipeline.data.sources.tree import Entry
 from pipeline.errors import PipelineError
 
+PNG = b"\x89PNG\r\n\x1a\n"
 KEPT_FORMATS = ("PNG", "JPEG", "WEBP")
 # Position of the class, its name, the file: Entry and Member as plain tuples, which are pickled ten times faster.
 Order = list[tuple[int, str, tuple[str, str, tuple[Any, ...] | None]]]
@@ -64,8 +65,7 @@ class FileSource(Source):
         files: list[bytes] = []
         skipped: list[Skip] = []
         with ExitStack() as stack, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")  # Pillow's, about a file: what cannot be used is listed
             archives: dict[str, ZipReader] = {}
             for position, class_name, (name, container, member) in order:
                 entry = Entry(name, container, Member._make(member) if member else None)
@@ -88,7 +88,7 @@ class FileSource(Source):
         """Pixels uint8 [C, H, W] and the file to keep when the dataset is encoded."""
         try:
             return decode(content, self.rule, self.encoding == "encoded")
-        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        except Image.DecompressionBombError as error:
             name = f"{entry.name!r} in {entry.container}"
             raise PipelineError(f"{name} is refused: a decompression bomb ({error})") from error
 
@@ -106,26 +106,35 @@ def cut(entries: Mapping[str, Sequence[Entry]], classes: Sequence[str], chunk_ro
 def decode(content: bytes, rule: Rule, keep_file: bool = False) -> tuple[np.ndarray, bytes]:
     """Decode an image file by ``rule``: uint8 [C, H, W], and the bytes to keep. Raises Unusable."""
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            if rule.modes is not None and image.mode not in rule.modes:
-                raise Unusable("wrong_mode", f"is {image.mode}, not {' or '.join(sorted(rule.modes))}")
-            if rule.size is not None and image.size != rule.size:
-                raise Unusable("wrong_size", f"is {image.width}x{image.height}, not {rule.size[0]}x{rule.size[1]}")
-            image.load()
-            standing = images.upright(image)
-            pixels = images.to_array(standing, rule.shape)
-            if not keep_file:
-                return (255 - pixels if rule.invert else pixels), b""
-            return pixels, content if image.format in KEPT_FORMATS else _as_png(standing, rule.shape[0])
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        image = _open(content)
+        if rule.modes is not None and image.mode not in rule.modes:
+            raise Unusable("wrong_mode", f"is {image.mode}, not {' or '.join(sorted(rule.modes))}")
+        if rule.size is not None and image.size != rule.size:
+            raise Unusable("wrong_size", f"is {image.width}x{image.height}, not {rule.size[0]}x{rule.size[1]}")
+        image.load()
+        standing = images.upright(image)
+        pixels = images.to_array(standing, rule.shape)
+        if not keep_file:
+            return (255 - pixels if rule.invert else pixels), b""
+        return pixels, content if image.format in KEPT_FORMATS else _as_png(standing, rule.shape[0])
+    except (Unusable, MemoryError, Image.DecompressionBombError):
         raise
     except UnidentifiedImageError as error:
         raise Unusable("unreadable", "is no image that Pillow knows") from error
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error) as error:
+    except Exception as error:  # a broken file can make a decoder fail in any way
         detail = " ".join(str(error).split())
         if "conversion from" in detail:
             raise Unusable("wrong_mode", detail) from error
         raise Unusable("truncated" if "truncated" in detail.lower() else "unreadable", detail) from error
+
+
+def _open(content: bytes) -> Image.Image:
+    """``Image.open``, but what begins as PNG goes to that decoder at once, and half a bomb is a bomb."""
+    stream = io.BytesIO(content)
+    image: Image.Image = PngImageFile(stream) if content.startswith(PNG) else Image.open(stream)
+    if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+        raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
+    return image
 
 
 def _content(entry: Entry, archives: dict[str, ZipReader], stack: ExitStack) -> bytes:
