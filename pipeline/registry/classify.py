@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from pydantic import Field
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -63,7 +65,10 @@ def classify(raw: Config) -> dict[str, Any]:
         print(_conclusion(classifier, enrolment, answers, config))
     summary["skipped"] = [{"file": str(file), "reason": reason} for file, reason in skipped]
     if skipped:
-        print(f"{len(skipped)} files could not be read: " + "; ".join(f"{file} ({why})" for file, why in skipped))
+        print(
+            f"{len(skipped)} file{'' if len(skipped) == 1 else 's'} could not be read: "
+            + "; ".join(f"{file} ({why})" for file, why in skipped)
+        )
     return summary
 
 
@@ -136,9 +141,10 @@ def _rows(pictures: Pictures, answers: Answers, top_k: int) -> list[dict[str, An
 
 def _show(rows: Sequence[dict[str, Any]], top_k: int) -> None:
     header = ["file", "answer", "probability", "score", "nearest" if top_k == 1 else f"nearest {top_k}"]
+    shared = os.path.commonpath([os.path.dirname(row["file"]) for row in rows]) if rows else ""
     cells = [
         [
-            row["file"],
+            os.path.relpath(row["file"], shared or os.curdir),
             str(row["label"]) if row["known"] else "unknown",
             f"{100 * row['probability']:.1f} %",
             f"{row['score']:.2f}",
@@ -152,7 +158,9 @@ def _show(rows: Sequence[dict[str, Any]], top_k: int) -> None:
     if not console.is_terminal:
         print(text_table(header, cells))
         return
-    table = Table(*header, header_style="bold")
+    table = Table(box=SIMPLE_HEAD, header_style="bold")
+    for name in header:
+        table.add_column(name, overflow="fold", justify="right" if name in ("probability", "score") else "left")
     for row, line in zip(rows, cells, strict=True):
         table.add_row(*line, style=None if row["known"] else "yellow")
     console.print(table)
@@ -160,7 +168,7 @@ def _show(rows: Sequence[dict[str, Any]], top_k: int) -> None:
 
 def _conclusion(classifier: FewShotClassifier, enrolment: Enrolment, answers: Answers, config: ClassifyConfig) -> str:
     unknown = int((~answers.known).sum())
-    counted = f"{len(answers)} images, {unknown} unknown"
+    counted = f"{len(answers)} image{'' if len(answers) == 1 else 's'}, {unknown} unknown"
     if answers.threshold is None:
         why = "the model has no calibration" if config.threshold == "auto" else "threshold=none"
         return f"{counted} (every image gets a class: {why})"

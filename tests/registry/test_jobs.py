@@ -115,7 +115,7 @@ def test_the_table_says_what_was_done(model: Path, album: Path) -> None:
     assert lines[1].split() == ["file", "answer", "probability", "score", "nearest"]
     assert sum(" unknown  " in line for line in lines) == 12
     assert lines[-2] == "12 images, 12 unknown (threshold -1e-09)"
-    assert lines[-1].startswith("1 files could not be read:") and "broken.png" in lines[-1]
+    assert lines[-1].startswith("1 file could not be read:") and "broken.png" in lines[-1]
     _, calibrated, _ = job("classify", *asked)
     assert "calibrated for 5 classes of 1 images: 5.0 % of strangers pass, 20.0 % of enrolled fail" in calibrated
 
