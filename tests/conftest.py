@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session")
-def ray_session():
-    """The session's one Ray cluster, on this machine."""
+def ray_session(moto_bucket):
+    """The session's one Ray cluster, on this machine; its workers know the S3 server."""
     import ray
 
     ray.init(address="local", num_cpus=4, object_store_memory=400 * 2**20, include_dashboard=False, log_to_driver=True)

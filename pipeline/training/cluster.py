@@ -18,6 +18,8 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "PYTHONWARNINGS": "ignore::DeprecationWarning,ignore::FutureWarning,ignore::UserWarning",
 }
+# Where the store is, which every node must know. Secrets are not sent: nodes have a role or their own environment.
+PASSED_ON = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "PIPELINE_CACHE")
 START_TIMEOUT_S = "120"  # how long a worker group may wait for resources that an autoscaler brings
 
 
@@ -39,7 +41,9 @@ def start_ray(cluster: Cluster) -> None:
     options: dict[str, Any] = {
         "logging_level": logging.WARNING,
         "log_to_driver": cluster.worker_output,
-        "runtime_env": {"env_vars": ENVIRONMENT},
+        "runtime_env": {
+            "env_vars": {**ENVIRONMENT, **{key: os.environ[key] for key in PASSED_ON if key in os.environ}}
+        },
     }
     address = cluster.address or ("auto" if in_submitted_job() else None)
     if address:
