@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 
 from pydantic import PositiveInt
 
-from pipeline.config import Config, Section, validate
+from pipeline.config import Config, Section, compose, validate
 from pipeline.data import store
 from pipeline.data.dataset import Dataset, class_table
 from pipeline.data.export import export_images
@@ -34,21 +35,26 @@ class DemoConfig(Section):
 def demo(raw: Config) -> dict[str, Any]:
     """Ingest, train (with evaluation and registration), pull the registered model and classify unseen classes."""
     config = validate(DemoConfig, raw)
-    data = [f"data={config.data['name']}", f"data.root={config.data['root']}"]
-    uri = store.join(config.data["root"], config.data["name"])
+    name, root = config.data["name"], config.data["root"]
+    if store.is_remote(root):
+        raise PipelineError(f"data.root={root}: the demonstration shows files; set PIPELINE_HOME to a local folder")
+    data = [f"data={name}"]
+    if root != compose("demo")["data"]["root"]:
+        data.append(f"data.root={root}")
+    uri = store.join(root, name)
     if not store.exists(store.join(uri, MANIFEST_NAME)):
         run_job("ingest", *data)
     trained = run_job("train", *data, f"method={config.method}", f"recipe={config.recipe}")
     if "model" not in trained:
-        name = trained["run"]
-        raise PipelineError(f"run {name} is trained but not registered; later: python -m jobs.register run={name}")
-    folder = Path(trained["folder"]) / "demo"
+        run = trained["run"]
+        raise PipelineError(f"run {run} is trained but not registered; later: python -m jobs.register run={run}")
+    folder = Path(os.path.relpath(trained["folder"])) / "demo"
     export_examples(config, Dataset(uri), folder)
     answers = run_job(
         "classify", f"model={trained['model']}", f"support={folder / 'support'}", f"queries={folder / 'queries'}"
     )["answers"]
     print(verdict(answers, folder))
-    print(NEXT.format(**trained))
+    print(NEXT.format(report=folder.parent / "report", tracking=trained["tracking"]))
     return {**trained, "answers": answers}
 
 
@@ -88,8 +94,8 @@ def verdict(answers: list[dict[str, Any]], folder: Path) -> str:
 
 
 NEXT = """
-What to look at next
-  pictures of the run        {folder}/report
+What to look at next (first: source .venv/bin/activate)
+  pictures of the run        {report}
   all runs and models        mlflow ui --backend-store-uri {tracking}
   every key of training      python -m jobs.train --help
   your own images            python -m jobs.ingest data=folder data.source.path=FOLDER   (one sub-folder a class)
