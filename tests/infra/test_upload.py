@@ -21,7 +21,7 @@ LEFT_BEHIND = [
     "tests/test_x.py",
     "images_background.zip",
 ]
-UPLOADED = ["pipeline/data/dataset.py", "pipeline/conf/data/glyphs.yaml", "pipeline/data/splits/x.json", "jobs/train.py"]
+UPLOADED = ["pipeline/data/a.py", "pipeline/conf/data/glyphs.yaml", "pipeline/data/splits/x.json", "jobs/train.py"]
 
 
 def test_the_upload_is_the_code_alone(tmp_path: Path) -> None:
