@@ -20,6 +20,7 @@ from pipeline.inference.calibration import calibrate, class_images
 from pipeline.model import build_model, build_preprocess
 from pipeline.registry.publish import CALIBRATION, EVALUATION, REPORT, publish
 from pipeline.registry.tracker import Tracker
+from pipeline.registry.tracking import check_tracking
 from pipeline.registry.versions import pull, register_run, set_alias
 from pipeline.report.measured import record
 from pipeline.report.pictures import draw_pictures
@@ -36,12 +37,15 @@ CHALLENGER, CHAMPION = "challenger", "champion"
 def train(raw: Config) -> dict[str, Any]:
     """Train a run (or go on with one), evaluate its chosen checkpoint, publish and register it."""
     config, raw, run = prepare(raw)
+    check_tracking(config.tracking)
     print(f"run {run.name}: {config.method['name']} on {run.dataset['name']}, {config.steps:,} steps", flush=True)
     tracker = Tracker(run.name, config.tracking, run.config, run.dataset)
+    status: str | None = "FAILED"
     try:
         launch(config, run, lambda entry: tracker.log(int(entry["step"]), _figures(entry)))
+        status = None  # publishing ends it
     finally:
-        delivery = tracker.close(float(config.tracking.get("timeout") or 0))
+        delivery = tracker.close(status=status)
     if delivery.message:
         print(delivery.message, flush=True)
     summary: dict[str, Any] = {"run": run.name, "folder": run.uri, "checkpoint": best_checkpoint(run.uri)}
