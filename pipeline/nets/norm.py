@@ -28,8 +28,8 @@ class BatchNorm(nn.Module):
         momentum: share of the new batch in the running averages.
 
     Under ``torch.func`` transforms the layer computes with elementary operations: ``vmap`` over PyTorch's native
-    training-mode batch-norm returns wrong second-order gradients (torch 2.13, relative error 3e-3). Running averages are
-    not updated there: a mapped function has no place to keep them.
+    training-mode batch-norm returns wrong second-order gradients (torch 2.13, relative error 3e-3). Running averages
+    are not updated there: a mapped function has no place to keep them.
     """
 
     def __init__(
