@@ -31,7 +31,7 @@ def record(path: str, run: Run, checkpoint: Checkpoint, results: list[dict[str, 
     history = checkpoint.history
     content = {
         "command": shlex.join(["python", "-m", "jobs.train", *_portable(list(run.arguments))]),
-        "evaluation": shlex.join(["python", "-m", "jobs.evaluate", *_portable(sys.argv[1:])]),
+        "evaluation": shlex.join(["python", "-m", "jobs.evaluate", "run=RUN", *_portable(sys.argv[1:])]),
         "protocol": protocol,
         "method": checkpoint.spec["method"]["name"],
         "dataset": {key: checkpoint.dataset[key] for key in ("name", "fingerprint")},

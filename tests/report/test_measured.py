@@ -1,0 +1,63 @@
+"""The README says what was measured: its tables are those of the measured files, and nothing else."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pipeline.config import Config, validate
+from pipeline.data.dataset import class_table, read_manifest
+from pipeline.evaluation.evaluate import Model, Question, Result
+from pipeline.report import measured
+from pipeline.report.measured import FOLDER, README, readme_text, record, render
+from pipeline.training.config import TrainConfig
+from pipeline.training.learner import Learner
+from pipeline.training.runs import Run
+
+
+def test_the_readme_is_up_to_date():
+    text = README.read_text()
+    assert readme_text(text) == text, "run: python -m jobs.report"
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.json")), ids=lambda path: path.stem)
+def test_measured_files_hold_all_it_takes_to_measure_again(path):
+    content = json.loads(path.read_text())
+    for key in ("command", "evaluation", "method", "dataset", "steps", "seed", "config", "results", "machine"):
+        assert content.get(key) not in (None, "", [], {}), key
+    assert len(content["dataset"]["fingerprint"]) == 64
+    assert "/" not in content["command"].replace("s3://", ""), "a path of the machine it ran on"
+    rest: Config = {"name": None, "storage": "runs", "tracking": {}, "resume": None, "register_as": None}
+    validate(TrainConfig, {**content["config"], **rest, "data": {"name": "x", "root": "y"}})
+    assert f"{content['steps']:,} steps" in render(path.stem)
+
+
+def test_a_record_is_rendered(tmp_path, monkeypatch, glyphs):
+    import numpy as np
+
+    from pipeline.config import compose
+
+    root, name = glyphs.rsplit("/", 1)
+    raw = compose("train", [f"data.root={root}", f"data.name={name}", f"storage={tmp_path}"])
+    config = validate(TrainConfig, raw)
+    manifest = read_manifest(glyphs)
+    spec = {
+        "method": config.method, "backbone": config.backbone, "way": 5,
+        "input": {"shape": list(manifest.shape), "scaling": "unit"}, "classes": len(class_table(manifest, "train")),
+    }  # fmt: skip
+    learner = Learner(config, spec)
+    learner.step = 100
+    learner.record({"train/steps_per_s": 2.0, "train/loss": 1.0})
+    learner.record({"val/accuracy": 0.5, "val/interval": 0.01})
+    dataset = {"name": "omniglot", "fingerprint": "f" * 64, "uri": glyphs}
+    run = Run("r", "u", raw, spec, dataset, ("recipe=demo", f"data.root={root}", "name=r"))
+    question = Question(glyphs, "test", 5, 1, 4, episodes=2)
+    result = Result(question, np.asarray([0.5, 0.7]))
+    rows = [{"model": Model(spec, None).label, **result.summary()}]
+    record(str(tmp_path / "case.json"), run, learner.checkpoint(raw, dataset), rows, "episodic")
+    monkeypatch.setattr(measured, "FOLDER", tmp_path)
+    text = render("case")
+    assert "60.00 ± 19.60" in text and "98.8" in text and "98.4" in text
+    assert "`python -m jobs.train recipe=demo`, 100 steps, 0 minutes" in text and str(root) not in text
+    assert json.loads((tmp_path / "case.json").read_text())["train_seconds"] == 25  # 50 logged steps at 2 a second
