@@ -57,7 +57,7 @@ def kill_a_worker_after(run_uri: str, count: int) -> threading.Thread:
     return thread
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [pytest.param(m, marks=[] if m == "maml" else pytest.mark.slow) for m in METHODS])
 def test_a_killed_worker_changes_no_bit(ray_session, small_run, method):
     """Two DDP workers, one killed in mid-run: the same weights, moments and step as an untouched run."""
     raw = small_run(method, "name=untouched", "steps=16", "checkpoint.keep=9")
