@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -56,15 +61,19 @@ def glyphs(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="session")
 def moto_bucket():
-    """The URI of a bucket of an S3 server on this machine."""
+    """The URI of a bucket of an S3 server in a process of its own: other tests reset moto in this one."""
     import boto3
-    from moto.server import ThreadedMotoServer
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     settings = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
         "AWS_ACCESS_KEY_ID": "testing",
         "AWS_SECRET_ACCESS_KEY": "testing",
         "AWS_DEFAULT_REGION": "us-east-1",
@@ -72,10 +81,15 @@ def moto_bucket():
     }
     before = {key: os.environ.get(key) for key in settings}
     os.environ.update(settings)
+    for _ in range(300):
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            break
+        time.sleep(0.1)
     boto3.client("s3").create_bucket(Bucket="pipeline-tests")
     yield "s3://pipeline-tests"
     for key, value in before.items():
         os.environ.pop(key, None)
         if value is not None:
             os.environ[key] = value
-    server.stop()
+    server.terminate()
+    server.wait()
