@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 POLL_SECONDS = 0.5
 LINE_SECONDS = 10.0  # between plain lines, where the output is no terminal
@@ -71,8 +71,8 @@ class Display:
 
     def _run(self) -> None:
         if self._console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[line]}"))
-            with Progress(*columns, TimeElapsedColumn(), console=self._console) as bar:
+            columns = (BarColumn(bar_width=10), TextColumn("{task.fields[line]}"))  # the run's name stands above
+            with Progress(*columns, console=self._console) as bar:
                 task = bar.add_task(self._label, total=self._steps, line="starting")
                 self._poll(lambda: bar.update(task, completed=self._step, line=self.line()))
         else:
@@ -109,9 +109,12 @@ class Display:
             self._began = (time.monotonic(), self._step)
 
     def line(self) -> str:
-        """step 500/2000  4.1 steps/s  16 episodes/s  loss 0.412  val 87.1 ± 0.9 %  wait 0.4 %  left 6:05"""
+        """step 500/2000  left 6:05  4.1 steps/s  16 episodes/s  loss 0.412  acc 86 %  val 87.1 ± 0.9 %  wait 0.4 %"""
         figures = self._figures
         parts = [f"step {self._step:,}/{self._steps:,}"]
+        left = self._left()
+        if left is not None:
+            parts.append(f"left {int(left) // 60}:{int(left) % 60:02d}")
         if "train/steps_per_s" in figures:
             parts.append(f"{figures['train/steps_per_s']:.3g} steps/s")
             parts.append(f"{figures['train/episodes_per_s']:.3g} episodes/s")
@@ -122,9 +125,6 @@ class Display:
             parts.append(f"val {100 * figures['val/accuracy']:.1f} ± {100 * figures['val/interval']:.1f} %")
         if "train/wait_share" in figures:
             parts.append(f"wait {100 * figures['train/wait_share']:.1f} %")
-        left = self._left()
-        if left is not None:
-            parts.append(f"left {int(left) // 60}:{int(left) % 60:02d}")
         return "  ".join(parts)
 
     def _left(self) -> float | None:
