@@ -131,9 +131,9 @@ def test_fine_tuning_helps_the_novel_classes_and_leaves_the_model_alone(ray_sess
     torch.manual_seed(1)
     weights = dict(build_model(spec("imprinted")).state_dict())
     plain = JointQuestion(glyphs, "train", 0.25, "test", shot=5, query=5, draws=2, seed=4)
-    tuned = JointQuestion(glyphs, "train", 0.25, "test", 5, 5, 2, 4, FineTuning(steps=200, lr=0.1, batch_size=64))
+    tuned = JointQuestion(glyphs, "train", 0.25, "test", 5, 5, 2, 4, FineTuning(steps=400, lr=0.1, batch_size=64))
     model = Model(spec("imprinted"), weights)
     before, after = evaluate_joint(model, plain), evaluate_joint(model, tuned)
     again = evaluate_joint(model, plain)
-    assert after.estimates()["all"].mean > 1.5 * before.estimates()["all"].mean
+    assert after.estimates()["all"].mean > before.estimates()["all"].mean + 0.1
     np.testing.assert_array_equal(before.accuracies["all"], again.accuracies["all"])

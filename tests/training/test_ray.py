@@ -176,7 +176,8 @@ def test_a_resumed_run_keeps_its_configuration(small_run, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["cluster.workers=64", "train.tasks=64"], "cluster.workers=64 of cluster.cpus_per_worker=1 need 64 CPUs"),
+        (["cluster.workers=64", "train.tasks=64"], "cluster.workers=64 of cluster.cpus_per_worker=1 need 64 CPUs; "
+            "the cluster has 4"),
         (["cluster.workers=4"], "leave none for Ray Data"),
         (["cluster.gpus_per_worker=1"], "need 2 GPUs; the cluster has 0"),
     ],
