@@ -1,4 +1,4 @@
-"""What a method is given: a batch of tasks, or a batch of labelled images."""
+"""What a method is given: a batch of tasks, a batch of labelled images, or both."""
 
 from __future__ import annotations
 
@@ -50,4 +50,15 @@ class Images(_TensorFields):
     labels: Tensor  # [B] int64 in 0..classes-1, the position of the class in its split
 
 
-Batch = Episodes | Images
+@dataclass(frozen=True)
+class CoTraining:
+    """Tasks, and beside them labelled images, for methods that are trained on both in turns."""
+
+    episodes: Episodes
+    images: Images
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> CoTraining:
+        return CoTraining(self.episodes.to(device, non_blocking), self.images.to(device, non_blocking))
+
+
+Batch = Episodes | Images | CoTraining

@@ -15,9 +15,10 @@ def build_model(spec: Mapping[str, Any]) -> Method:
     """The method of a description::
 
         {"method": {"name": "prototypical", **options}, "backbone": {"name": "conv4", **options},
-         "input": {"shape": [C, H, W], "scaling": "unit"}, "way": 60, "classes": 4112}
+         "input": {"shape": [C, H, W], "scaling": "unit"}, "way": 60, "shot": 1, "classes": 4112}
 
-    ``way`` (of training episodes) and ``classes`` (of the training split) go to the methods that take them.
+    ``way`` and ``shot`` (of training episodes, at most) and ``classes`` (of the training split) go to the methods that
+    take them.
     A method's name is a module of ``pipeline.methods`` or the import path of the user's own ``Method``.
 
     Raises:
@@ -26,7 +27,7 @@ def build_model(spec: Mapping[str, Any]) -> Method:
     backbone = build_backbone(_part(spec, "backbone"), _shape(spec))
     method = dict(_part(spec, "method"))
     cls: type[Method] = resolve("method", method.pop("name", None), "pipeline.methods", Method)
-    given = {"backbone": backbone} | {key: spec[key] for key in ("way", "classes") if spec.get(key) is not None}
+    given = {"backbone": backbone} | {key: spec[key] for key in ("way", "shot", "classes") if spec.get(key) is not None}
     return construct("method", cls, method, given)
 
 

@@ -9,10 +9,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.batch import Batch, Episodes, Images
+from pipeline.batch import Batch, CoTraining, Episodes, Images
 from pipeline.data.augment import quarter_turns
 from pipeline.data.dataset import ClassTable, Dataset
-from pipeline.data.episodes import EpisodeSpec, ImagePlan, Plan, plan_episodes, plan_images
+from pipeline.data.episodes import (
+    AnyPlan,
+    CoPlan,
+    EpisodeSpec,
+    ImagePlan,
+    Plan,
+    plan_episodes,
+    plan_groups,
+    plan_images,
+)
 
 
 @dataclass(frozen=True)
@@ -46,11 +55,15 @@ class EpisodePlanner:
 
 @dataclass(frozen=True)
 class ImagePlanner:
-    """The share of every step that each worker gets, for classical training: ``batch_size`` images a step."""
+    """The share of every step that each worker gets, for classical training: ``batch_size`` images a step.
+
+    With ``grouping`` (classes, images) they come in groups of so many classes with so many images each.
+    """
 
     table: ClassTable
     batch_size: int
     seed: int
+    grouping: tuple[int, int] | None = None
 
     @property
     def per_step(self) -> int:
@@ -58,36 +71,68 @@ class ImagePlanner:
 
     def plan(self, step: int, rank: int = 0, world_size: int = 1) -> ImagePlan:
         share = self.batch_size // world_size
-        return plan_images(self.table, self.seed, step * self.batch_size + rank * share, share)
+        first = step * self.batch_size + rank * share
+        if self.grouping is None:
+            return plan_images(self.table, self.seed, first, share)
+        size = self.grouping[0] * self.grouping[1]
+        return plan_groups(self.table, self.seed, first // size, share // size, *self.grouping)
 
     def plans(self, first: int, count: int, rank: int, world_size: int) -> list[ImagePlan]:
         return [self.plan(step, rank, world_size) for step in range(first, first + count)]
 
 
-Planner = EpisodePlanner | ImagePlanner
+@dataclass(frozen=True)
+class CoPlanner:
+    """Episodes and images in every step."""
+
+    episodes: EpisodePlanner
+    images: ImagePlanner
+
+    @property
+    def per_step(self) -> int:
+        return self.episodes.per_step
+
+    def plan(self, step: int, rank: int = 0, world_size: int = 1) -> CoPlan:
+        return CoPlan(self.episodes.plan(step, rank, world_size), self.images.plan(step, rank, world_size))
+
+    def plans(self, first: int, count: int, rank: int, world_size: int) -> list[CoPlan]:
+        episodes, images = (p.plans(first, count, rank, world_size) for p in (self.episodes, self.images))
+        return [CoPlan(*pair) for pair in zip(episodes, images, strict=True)]  # type: ignore[arg-type]
 
 
-def to_batch(plan: Plan | ImagePlan, pixels: Tensor, rotations: list[int]) -> Batch:
+Planner = EpisodePlanner | ImagePlanner | CoPlanner
+
+
+def to_batch(plan: AnyPlan, pixels: Tensor, rotations: list[int]) -> Batch:
     """A batch from a plan and its pixels uint8 [N, C, H, W], which lie in the order of ``plan.rows``.
 
     Classes that are rotated copies are turned here, on the device of ``pixels``.
     """
-    device = pixels.device
+    if isinstance(plan, CoPlan):
+        of_episodes = plan.episodes.rows.size
+        episodes = _episodes(plan.episodes, pixels[:of_episodes], rotations)
+        return CoTraining(episodes, _images(plan.images, pixels[of_episodes:], rotations))
+    return _images(plan, pixels, rotations) if isinstance(plan, ImagePlan) else _episodes(plan, pixels, rotations)
 
-    def send(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.array(array)).to(device, non_blocking=True)
 
-    if isinstance(plan, ImagePlan):
-        if len(rotations) > 1:
-            pixels = quarter_turns(pixels, class_turns(plan.classes, rotations).to(device))
-        return Images(pixels, send(plan.labels))
+def _images(plan: ImagePlan, pixels: Tensor, rotations: list[int]) -> Images:
+    if len(rotations) > 1:
+        pixels = quarter_turns(pixels, class_turns(plan.classes, rotations).to(pixels.device))
+    return Images(pixels, _send(plan.labels, pixels.device))
+
+
+def _episodes(plan: Plan, pixels: Tensor, rotations: list[int]) -> Episodes:
     if len(rotations) > 1:
         of_images = np.take_along_axis(plan.classes, plan.labels, axis=1)
-        pixels = quarter_turns(pixels, class_turns(of_images, rotations).reshape(-1).to(device))
+        pixels = quarter_turns(pixels, class_turns(of_images, rotations).reshape(-1).to(pixels.device))
     images = pixels.unflatten(0, plan.rows.shape)
-    labels = send(plan.labels)
+    labels, classes = _send(plan.labels, pixels.device), _send(plan.classes, pixels.device)
     s = plan.support
-    return Episodes(images[:, :s], labels[:, :s], images[:, s:], labels[:, s:], send(plan.classes), plan.way)
+    return Episodes(images[:, :s], labels[:, :s], images[:, s:], labels[:, s:], classes, plan.way)
+
+
+def _send(array: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(np.array(array)).to(device, non_blocking=True)
 
 
 def local_batches(

@@ -77,7 +77,7 @@ class Plan:
 class ImagePlan:
     """Labelled images for classical training, as rows of a dataset."""
 
-    numbers: np.ndarray  # [B] int64, places in the endless sequence of images
+    numbers: np.ndarray  # [B] int64, places in the endless sequence of images, or of groups
     rows: np.ndarray  # [B] int64
     labels: np.ndarray  # [B] int64, position of the class in the table
     classes: np.ndarray  # [B] int64, class ids of the table
@@ -87,6 +87,22 @@ class ImagePlan:
 
     def __getitem__(self, part: slice) -> ImagePlan:
         return ImagePlan(self.numbers[part], self.rows[part], self.labels[part], self.classes[part])
+
+
+@dataclass(frozen=True)
+class CoPlan:
+    """Episodes and images of one step, for methods that are trained on both."""
+
+    episodes: Plan
+    images: ImagePlan
+
+    @property
+    def rows(self) -> np.ndarray:
+        """[E * (S + Q) + B] int64: of the episodes, then of the images."""
+        return np.concatenate([self.episodes.rows.reshape(-1), self.images.rows])
+
+
+AnyPlan = Plan | ImagePlan | CoPlan
 
 
 def check_spec(table: ClassTable, spec: EpisodeSpec, prefix: str = "episode") -> None:
@@ -165,6 +181,18 @@ def plan_images(table: ClassTable, seed: int, first: int, count: int) -> ImagePl
     labels = np.searchsorted(ends, place, side="right")
     rows = table.starts[labels] + place - (ends[labels] - table.counts[labels])
     return ImagePlan(number, rows, labels.astype(np.int64), table.ids[labels])
+
+
+def plan_groups(table: ClassTable, seed: int, first: int, count: int, classes: int, images: int) -> ImagePlan:
+    """Groups [first, first + count), each ``images`` images of ``classes`` classes: group by group, class by class."""
+    spec = EpisodeSpec(classes, 1, images - 1)
+    plan = plan_episodes(table, spec, seed, np.arange(first, first + count, dtype=np.int64))
+    order = plan.labels.argsort(axis=1, kind="stable")  # support and queries of a class side by side
+    rows, labels = (np.take_along_axis(array, order, axis=1) for array in (plan.rows, plan.labels))
+    ids = np.take_along_axis(plan.classes, labels, axis=1).reshape(-1)
+    sorter = table.ids.argsort(kind="stable")
+    position = sorter[np.searchsorted(table.ids, ids, sorter=sorter)]
+    return ImagePlan(plan.numbers.repeat(classes * images), rows.reshape(-1), position.astype(np.int64), ids)
 
 
 def permute(position: np.ndarray, size: int, key: tuple[int, int], rounds: int = 8) -> np.ndarray:

@@ -27,7 +27,7 @@ from ray.data.datasource import Datasource, ReadTask
 from pipeline.batch import Batch
 from pipeline.data.batches import Planner, to_batch
 from pipeline.data.dataset import Dataset, open_dataset
-from pipeline.data.episodes import ImagePlan, Plan
+from pipeline.data.episodes import AnyPlan, CoPlan, ImagePlan, Plan
 
 MATERIALIZE = ("worker", "cluster", "device")
 TASK_CPUS = 0.25  # what a planning task reserves: it computes for milliseconds
@@ -40,7 +40,7 @@ _SCHEMA = pa.schema(
     [
         ("step", pa.int64()),
         ("rank", pa.int32()),
-        ("shape", pa.list_(pa.int64())),  # episodes (0: images), columns, way, support
+        ("shape", pa.list_(pa.int64())),  # episodes, columns, way, support; images
         ("plan", pa.large_binary()),
         ("pixels", pa.large_binary()),
     ]
@@ -91,7 +91,7 @@ class PlanSource(Datasource):
 
 
 def _plan_block(planner: Any, uri: str | None, first: int, count: int, rank: int, world_size: int) -> list[pa.Table]:
-    plans: Sequence[Plan | ImagePlan] = _fetch_planner(planner).plans(first, count, rank, world_size)
+    plans: Sequence[AnyPlan] = _fetch_planner(planner).plans(first, count, rank, world_size)
     columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA.names}
     for offset, plan in enumerate(plans):
         columns["step"].append(first + offset)
@@ -112,23 +112,29 @@ def _image_bytes(uri: str) -> int:
     return int(np.prod(open_dataset(uri).shape))
 
 
-def encode(plan: Plan | ImagePlan) -> tuple[list[int], bytes]:
+def encode(plan: AnyPlan) -> tuple[list[int], bytes]:
     """A plan as its shape and one run of bytes."""
+    if isinstance(plan, CoPlan):
+        episodes, content = encode(plan.episodes)
+        images, more = encode(plan.images)
+        return [*episodes[:4], images[4]], content + more
     arrays = [plan.numbers, plan.rows, plan.labels, plan.classes]
     content = b"".join(np.ascontiguousarray(array, dtype=np.int64).tobytes() for array in arrays)
     if isinstance(plan, ImagePlan):
-        return [0, len(plan), 0, 0], content
-    return [len(plan), plan.rows.shape[1], plan.way, plan.support], content
+        return [0, 0, 0, 0, len(plan)], content
+    return [len(plan), plan.rows.shape[1], plan.way, plan.support, 0], content
 
 
-def decode(shape: list[int], content: Any) -> Plan | ImagePlan:
-    episodes, columns, way, support = shape
+def decode(shape: list[int], content: Any) -> AnyPlan:
+    episodes, columns, way, support, images = shape
     values = np.frombuffer(content, dtype=np.int64)
     if episodes == 0:
-        return ImagePlan(*values.reshape(4, columns))
-    numbers, rows, labels, classes = np.split(values, np.cumsum([episodes, episodes * columns, episodes * columns]))
+        return ImagePlan(*values.reshape(4, images))
     square = (episodes, columns)
-    return Plan(numbers, rows.reshape(square), labels.reshape(square), classes.reshape(episodes, way), support)
+    ends = np.cumsum([episodes, episodes * columns, episodes * columns, episodes * way])
+    numbers, rows, labels, classes, rest = np.split(values, ends)
+    plan = Plan(numbers, rows.reshape(square), labels.reshape(square), classes.reshape(episodes, way), support)
+    return CoPlan(plan, ImagePlan(*rest.reshape(4, images))) if images else plan
 
 
 class Stream:
@@ -202,7 +208,7 @@ class Stream:
             if not stop.is_set():
                 ready.put(error)
 
-    def _plans(self, stop: threading.Event) -> Iterator[tuple[int, int, Plan | ImagePlan, Any]]:
+    def _plans(self, stop: threading.Event) -> Iterator[tuple[int, int, AnyPlan, Any]]:
         uri = self.dataset.uri if self.materialize == "cluster" else None
         source = PlanSource(self.planner, self.first, self.last, self.rank, self.world_size, uri)
         blocks = ray.data.read_datasource(source, override_num_blocks=source.blocks, num_cpus=TASK_CPUS)
@@ -218,7 +224,7 @@ class Stream:
                 pixels = block["pixels"][row]
                 yield block["step"][row].as_py(), block["rank"][row].as_py(), plan, pixels
 
-    def _pixels(self, plan: Plan | ImagePlan, streamed: Any, buffers: _Ring) -> torch.Tensor:
+    def _pixels(self, plan: AnyPlan, streamed: Any, buffers: _Ring) -> torch.Tensor:
         """Pixels uint8 [N, C, H, W] on the device, in the order of the plan's rows."""
         rows = plan.rows.reshape(-1)
         if self._resident is not None:

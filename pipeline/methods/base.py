@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -21,9 +21,13 @@ class Method(nn.Module):
     A subclass implements :meth:`adapt` and :meth:`classify`; :meth:`loss` is, unless it is overridden, the
     cross-entropy of ``classify(adapt(support), query)``. ``forward`` is ``loss``, so that
     ``DistributedDataParallel`` sees the gradient of every parameter.
+
+    A method that is trained on both tasks and images names its ``phases``: in every step each of them is called in
+    turn, ``loss`` with the tasks and any other with the images, and followed by a step of its own optimizer.
     """
 
-    regime: ClassVar[str] = "episodic"  # or "classical": trained on batches of labelled images
+    regime: str = "episodic"  # "classical": trained on batches of labelled images; "both": on tasks and on images
+    phases: tuple[str, ...] = ("loss",)  # what a training step does: methods, each with an optimizer step of its own
     fixed_way: int | None = None  # the only number of classes the method can answer for; None: any
 
     def __init__(self, backbone: nn.Module) -> None:
@@ -60,8 +64,13 @@ class Method(nn.Module):
         logits = self.classify(state, batch.query)
         return cross_entropy(logits, batch.query_labels), {"accuracy": accuracy(logits, batch.query_labels)}
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.loss(batch)
+    def forward(self, batch: Batch, phase: str = "loss") -> tuple[Tensor, dict[str, Tensor]]:
+        found: tuple[Tensor, dict[str, Tensor]] = getattr(self, phase)(batch)
+        return found
+
+    def runs(self, phase: str, step: int, steps: int, draw: float) -> bool:
+        """Whether a phase has its turn in step ``step`` of ``steps``; ``draw`` in [0, 1) is the same on all workers."""
+        return True
 
     def parameter_groups(self) -> Iterator[dict[str, Any]]:
         """Groups for the optimizer. ``lr_scale`` multiplies the run's learning rate; other keys are the optimizer's."""

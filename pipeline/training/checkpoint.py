@@ -70,26 +70,40 @@ def load_checkpoint(uri: str) -> Checkpoint:
         raise PipelineError(f"{uri} is not a checkpoint ({type(error).__name__}: {error})") from error
 
 
-def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """An optimizer's state as named tensors "number/key", and its groups as plain values."""
-    state = optimizer.state_dict()
-    tensors = {}
-    for number, entry in state["state"].items():
-        for key, value in entry.items():
-            if value is not None:
-                tensors[f"{number}/{key}"] = value if isinstance(value, Tensor) else torch.tensor(value)
-    return tensors, [dict(group) for group in state["param_groups"]]
+def flatten_optimizers(
+    optimizers: dict[str, torch.optim.Optimizer],
+) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """The state of the optimizer of every phase as named tensors "phase/number/key", and their groups as plain values.
+
+    Where there is one phase its name is left out.
+    """
+    tensors, groups = {}, []
+    for phase, optimizer in optimizers.items():
+        state = optimizer.state_dict()
+        prefix = "" if len(optimizers) == 1 else f"{phase}/"
+        for number, entry in state["state"].items():
+            for key, value in entry.items():
+                if value is not None:
+                    tensor = value if isinstance(value, Tensor) else torch.tensor(value)
+                    tensors[f"{prefix}{number}/{key}"] = tensor
+        groups += [dict(group) for group in state["param_groups"]]
+    return tensors, groups
 
 
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], groups: list[dict[str, Any]]
+def restore_optimizers(
+    optimizers: dict[str, torch.optim.Optimizer], tensors: dict[str, Tensor], groups: list[dict[str, Any]]
 ) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        number, _, key = name.partition("/")
-        state.setdefault(int(number), {})[key] = value
     tupled = [{key: tuple(v) if key == "betas" else v for key, v in group.items()} for group in groups]
-    optimizer.load_state_dict({"state": state, "param_groups": tupled})
+    for phase, optimizer in optimizers.items():
+        prefix = "" if len(optimizers) == 1 else f"{phase}/"
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith(prefix):
+                number, _, key = name.removeprefix(prefix).partition("/")
+                state.setdefault(int(number), {})[key] = value
+        count = len(optimizer.param_groups)
+        optimizer.load_state_dict({"state": state, "param_groups": tupled[:count]})
+        tupled = tupled[count:]
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -37,6 +37,7 @@ Real = Annotated[float, BeforeValidator(_as_float), AfterValidator(_finite)]
 Positive = Annotated[Real, Field(gt=0)]
 Share = Annotated[Real, Field(ge=0, lt=1)]
 Name = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, int | float) else value)]
+Grouping = Annotated[tuple[Count, Annotated[int, Field(ge=2)]], BeforeValidator(_as_range)]
 Spread = Annotated[int | tuple[int, int], BeforeValidator(_as_range)]
 
 
@@ -54,6 +55,7 @@ class Train(EpisodeShape):
     tasks: Count
     balanced_query: bool
     batch_size: Count
+    grouping: Grouping | None
     holdout: Share
 
 
@@ -145,8 +147,12 @@ class TrainConfig(Section):
     def dataset_uri(self) -> str:
         return f"{str(self.data['root']).rstrip('/')}/{self.data['name']}"
 
-    def check_workers(self, classical: bool) -> None:
-        workers = self.cluster.workers
-        key, number = ("train.batch_size", self.train.batch_size) if classical else ("train.tasks", self.train.tasks)
-        if number % workers:
-            raise PipelineError(f"{key}={number} cannot be shared equally by cluster.workers={workers}")
+    def check_workers(self, regime: str) -> None:
+        workers, grouping = self.cluster.workers, self.train.grouping
+        shares = [("train.tasks", self.train.tasks, 1)] if regime != "classical" else []
+        if regime != "episodic":
+            shares.append(("train.batch_size", self.train.batch_size, grouping[0] * grouping[1] if grouping else 1))
+        for key, number, unit in shares:
+            if number % (workers * unit):
+                groups = f" in groups of {grouping[0]} x {grouping[1]} images" if grouping and unit > 1 else ""
+                raise PipelineError(f"{key}={number} cannot be shared equally by cluster.workers={workers}{groups}")

@@ -19,7 +19,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from pipeline.config import Config, compose, flat, validate
 from pipeline.data import store
 from pipeline.data.dataset import class_table, read_manifest
-from pipeline.data.episodes import EpisodeSpec, check_spec
+from pipeline.data.episodes import EpisodeSpec, bounds, check_spec
 from pipeline.data.manifest import Manifest
 from pipeline.errors import PipelineError
 from pipeline.model import build_model, build_preprocess
@@ -48,6 +48,7 @@ def model_spec(config: TrainConfig, manifest: Manifest) -> dict[str, Any]:
             "std": manifest.std,
         },
         "way": way,
+        "shot": bounds(config.train.shot)[1],
         "classes": classes,
     }
 
@@ -78,7 +79,7 @@ def check(config: TrainConfig, manifest: Manifest, spec: dict[str, Any]) -> None
     build_preprocess(spec)
     build_optimizer(method, config.optimizer)
     build_schedule(config.schedule, config.steps)
-    config.check_workers(method.regime == "classical")
+    config.check_workers(method.regime)
     dataset = _Described(manifest)
     make_planner(config, dataset, method)  # type: ignore[arg-type]
     checks = [("validation", config.validation.split, config.validation.spec())]

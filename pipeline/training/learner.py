@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.batch import Batch, Episodes, Images
+from pipeline.batch import Batch, CoTraining, Episodes, Images
 from pipeline.data.augment import augment, step_generator
-from pipeline.data.philox import key_of
+from pipeline.data.philox import key_of, uniforms
 from pipeline.errors import Diverged
 from pipeline.model import build_model, build_preprocess
-from pipeline.training.checkpoint import Checkpoint, flatten_optimizer, restore_optimizer
+from pipeline.training.checkpoint import Checkpoint, flatten_optimizers, restore_optimizers
 from pipeline.training.config import TrainConfig
 from pipeline.training.optim import build_optimizer, build_schedule, set_rate
 
@@ -50,7 +50,7 @@ class Learner:
         seed_everything("weights", config.seed)
         self.method = build_model(spec).to(self.device)
         self.preprocess = build_preprocess(spec).to(self.device)
-        self.optimizer = build_optimizer(self.method, config.optimizer)
+        self.optimizers = {phase: build_optimizer(self.method, config.optimizer) for phase in self.method.phases}
         self.schedule = build_schedule(config.schedule, config.steps)
         self.augmentation = config.augmentation.build()
         self.module: nn.Module = self.method  # what runs the forward pass; DDP and compile wrap it
@@ -62,25 +62,50 @@ class Learner:
         """One step on a batch of uint8 images; figures as tensors, so that nothing waits for the device."""
         config = self.config
         self.method.train()
-        set_rate(self.optimizer, self.schedule(self.step))
         seed_everything("step", config.seed, self.step, self.rank)
         batch = self._prepare(batch)
+        if len(self.optimizers) == 1:
+            return self._count(self._update("loss", batch))
+        assert isinstance(batch, CoTraining)
+        draws = uniforms(key_of("phases", config.seed), np.asarray([self.step]), len(self.optimizers))[0]
+        figures: dict[str, Tensor] = {}
+        for phase, draw in zip(self.optimizers, draws, strict=True):
+            if self.method.runs(phase, self.step, config.steps, float(draw)):
+                found = self._update(phase, batch.episodes if phase == "loss" else batch.images)
+                figures |= found if phase == "loss" else {f"{phase}_{key}": value for key, value in found.items()}
+        return self._count(figures)
+
+    def _update(self, phase: str, batch: Batch) -> dict[str, Tensor]:
+        """Forward, backward and a step of the phase's optimizer."""
+        config, optimizer = self.config, self.optimizers[phase]
+        set_rate(optimizer, self.schedule(self.step))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-            loss, metrics = self.module(batch)
-        self.optimizer.zero_grad(set_to_none=True)
+            loss, metrics = self.module(batch, phase)
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         parameters = [p for p in self.method.parameters() if p.grad is not None]
         if config.clip.value is not None:
             nn.utils.clip_grad_value_(parameters, config.clip.value)
         if config.clip.norm is not None:
             nn.utils.clip_grad_norm_(parameters, config.clip.norm)
-        self.optimizer.step()
+        optimizer.step()
         self.method.after_step()
-        self.step += 1
         return {"loss": loss.detach(), **metrics}
+
+    def _count(self, figures: dict[str, Tensor]) -> dict[str, Tensor]:
+        self.step += 1
+        return figures
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        return self.optimizers["loss"]
 
     def _prepare(self, batch: Batch) -> Batch:
         """Augmented and preprocessed: uint8 to float, on the device."""
+        if isinstance(batch, CoTraining):
+            episodes, images = self._prepare(batch.episodes), self._prepare(batch.images)
+            assert isinstance(episodes, Episodes) and isinstance(images, Images)
+            return CoTraining(episodes, images)
         if isinstance(batch, Images):
             return Images(self.preprocess(self._augment(batch.images, "images")), batch.labels)
         assert isinstance(batch, Episodes)
@@ -115,7 +140,7 @@ class Learner:
         return entry
 
     def checkpoint(self, config: dict[str, Any], dataset: dict[str, Any]) -> Checkpoint:
-        tensors, groups = flatten_optimizer(self.optimizer)
+        tensors, groups = flatten_optimizers(self.optimizers)
         return Checkpoint(
             step=self.step,
             spec=self.spec,
@@ -130,7 +155,7 @@ class Learner:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         self.method.load_state_dict(checkpoint.model)
-        restore_optimizer(self.optimizer, checkpoint.optimizer, checkpoint.groups)
+        restore_optimizers(self.optimizers, checkpoint.optimizer, checkpoint.groups)
         self.step = checkpoint.step
         self.metrics = dict(checkpoint.metrics)
         self.history = list(checkpoint.history)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline.batch import Batch
-from pipeline.data.batches import EpisodePlanner, ImagePlanner, Planner
+from pipeline.data.batches import CoPlanner, EpisodePlanner, ImagePlanner, Planner
 from pipeline.data.dataset import Dataset, class_table
 from pipeline.data.episodes import check_spec
 from pipeline.errors import PipelineError
@@ -62,6 +63,7 @@ class _Window:
     """Figures summed since the last log line."""
 
     sums: dict[str, Tensor] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)  # a phase that has its turn now and then has fewer
     steps: int = 0
     began: float = field(default_factory=time.perf_counter)
     waited: float = 0.0
@@ -69,12 +71,13 @@ class _Window:
     def add(self, figures: dict[str, Tensor]) -> None:
         for key, value in figures.items():
             self.sums[key] = self.sums[key] + value.float() if key in self.sums else value.float()
+            self.counts[key] += 1
         self.steps += 1
 
     def close(self, workers: Workers, per_step: int, waited: float) -> dict[str, float]:
         """Means over the window and the workers, and the speed."""
         names = sorted(self.sums)
-        means = workers.mean(torch.stack([self.sums[name] for name in names]) / self.steps).tolist()
+        means = workers.mean(torch.stack([self.sums[name] / self.counts[name] for name in names])).tolist()
         seconds = time.perf_counter() - self.began
         return {
             **dict(zip(names, means, strict=True)),
@@ -85,17 +88,32 @@ class _Window:
 
 
 def make_planner(config: TrainConfig, dataset: Dataset, method: type[Method] | Method) -> Planner:
-    """Episodes or images, by the method's regime; what the split cannot serve is refused."""
+    """Episodes, images or both, by the method's regime; what the split cannot serve is refused."""
     train = config.train
     if method.regime == "classical":
-        table = class_table(dataset.manifest, train.split, "kept", train.holdout)
-        if int(table.counts.min()) < 1:
-            raise PipelineError(f"train.holdout={train.holdout} leaves a class of split {train.split!r} without images")
-        return ImagePlanner(table, train.batch_size, config.seed)
+        return _image_planner(config, dataset)
     table = class_table(dataset.manifest, train.split)
     spec = train.spec(train.tasks, train.balanced_query)
     check_spec(table, spec, "train")
-    return EpisodePlanner(table, spec, config.seed)
+    episodes = EpisodePlanner(table, spec, config.seed)
+    return CoPlanner(episodes, _image_planner(config, dataset)) if method.regime == "both" else episodes
+
+
+def _image_planner(config: TrainConfig, dataset: Dataset) -> ImagePlanner:
+    train = config.train
+    table = class_table(dataset.manifest, train.split, "kept", train.holdout)
+    classes, images = train.grouping or (1, 1)
+    if int(table.counts.min()) < images:
+        kept = f" and train.holdout={train.holdout}" if train.holdout else ""
+        raise PipelineError(
+            f"train.grouping={train.grouping}{kept}: the smallest class of split {train.split!r} has only "
+            f"{int(table.counts.min())} images"
+            if train.grouping
+            else f"train.holdout={train.holdout} leaves a class of split {train.split!r} without images"
+        )
+    if classes > len(table):
+        raise PipelineError(f"train.grouping={train.grouping}: split {train.split!r} has only {len(table)} classes")
+    return ImagePlanner(table, train.batch_size, config.seed, train.grouping)
 
 
 def validate(learner: Learner, dataset: Dataset, workers: Workers) -> Estimate:

@@ -72,7 +72,11 @@ def train_worker(job: dict[str, Any]) -> None:
         learner.module = torch.compile(learner.module)  # type: ignore[assignment]
     if world_size > 1:
         workers = Distributed(device)
-        learner.module = DistributedDataParallel(learner.module, device_ids=[device] if device.type == "cuda" else None)
+        learner.module = DistributedDataParallel(
+            learner.module,
+            device_ids=[device] if device.type == "cuda" else None,
+            find_unused_parameters=len(learner.method.phases) > 1,  # a phase may train a part of the method
+        )
 
     planner = make_planner(config, dataset, learner.method)
     stream = Stream(

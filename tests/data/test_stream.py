@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.batch import Episodes
-from pipeline.data.batches import EpisodePlanner, ImagePlanner, local_batches
+from pipeline.batch import CoTraining, Episodes
+from pipeline.data.batches import CoPlanner, EpisodePlanner, ImagePlanner, local_batches
 from pipeline.data.dataset import Dataset, class_table
 from pipeline.data.episodes import EpisodeSpec
 from pipeline.data.stream import MATERIALIZE, Stream, decode, encode
@@ -44,6 +44,34 @@ def test_images_stream(ray_session, dataset):
     planner = ImagePlanner(class_table(dataset.manifest, "train"), 32, seed=1)
     pairs = zip(Stream(dataset, planner, 0, 70), local_batches(dataset, planner, 0, 70), strict=True)
     assert all(a == b and equal(x, y) for (a, x), (b, y) in pairs)
+
+
+def test_groups_hold_images_of_classes(dataset):
+    """Groups of 3 classes with 4 images each: class by class, no image twice, and the same on 1 worker and on 2."""
+    table = class_table(dataset.manifest, "train")
+    planner = ImagePlanner(table, 48, seed=1, grouping=(3, 4))
+    for step in (0, 7):
+        plan = planner.plan(step)
+        halves = [planner.plan(step, rank, 2) for rank in (0, 1)]
+        assert np.array_equal(plan.rows, np.concatenate([half.rows for half in halves]))
+        arrays = (array.reshape(4, 3, 4) for array in (plan.rows, plan.labels, plan.classes))
+        for rows, labels, ids in zip(*arrays, strict=True):
+            assert (labels == labels[:, :1]).all() and len(set(labels[:, 0])) == 3 and len(set(rows.ravel())) == 12
+            assert (table.ids[labels] == ids).all()
+            assert (rows >= table.starts[labels]).all() and (rows < (table.starts + table.counts)[labels]).all()
+    assert not np.array_equal(planner.plan(0).rows, planner.plan(1).rows)
+
+
+def test_episodes_and_images_stream_together(ray_session, dataset, planner):
+    both = CoPlanner(planner, ImagePlanner(planner.table, 12, seed=1, grouping=(2, 3)))
+    pairs = zip(
+        Stream(dataset, both, 0, 6, 1, 2),
+        local_batches(dataset, planner, 0, 6, 1, 2),
+        local_batches(dataset, both.images, 0, 6, 1, 2),
+        strict=True,
+    )
+    for (step, batch), (_, episodes), (_, images) in pairs:
+        assert isinstance(batch, CoTraining) and equal(batch.episodes, episodes) and equal(batch.images, images), step
 
 
 def test_workers_share_a_step(ray_session, dataset, planner):
