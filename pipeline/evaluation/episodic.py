@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +13,7 @@ from pipeline.batch import Episodes
 from pipeline.data.batches import to_batch
 from pipeline.data.dataset import ClassTable, Dataset
 from pipeline.data.episodes import EpisodeSpec, bounds, plan_episodes
+from pipeline.evaluation.embedded import Embeddings, given_embeddings
 from pipeline.methods.base import Method
 from pipeline.nets.preprocess import Preprocess
 
@@ -40,25 +41,32 @@ def episode_accuracies(
     numbers: np.ndarray,
     chunk: int = 1,
     device: torch.device | str = "cpu",
+    embeddings: Embeddings | None = None,
 ) -> np.ndarray:
     """Share of right answers in each of the episodes ``numbers`` [n]: float64 [n].
 
     At most ``chunk`` episodes, and about ``IMAGES`` images, go through the method at once (one episode, where the spec
-    draws their shapes from ranges): it decides speed and memory, never which episodes they are.
+    draws their shapes from ranges): it decides speed and memory, never which episodes they are. With ``embeddings`` of
+    the split no image goes through the backbone again.
     """
     spec = replace(spec, tasks=1)
-    images = bounds(spec.way)[1] * (bounds(spec.shot)[1] + bounds(spec.query)[1])
-    chunk = max(1, min(chunk, IMAGES // images)) if spec.fixed else 1
+    size = bounds(spec.way)[1] * (bounds(spec.shot)[1] + bounds(spec.query)[1])
+    chunk = max(1, min(chunk, IMAGES // size)) if spec.fixed else 1
     parts = []
-    with evaluating(method):
+    with evaluating(method), given_embeddings(method) if embeddings else nullcontext():
         for start in range(0, len(numbers), chunk):
             plan = plan_episodes(table, spec, seed, numbers[start : start + chunk])
-            pixels = torch.from_numpy(dataset.gather(plan.rows)).to(device)
-            batch = to_batch(plan, pixels, dataset.manifest.rotations)
-            assert isinstance(batch, Episodes)
+            if embeddings:
+                images = embeddings.of(plan).to(device)
+            else:
+                pixels = torch.from_numpy(dataset.gather(plan.rows)).to(device)
+                batch = to_batch(plan, pixels, dataset.manifest.rotations)
+                assert isinstance(batch, Episodes)
+                images = preprocess(torch.cat([batch.support, batch.query], dim=1))
+            labels = torch.from_numpy(np.array(plan.labels)).to(device)
             with torch.no_grad():
-                state = method.adapt(preprocess(batch.support), batch.support_labels, batch.way)
-                logits = method.classify(state, preprocess(batch.query))
-            right = (logits.argmax(-1) == batch.query_labels).double().mean(1)
+                state = method.adapt(images[:, : plan.support], labels[:, : plan.support], plan.way)
+                logits = method.classify(state, images[:, plan.support :])
+            right = (logits.argmax(-1) == labels[:, plan.support :]).double().mean(1)
             parts.append(right.cpu().numpy())
     return np.concatenate(parts) if parts else np.empty(0)

@@ -28,6 +28,7 @@ class Method(nn.Module):
 
     regime: str = "episodic"  # "classical": trained on batches of labelled images; "both": on tasks and on images
     phases: tuple[str, ...] = ("loss",)  # what a training step does: methods, each with an optimizer step of its own
+    embeds_once: bool = False  # in evaluation, sees an image through its backbone alone, whatever images are beside it
     fixed_way: int | None = None  # the only number of classes the method can answer for; None: any
 
     def __init__(self, backbone: nn.Module) -> None:

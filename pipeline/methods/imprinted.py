@@ -34,6 +34,7 @@ class Imprinted(Method):
     """
 
     regime = "classical"
+    embeds_once = True
 
     def __init__(
         self,

@@ -27,6 +27,8 @@ class Prototypical(Method):
             code); false embeds them apart, as at test.
     """
 
+    embeds_once = True
+
     def __init__(
         self,
         backbone: nn.Module,
