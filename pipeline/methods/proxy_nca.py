@@ -1,0 +1,99 @@
+"""Proxy-NCA (Movshovitz-Attias, Toshev, Leung, Ioffe & Singh 2017)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.batch import Batch, Images
+from pipeline.errors import PipelineError
+from pipeline.functional.directions import unit
+from pipeline.functional.distances import by_class
+from pipeline.functional.losses import accuracy
+from pipeline.functional.nca import proxy_distances, proxy_nca
+from pipeline.functional.prototypes import prototypes
+from pipeline.methods.base import Method, State, embed
+from pipeline.nets.registry import choose
+
+
+class ProxyNCA(Method):
+    """Every training class has a proxy p; an image is pulled to its own and pushed from all others.
+
+    The loss of an image x of class y is d(x, p_y) + log sum_{c != y} exp(-d(x, p_c)), d the squared Euclidean distance
+    of scaled unit vectors (static assignment, section 4). The proxy of a new class is the direction of the mean of its
+    unit embeddings. There are no published figures on few-shot tasks.
+
+    Args:
+        backbone: the features.
+        classes: number of training classes, at least 2.
+        form: "strict": the paper's, without the image's own proxy in the denominator; "softmax": with it, which is a
+            cross-entropy, as in the re-implementation.
+        smoothing: with "softmax", the share of the target that is spread over the other classes (0.1 in the
+            re-implementation: 0.9 for the true class and 0.1 / (C - 1) for every other).
+        scale_x, scale_p: lengths of embeddings and proxies (3 and 3 in the re-implementation for CUB and Cars, 1 and 8
+            for SOP); a cosine softmax has the scale 2 scale_x scale_p.
+        embedding_dim: width of a linear layer after the backbone (64 in the paper); None: the features themselves.
+        proxy_lr_scale: learning rate of the proxies, relative to the network's.
+    """
+
+    regime = "classical"
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        classes: int,
+        form: str = "strict",
+        smoothing: float = 0.0,
+        scale_x: float = 3.0,
+        scale_p: float = 3.0,
+        embedding_dim: int | None = None,
+        proxy_lr_scale: float = 10.0,
+    ) -> None:
+        super().__init__(backbone)
+        self.with_positive = choose("form", form, ("strict", "softmax")) == "softmax"
+        if classes < 2:
+            raise PipelineError("proxy_nca needs at least two training classes")
+        if not 0 <= smoothing < 1 or (smoothing and not self.with_positive):
+            raise PipelineError(f"smoothing={smoothing} must be in [0, 1), and 0 unless form=softmax")
+        self.smoothing, self.scale_x, self.scale_p = smoothing, scale_x, scale_p
+        features = int(backbone.out_features)  # type: ignore[arg-type]
+        self.embedding = nn.Identity() if embedding_dim is None else nn.Linear(features, embedding_dim)
+        self.proxies = nn.Parameter(torch.randn(classes, embedding_dim or features) / 8)
+        self.proxy_lr_scale = proxy_lr_scale
+
+    def adapt(self, support: Tensor, labels: Tensor, way: int | None = None) -> State:
+        """proxies [T, way, D] of the new classes, of unit length."""
+        way = self.check_support(labels, way)
+        means, _ = prototypes(unit(self._embed(support)), labels, way)
+        return {"proxies": unit(means)}
+
+    def classify(self, state: State, query: Tensor) -> Tensor:
+        """Minus the distance to the proxies, class by class, so that a new class changes no other's logit."""
+        return -by_class(self._distances, self._embed(query), state["proxies"])
+
+    def extend(self, state: State, support: Tensor, labels: Tensor) -> State:
+        known = state["proxies"].shape[1]
+        if int(labels.min()) < known:
+            raise PipelineError(f"new classes are numbered from {known}, the number of classes already known")
+        return {"proxies": torch.cat([state["proxies"], self.adapt(support, labels - known)["proxies"]], dim=1)}
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean over images; the accuracy is over the training classes."""
+        assert isinstance(batch, Images)
+        distances = self._distances(self.embedding(self.backbone(batch.images)), self.proxies)
+        loss = proxy_nca(distances, batch.labels, self.with_positive, self.smoothing).mean()
+        return loss, {"accuracy": accuracy(-distances, batch.labels)}
+
+    def parameter_groups(self) -> Iterator[dict[str, Any]]:
+        yield {"params": [*self.backbone.parameters(), *self.embedding.parameters()], "lr_scale": 1.0}
+        yield {"params": [self.proxies], "lr_scale": self.proxy_lr_scale}
+
+    def _distances(self, x: Tensor, proxies: Tensor) -> Tensor:
+        return proxy_distances(x, proxies, self.scale_x, self.scale_p)
+
+    def _embed(self, images: Tensor) -> Tensor:
+        """[T, N, C, H, W] -> [T, N, D], before normalisation."""
+        return self.embedding(embed(self.backbone, images))
