@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.errors import PipelineError
 from pipeline.nets.base import Backbone, Shape
+from pipeline.nets.blocks import to_format
+from pipeline.nets.film import Film, modulate
 from pipeline.nets.norm import BatchNorm
 from pipeline.nets.registry import choose
-from pipeline.nets.transforms import inside_transform
 
 
 class Conv4(Backbone):
@@ -20,12 +20,17 @@ class Conv4(Backbone):
 
     28x28 images become 64 features, 84x84 become 1600 (at width 64). With ``strided`` the convolutions have stride 2
     instead of pooling, and the last map is averaged over space: the Omniglot network of MAML (Finn et al. 2017).
+    Every layer can be modulated by the task.
 
     Args:
         shape: (C, H, W) of the images.
         width: filters of every block (64: prototypical and matching networks; 32: MAML and meta-LSTM on
             mini-ImageNet; 48: MAML++), or one number a block.
         strided: see above.
+        same_padding: an odd map is padded before pooling, as TensorFlow's "SAME", so that 84x84 images end in 6x6
+            instead of 5x5 (Reptile).
+        average: take the mean of the last map over space; null: only if ``strided``. Reptile's Omniglot network is
+            strided without it: 256 features.
         norm, affine, eps, momentum: see :class:`pipeline.nets.norm.BatchNorm`.
         bias: whether convolutions have a bias. Batch-norm cancels it, and Adam turns the rounding noise of its zero
             gradient into a random walk: false by default.
@@ -39,6 +44,8 @@ class Conv4(Backbone):
         shape: Shape,
         width: int | Sequence[int] = 64,
         strided: bool = False,
+        same_padding: bool = False,
+        average: bool | None = None,
         norm: str = "batch",
         affine: str = "full",
         eps: float = 1e-5,
@@ -51,7 +58,8 @@ class Conv4(Backbone):
         choose("init", init, ("torch", "xavier"))
         widths = [width] * 4 if isinstance(width, int) else list(width)
         channels, *size = shape
-        self.strided, self.channels_last = strided, channels_last
+        self.strided, self.same_padding, self.channels_last = strided, same_padding, channels_last
+        self.average = strided if average is None else average
         self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
         for out in widths:
             conv = nn.Conv2d(channels, out, 3, stride=2 if strided else 1, padding=1, bias=bias)
@@ -59,21 +67,20 @@ class Conv4(Backbone):
                 nn.init.xavier_uniform_(conv.weight)
             self.convs.append(conv)
             self.norms.append(BatchNorm(out, norm, affine, eps, momentum))
-            size, channels = [(s + 1) // 2 if strided else s // 2 for s in size], out
+            size, channels = [(s + 1) // 2 if strided or same_padding else s // 2 for s in size], out
         if min(size) < 1:
             raise PipelineError(
                 f"conv4 with {len(widths)} blocks halves images of {shape[1]}x{shape[2]} to nothing: "
                 f"resize them to at least {2 ** len(widths)}x{2 ** len(widths)}"
             )
-        self.out_features = channels if strided else channels * size[0] * size[1]
+        self.film_widths = tuple(widths)
+        self.out_features = channels if self.average else channels * size[0] * size[1]
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, film: Film = ()) -> Tensor:
         """[N, C, H, W] -> [N, out_features]."""
-        x = images
-        if self.channels_last and not inside_transform():  # vmap knows no memory formats
-            x = x.to(memory_format=torch.channels_last)
+        x, pairs = to_format(images, self.channels_last), iter(film)
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = norm(conv(x))
+            x = modulate(norm(conv(x)), pairs)
             # ReLU and max commute; on the pooled map ReLU has a quarter of the work.
-            x = F.relu(x if self.strided else F.max_pool2d(x, 2))
-        return x.mean((2, 3)) if self.strided else x.flatten(1)
+            x = F.relu(x if self.strided else F.max_pool2d(x, 2, ceil_mode=self.same_padding))
+        return x.mean((2, 3)) if self.average else x.flatten(1)
