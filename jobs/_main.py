@@ -18,7 +18,8 @@ INTERRUPTED = 130
 def run(job: str, function: Callable[[Config], dict[str, Any]], argv: list[str] | None = None) -> None:
     """Run ``function`` on the composed configuration and exit.
 
-    Status 0: done; 2: the input was wrong, one line on stderr says how; 130: interrupted; 1: a bug, with traceback.
+    Status 0: done; 2: the input was wrong, one line on stderr says how; 130: interrupted; 1: a bug, with traceback;
+    another where the summary has an "exit_code", which the job's help explains.
     With ``--json`` stdout holds the function's summary as one JSON object and nothing else.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -38,4 +39,4 @@ def run(job: str, function: Callable[[Config], dict[str, Any]], argv: list[str] 
         sys.exit(INTERRUPTED)
     if as_json:
         print(json.dumps(summary, default=str))
-    sys.exit(0)
+    sys.exit(int(summary.get("exit_code", 0)))

@@ -69,6 +69,6 @@ def paired(a: np.ndarray, b: np.ndarray, confidence: float = 0.95) -> Comparison
         raise ValueError(f"a paired comparison needs two equally long lists, not {a.shape} and {b.shape}")
     difference = b - a
     n = len(difference)
-    half = float(stats.t.ppf(0.5 + confidence / 2, n - 1)) * difference.std(ddof=1) / math.sqrt(n)
+    half = float(stats.t.ppf(0.5 + confidence / 2, n - 1) * difference.std(ddof=1)) / math.sqrt(n)
     mean = float(difference.mean())
     return Comparison(mean, mean - half, mean + half, confidence, n)

@@ -1,0 +1,131 @@
+"""``jobs.promote``: challenger and champion on the same episodes, and the rule that lets one replace the other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pipeline.config import Config, Section, validate
+from pipeline.errors import PipelineError
+from pipeline.evaluation.evaluate import Model, Question, evaluate
+from pipeline.evaluation.statistics import estimate, paired
+from pipeline.registry.promotion import CHALLENGER, CHAMPION, Decision, alias_version, roll_back, settle
+from pipeline.registry.tracking import TrackingConfig, connect, reaching
+from pipeline.registry.versions import pull
+from pipeline.report.tables import percent, text_table
+from pipeline.training.cluster import check_resources, start_ray
+from pipeline.training.config import Cluster, Count, Name, Real, Share
+
+KEPT = 3  # exit code: the champion stays
+
+
+class PromoteConfig(Section):
+    """Keys of ``conf/promote.yaml``."""
+
+    name: Name
+    challenger: Name
+    rollback: bool
+    dataset: str | None
+    split: str
+    episodes: Count
+    way: Count
+    shot: Count
+    query: Count
+    tasks: Count
+    seed: int
+    margin: Real
+    confidence: Share
+    cluster: Cluster
+    tracking: TrackingConfig
+
+
+def promote_job(raw: Config) -> dict[str, Any]:
+    """Measure, decide and record; or go back to the previous champion."""
+    config = validate(PromoteConfig, raw)
+    tracking = config.tracking.model_dump()
+    if config.rollback:
+        decision = roll_back(tracking, config.name)
+        print(f"version {decision.challenger} of {config.name} is champion again, after {decision.champion}")
+        return {"promoted": True, **_summary(decision)}
+    decision = promote(config)
+    return {"exit_code": 0 if decision.promoted else KEPT, **_summary(decision)}
+
+
+def promote(config: PromoteConfig) -> Decision:
+    """The challenger replaces the champion if the whole paired interval of its advantage lies above the margin."""
+    tracking = config.tracking.model_dump()
+    with reaching(tracking, "nothing was decided; try again"):
+        client = connect(tracking).client
+        champion = alias_version(client, config.name, CHAMPION)
+        version = int(config.challenger) if config.challenger.isdigit() else None
+        challenger = version or alias_version(client, config.name, config.challenger)
+    if challenger is None:
+        raise PipelineError(f"challenger={config.challenger}: {config.name!r} has no such version or alias")
+    if challenger == champion:
+        print(f"version {champion} of {config.name} is champion already")
+        return Decision(config.name, challenger, champion, True, "is champion already")
+    start_ray(config.cluster)
+    check_resources(config.cluster)
+    first = pull(f"models:/{config.name}/{challenger}", tracking)
+    uri = config.dataset or (first.origin.get("dataset") or {}).get("uri")
+    if uri is None:
+        raise PipelineError("the challenger does not say what it was trained on: give dataset=FOLDER")
+    question = Question(
+        uri, config.split, config.way, config.shot, config.query, config.episodes, config.seed, config.tasks
+    )
+    models = [Model(first.spec, dict(first.method.state_dict()), f"challenger, version {challenger}")]
+    if champion is not None:
+        second = pull(f"models:/{config.name}/{champion}", tracking)
+        models.append(Model(second.spec, dict(second.method.state_dict()), f"champion, version {champion}"))
+    measured = [evaluate(model, [question], config.cluster.gpus_per_worker)[0].accuracies for model in models]
+    decision = decide(config, challenger, champion, measured, uri)
+    _show(models, measured, decision)
+    return settle(tracking, decision)
+
+
+def decide(
+    config: PromoteConfig, challenger: int, champion: int | None, accuracies: list[np.ndarray], uri: str
+) -> Decision:
+    """The rule, from the accuracies of every episode: of the challenger and, where there is one, of the champion."""
+    shape = ("split", "way", "shot", "query", "episodes", "seed", "margin", "confidence")
+    figures: dict[str, Any] = {"dataset": uri, **{key: getattr(config, key) for key in shape}}
+    figures |= {"accuracy.challenger": estimate(accuracies[0]).mean}
+    if champion is None:
+        return Decision(config.name, challenger, None, True, "there was no champion", figures)
+    found = paired(accuracies[1], accuracies[0], config.confidence)
+    figures |= {
+        "accuracy.champion": estimate(accuracies[1]).mean,
+        "difference": found.difference,
+        "low": found.low,
+        "high": found.high,
+    }
+    promoted = found.better_by(config.margin)
+    reason = (
+        f"difference {100 * found.difference:+.2f} points, {100 * config.confidence:.0f} % interval "
+        f"{100 * found.low:+.2f} … {100 * found.high:+.2f}: {'' if promoted else 'not '}all above the margin of "
+        f"{100 * config.margin:.2f}"
+    )
+    return Decision(config.name, challenger, champion, promoted, reason, figures)
+
+
+def _show(models: list[Model], accuracies: list[np.ndarray], decision: Decision) -> None:
+    found = [estimate(values) for values in accuracies]
+    rows = [[model.label, percent(e.mean, e.interval)] for model, e in zip(models, found, strict=True)]
+    print(text_table(["model", "accuracy, %"], rows))
+    what = "becomes champion" if decision.promoted else "does not become champion"
+    print(f"version {decision.challenger} of {decision.name} {what}: {decision.reason}", flush=True)
+
+
+def _summary(decision: Decision) -> dict[str, Any]:
+    return {
+        "name": decision.name,
+        "version": decision.challenger,
+        "champion_before": decision.champion,
+        "promoted": decision.promoted,
+        "reason": decision.reason,
+        **decision.figures,
+    }
+
+
+__all__ = ["CHALLENGER", "KEPT", "PromoteConfig", "decide", "promote", "promote_job"]

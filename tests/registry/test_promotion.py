@@ -1,0 +1,172 @@
+"""Promotion: measured, recorded, one at a time, and undone by one command."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from pipeline.config import compose, validate
+from pipeline.errors import PipelineError
+from pipeline.model import build_model
+from pipeline.promotion import KEPT, PromoteConfig, decide, promote_job
+from pipeline.registry import promotion
+from pipeline.registry.promotion import Decision, alias_version, promotion_lock, roll_back, settle
+from pipeline.registry.versions import register, register_run, set_alias
+from pipeline.training.checkpoint import Checkpoint
+from tests.registry.conftest import add_checkpoint
+
+LOCK = "people.promotion-lock"
+
+
+@pytest.fixture
+def client(run: Path, tracking: dict) -> MlflowClient:
+    """Three versions of "people", of which the first is champion."""
+    for seed in (0, 1, 2):
+        add_checkpoint(run, 8, seed=seed)
+        register_run(str(run), tracking)
+    set_alias(tracking, "people", "champion", 1)
+    return MlflowClient(tracking_uri=tracking["uri"])
+
+
+def aliases(client: MlflowClient) -> dict[str, int]:
+    return {name: int(version) for name, version in client.get_registered_model("people").aliases.items()}
+
+
+def test_a_promotion_moves_both_aliases_and_is_recorded(client, tracking):
+    figures = {"difference": 0.02, "low": 0.01, "high": 0.03, "episodes": 1000}
+    settle(tracking, Decision("people", 2, 1, True, "better", figures))
+    assert aliases(client) == {"champion": 2, "previous": 1}
+    tag = json.loads(client.get_model_version("people", "2").tags[promotion.DECISION_TAG])
+    assert tag["promoted"] and tag["champion"] == 1 and tag["figures"] == figures
+    [run] = client.search_runs([client.get_experiment_by_name("tests").experiment_id], "tags.promoted = 'true'")
+    assert run.data.metrics == {"difference": 0.02, "low": 0.01, "high": 0.03} and run.info.status == "FINISHED"
+    assert [item.path for item in client.list_artifacts(run.info.run_id)] == ["decision.json"]
+    assert [model.name for model in client.search_registered_models()] == ["people"]  # no lock is left
+
+
+def test_a_refused_challenger_changes_no_alias_and_is_recorded(client, tracking):
+    settle(tracking, Decision("people", 2, 1, False, "not better", {"low": -0.1}))
+    assert aliases(client) == {"champion": 1}
+    assert not json.loads(client.get_model_version("people", "2").tags[promotion.DECISION_TAG])["promoted"]
+
+
+def test_back_and_forth(client, tracking):
+    with pytest.raises(PipelineError, match="no previous champion"):
+        roll_back(tracking, "people")
+    settle(tracking, Decision("people", 3, 1, True, "better"))
+    assert roll_back(tracking, "people").challenger == 1
+    assert aliases(client) == {"champion": 1, "previous": 3}
+    roll_back(tracking, "people")
+    assert aliases(client) == {"champion": 3, "previous": 1}
+
+
+def test_of_two_at_once_one_wins(client, tracking):
+    """Both were measured against version 1; whoever comes second is refused, whatever the order."""
+    outcome: dict[int, str] = {}
+
+    def attempt(version: int) -> None:
+        try:
+            settle(tracking, Decision("people", version, 1, True, "better"))
+            outcome[version] = "won"
+        except PipelineError as error:
+            outcome[version] = str(error)
+
+    threads = [threading.Thread(target=attempt, args=(version,)) for version in (2, 3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    winner, loser = sorted(outcome, key=lambda version: outcome[version] != "won")
+    assert outcome[winner] == "won" and f"version {winner} of 'people' became champion meanwhile" in outcome[loser]
+    assert aliases(client) == {"champion": winner, "previous": 1}
+
+
+def test_a_held_lock_is_waited_for_and_a_dead_one_is_broken(client, tracking, monkeypatch):
+    client.create_registered_model(LOCK, description="somebody")
+    with pytest.raises(PipelineError, match=r"another promotion of 'people' is under way.*'people\.promotion-lock'"):
+        settle(tracking, Decision("people", 2, 1, True, "better"), lock_wait=0.5)
+    assert aliases(client) == {"champion": 1}
+    monkeypatch.setattr(promotion, "LOCK_STALE", 0.0)
+    time.sleep(0.01)
+    settle(tracking, Decision("people", 2, 1, True, "better"))
+    assert aliases(client)["champion"] == 2
+
+
+def test_whoever_lost_the_lock_moves_nothing_and_leaves_the_new_holder_alone(client, tracking):
+    says = pytest.raises(PipelineError, match="took so long that another one went on")
+    with says, promotion_lock(client, "people") as still_held:
+        client.delete_registered_model(LOCK)
+        client.create_registered_model(LOCK, description="another")
+        still_held()
+    assert client.get_registered_model(LOCK).description == "another"
+
+
+def config(tracking: dict, *overrides: str) -> dict:
+    given = [f"tracking.{key}={value}" for key, value in tracking.items()]
+    return compose("promote", ["name=people", *given, *overrides])
+
+
+def test_the_rule():
+    """Promoted only if the whole paired interval lies above the margin; the figures are scipy's."""
+    from scipy import stats
+
+    rng = np.random.default_rng(0)
+    champion = rng.normal(0.6, 0.1, 400)
+    challenger = champion + rng.normal(0.02, 0.05, 400)
+    raw = compose("promote", ["name=people", "episodes=400"])
+    found = decide(validate(PromoteConfig, raw), 2, 1, [challenger, champion], "somewhere")
+    expected = stats.ttest_rel(challenger, champion).confidence_interval(0.95)
+    assert found.promoted and found.figures["low"] == pytest.approx(expected.low)
+    assert found.figures["high"] == pytest.approx(expected.high)
+    for margin, promoted in ((expected.low - 1e-6, True), (expected.low + 1e-6, False)):
+        raw = compose("promote", ["name=people", f"margin={margin}"])
+        assert decide(validate(PromoteConfig, raw), 2, 1, [challenger, champion], "").promoted == promoted
+    assert decide(validate(PromoteConfig, raw), 2, None, [champion], "").promoted  # there was none
+
+
+def test_the_job(ray_session, tracking, glyphs, capsys):
+    """A trained network replaces an untrained one, is not replaced by it, and rolling back is one command."""
+    spec = {
+        "method": {"name": "prototypical"}, "backbone": {"name": "conv4", "width": 8},
+        "input": {"shape": [1, 28, 28], "scaling": "unit"}, "way": 5, "classes": 60,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    good = dict(build_model(spec).state_dict())
+    bad = {key: torch.zeros_like(value) if "convs" in key else value for key, value in good.items()}
+    raw, dataset = {"tracking": {}, "storage": "", "seed": 0}, {"name": "glyphs", "fingerprint": "f", "uri": glyphs}
+    for number, weights in enumerate((bad, good, bad)):
+        checkpoint = Checkpoint(number, spec, raw, dataset, {}, [], weights)
+        register(f"run-{number}", checkpoint, tracking, "people")
+    small = ["episodes=40", "query=5"]
+    first = promote_job(config(tracking, "challenger=1", *small))
+    assert first["promoted"] and first["champion_before"] is None and first["exit_code"] == 0
+    set_alias(tracking, "people", "challenger", 2)
+    second = promote_job(config(tracking, *small))
+    assert (
+        second["promoted"] and second["low"] > 0 and second["accuracy.challenger"] > second["accuracy.champion"] + 0.2
+    )
+    third = promote_job(config(tracking, "challenger=3", *small))
+    assert not third["promoted"] and third["exit_code"] == KEPT and third["high"] < 0
+    assert promote_job(config(tracking, *small))["reason"] == "is champion already"
+    client = MlflowClient(tracking_uri=tracking["uri"])
+    assert aliases(client) == {"champion": 2, "previous": 1, "challenger": 2}
+    assert (
+        promote_job(config(tracking, "rollback=true"))["version"] == 1
+        and alias_version(client, "people", "previous") == 2
+    )
+    assert "becomes champion" in capsys.readouterr().out
+    for overrides, says in (
+        (["challenger=nobody"], "has no such version or alias"),
+        (["challenger=3", "way=500"], "way=500"),
+    ):
+        with pytest.raises(PipelineError, match=says):
+            promote_job(config(tracking, *overrides))
+    with pytest.raises(PipelineError, match="there is no registered model 'nobody'; there is people"):
+        promote_job(config(tracking, "name=nobody"))
