@@ -1,17 +1,23 @@
-"""Small runs of every training regime."""
+"""Small runs of every method that has a configuration: a new method's YAML is enough to be tested with the others."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 
 from pipeline.config import compose
 
-METHODS = {
-    "prototypical": [],
-    "maml": ["method=maml", "backbone=conv4_strided", "backbone.width=16", "method.inner_steps=2"],
-    "imprinted": ["method=imprinted", "train.batch_size=24", "train.holdout=0.2", "augmentation.crop_padding=2",
-                  "augmentation.flip=true", "augmentation.jitter=0.2"],
+ROOT = Path(__file__).resolve().parents[2]
+OPTIONS = {  # what a small run needs beside the defaults of its method
+    "maml": ["backbone=conv4_strided", "backbone.width=16", "method.inner_steps=2"],
+    "imprinted": ["train.batch_size=24", "train.holdout=0.2", "augmentation.crop_padding=2", "augmentation.flip=true",
+                  "augmentation.jitter=0.2"],
 }  # fmt: skip
+METHODS = {
+    path.stem: [f"method={path.stem}", *OPTIONS.get(path.stem, [])]
+    for path in sorted((ROOT / "pipeline" / "conf" / "method").glob("*.yaml"))
+}
 
 SMALL = [
     "steps=12", "log_every=3", "seed=3",
