@@ -20,6 +20,9 @@ from pipeline.nets import build_backbone
         ((1, 28, 28), {"strided": True}, 64),
         ((3, 32, 32), {"width": [8, 16]}, 16 * 64),
         ((3, 33, 20), {"width": 2}, 2 * 2 * 1),
+        ((3, 84, 84), {"width": 32, "same_padding": True}, 32 * 6 * 6),
+        ((1, 28, 28), {"strided": True, "average": False}, 256),
+        ((1, 28, 28), {"width": 8, "same_padding": True, "average": True}, 8),
     ],
 )
 def test_conv4_features(shape, options, features):
@@ -47,6 +50,15 @@ def test_conv4_by_definition(strided, channels_last, training):
             x = x.unfold(2, 2, 2).unfold(3, 2, 2).amax((-1, -2))
     expected = x.mean((2, 3)) if strided else x.reshape(4, -1)
     torch.testing.assert_close(net(images), expected, rtol=0, atol=1e-10)
+
+
+def test_same_padding_never_drops_the_last_row():
+    net = build_backbone({"name": "conv4", "width": [1], "same_padding": True}, (1, 5, 5)).eval()
+    torch.nn.init.dirac_(net.convs[0].weight)
+    image = torch.zeros(1, 1, 5, 5)
+    image[0, 0, 4, 4] = 7.0
+    torch.testing.assert_close(net(image)[0, -1].item(), 7.0, rtol=1e-4, atol=0)
+    assert net(image).shape == (1, 9)
 
 
 def test_conv4_under_vmap_is_every_task_alone():
@@ -96,8 +108,8 @@ def test_own_backbone_by_import_path(monkeypatch):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"name": "conv5"}, "choose one of conv4, mlp"),
-        ({"name": "norm"}, "choose one of conv4, mlp"),
+        ({"name": "conv5"}, "choose one of conv4, "),
+        ({"name": "norm"}, "choose one of conv4, "),
         ({"name": "../conv4"}, "unknown backbone"),
         ({"name": None}, "unknown backbone"),
         ({}, "unknown backbone"),
