@@ -20,7 +20,7 @@ Memory = dict[str, Tensor]  # every tensor leads with the tasks [T, ...]
 
 
 class DenseBlock(nn.Module):
-    """x and tanh(filter) * sigmoid(gate) of causal convolutions with kernel 2 over it (figure 2a).
+    """x and tanh(filter) * sigmoid(gate) of causal convolutions with kernel 2 over it (section 3.1).
 
     Args:
         channels: C of the input.
@@ -48,7 +48,7 @@ class DenseBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """x and what causal attention reads for every position (figure 2c).
+    """x and what causal attention reads for every position (section 3.1).
 
     Args:
         channels: C of the input.
@@ -79,7 +79,7 @@ class AttentionBlock(nn.Module):
 class SnailNetwork(nn.Module):
     """Attention blocks with TC blocks between them, and a linear layer (section 5.1).
 
-    A TC block for sequences of length L is ceil(log2 L) dense blocks with dilations 2, 4, 8, ... (figure 2b).
+    A TC block for sequences of length L is ceil(log2 L) dense blocks with dilations 2, 4, 8, ... (section 3.1).
 
     Args:
         channels: C of the items.

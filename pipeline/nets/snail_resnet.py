@@ -14,7 +14,7 @@ from pipeline.nets.registry import choose
 
 class SnailResNet(Backbone):
     """Four residual blocks, a 1x1 convolution, the pooled map, ReLU, dropout and a 1x1 convolution (Mishra et al. 2018,
-    appendix B). 84x84 images become maps of 6x6, and 384 features.
+    appendix). 84x84 images become maps of 6x6, and 384 features.
 
     Args:
         shape: (C, H, W) of the images.
