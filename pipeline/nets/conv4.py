@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch.nn.functional as F
@@ -74,7 +75,8 @@ class Conv4(Backbone):
                 f"resize them to at least {2 ** len(widths)}x{2 ** len(widths)}"
             )
         self.film_widths = tuple(widths)
-        self.out_features = channels if self.average else channels * size[0] * size[1]
+        self.map_shape = (channels, 1, 1) if self.average else (channels, size[0], size[1])
+        self.out_features = math.prod(self.map_shape)
 
     def forward(self, images: Tensor, film: Film = ()) -> Tensor:
         """[N, C, H, W] -> [N, out_features]."""

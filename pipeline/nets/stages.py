@@ -84,10 +84,10 @@ class _Conv4Stages:
         if t == 0 and self.backbone.channels_last:
             below = below.to(memory_format=torch.channels_last)
         x = (norm or self.backbone.norms[t])(self.backbone.convs[t](below))
-        return x if self.backbone.strided else F.max_pool2d(x, 2)
+        return x if self.backbone.strided else F.max_pool2d(x, 2, ceil_mode=self.backbone.same_padding)
 
     def features(self, last: Tensor) -> Tensor:
-        return last.mean((2, 3)) if self.backbone.strided else last.flatten(1)
+        return last.mean((2, 3)) if self.backbone.average else last.flatten(1)
 
 
 class _MLPStages:

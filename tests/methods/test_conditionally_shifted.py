@@ -179,8 +179,9 @@ def test_statistics_of_shifted_queries_are_their_own():
 
 def test_stages_are_the_backbone():
     e = batch()
-    for make in BACKBONES.values():
-        net = make().double()
+    others = [Conv4((1, 8, 8), width=[3, 4, 2], same_padding=True), Conv4((1, 8, 8), width=[3, 4], average=True)]
+    for net in [*(make() for make in BACKBONES.values()), *others]:
+        net = net.double()
         h, layers = e.support[0], stages(net)
         for t in range(len(layers)):
             h = F.relu(layers.pre_activation(t, h))
