@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.batch import Batch, Episodes
 from pipeline.functional.inner_loop import (
+    Gradient,
     Parameters,
     autograd_gradient,
     descend,
@@ -21,15 +19,13 @@ from pipeline.functional.inner_loop import (
     vmap_tasks,
 )
 from pipeline.functional.losses import accuracy, labelled, summed_cross_entropy
-from pipeline.methods.base import Method, State
-from pipeline.nets.norm import batch_norms, fixed_statistics, recorded_statistics, replace_native
+from pipeline.methods._fast_weights import _FastWeights
+from pipeline.methods.base import State
+from pipeline.nets.norm import batch_norms
 from pipeline.nets.registry import choose
 
-STATISTICS = "statistics."
-FEW_VALUES = 4096  # of a task's images; about where the loop overtakes vmap for convolutions on CPU (measured)
 
-
-class MAML(Method):
+class MAML(_FastWeights):
     """Adapt by a few gradient steps on the support set; train the start from which they lead far (algorithm 2).
 
     Args:
@@ -64,19 +60,12 @@ class MAML(Method):
         transductive: bool = True,
         inner_loop: str = "auto",
     ) -> None:
-        super().__init__(backbone)
-        replace_native(backbone)
-        for layer in batch_norms(backbone).values():
-            layer.use_batch_statistics()
-        self.head = nn.Linear(int(backbone.out_features), way)  # type: ignore[arg-type]
-        self.fixed_way = way
+        super().__init__(backbone, way, inner_loop)
         self.inner_lr, self.inner_steps, self.inner_steps_eval = inner_lr, inner_steps, inner_steps_eval
         self.first_order, self.transductive = first_order, transductive
         self.loss_scaling = choose("loss_scaling", loss_scaling, ("finn", "mean"))
         self._adapted = self._adapted_names(adapt_parameters)
         self._head_only = adapt_parameters == "head"
-        self.inner_loop = choose("inner_loop", inner_loop, ("auto", "loop", "vmap"))
-        self._convolutional = any(isinstance(m, nn.modules.conv._ConvNd) for m in backbone.modules())
 
     def adapt(self, support: Tensor, labels: Tensor, way: int | None = None) -> State:
         """The adapted parameters [T, ...] by name and, where not transductive, batch-norm statistics of the support.
@@ -91,11 +80,9 @@ class MAML(Method):
             if support.is_inference():
                 support, labels = support.clone(), labels.clone()
             start = self._start(leaves=each_task is loop_tasks)
-            state: State = each_task(partial(self._adapt_one, start), support, labels)
+            gradient = func_gradient if each_task is vmap_tasks else autograd_gradient
+            state: State = each_task(partial(self._adapt_one, start, gradient), support, labels)
         return state if keep_graph else {name: value.detach() for name, value in state.items()}
-
-    def classify(self, state: State, query: Tensor) -> Tensor:
-        return self._each_task(query)(self._classify_one, state, query)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean over tasks of the query loss at the adapted parameters."""
@@ -105,11 +92,11 @@ class MAML(Method):
         loss = self._reduce(summed_cross_entropy(logits, batch.query_labels), batch.query_labels, batch.support_labels)
         return loss.mean(), {"accuracy": accuracy(logits, batch.query_labels)}
 
-    def _adapt_one(self, start: Parameters, support: Tensor, labels: Tensor) -> State:
+    def _adapt_one(self, start: Parameters, gradient: Gradient, support: Tensor, labels: Tensor) -> State:
         """One task: support [S, C, H, W] and labels [S] to parameters and statistics without the task dimension."""
         state: State = {}
         if self._head_only:  # the features do not change while the head is fitted
-            with self._recording(state):
+            with self._statistics(state):
                 features = self._features(start, support)
 
         def loss(parameters: Parameters) -> Tensor:
@@ -119,37 +106,15 @@ class MAML(Method):
         adapted = {name: value for name, value in start.items() if name in self._adapted}
         steps = self.inner_steps if self.training else self.inner_steps_eval
         second_order = self.training and not self.first_order
-        gradient = func_gradient if self._each_task(support) is vmap_tasks else autograd_gradient
         adapted = descend(loss, adapted, self.inner_lr, steps, second_order, gradient)
         if not self._head_only and not self.transductive:
-            with self._recording(state):
+            with self._statistics(state):
                 self._features({**start, **adapted}, support)
         return {**adapted, **state}
 
-    def _classify_one(self, state: State, query: Tensor) -> Tensor:
-        """One task: logits [Q, way] of queries [Q, C, H, W]."""
-        parameters = {**dict(self.named_parameters()), **state}
-        fixed = {n.removeprefix(STATISTICS): v for n, v in state.items() if n.startswith(STATISTICS)}
-        with fixed_statistics(self.backbone, fixed) if fixed else nullcontext():
-            return self._head(parameters, self._features(parameters, query))
-
-    @contextmanager
-    def _recording(self, state: State) -> Iterator[None]:
+    def _statistics(self, state: State) -> AbstractContextManager[None]:
         """Within: batch-norm statistics of the support go into ``state``, where queries will need them."""
-        if self.transductive:
-            yield
-            return
-        with recorded_statistics(self.backbone) as statistics:
-            yield
-        state.update({STATISTICS + name: value for name, value in statistics.items()})
-
-    def _features(self, parameters: Parameters, images: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, D] with the given parameters in the backbone."""
-        own = {n.removeprefix("backbone."): v for n, v in parameters.items() if n.startswith("backbone.")}
-        return torch.func.functional_call(self.backbone, own, (images,))
-
-    def _head(self, parameters: Parameters, features: Tensor) -> Tensor:
-        return F.linear(features, parameters["head.weight"], parameters["head.bias"])
+        return nullcontext() if self.transductive else self._recording(state)
 
     def _start(self, leaves: bool) -> Parameters:
         """theta: in training the parameters themselves, otherwise values, as ``leaves`` that autograd can start at.
@@ -176,10 +141,3 @@ class MAML(Method):
         if self.loss_scaling == "mean":
             return summed / labelled(labels)
         return summed * self.head.out_features / labelled(support_labels)
-
-    def _each_task(self, images: Tensor) -> Callable[..., Any]:
-        """What maps a function of one task over all tasks, on the device of ``images``."""
-        if self.inner_loop == "auto":
-            grouped_is_slow = self._convolutional and not images.is_cuda and images[0].numel() > FEW_VALUES
-            return loop_tasks if grouped_is_slow else vmap_tasks
-        return vmap_tasks if self.inner_loop == "vmap" else loop_tasks

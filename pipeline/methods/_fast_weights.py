@@ -1,0 +1,94 @@
+"""What methods share that give every task its own weights: a backbone and a linear head as functions of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.errors import PipelineError
+from pipeline.functional.flat import Shapes
+from pipeline.functional.inner_loop import Parameters, loop_tasks, vmap_tasks
+from pipeline.methods.base import Method, State
+from pipeline.nets.norm import batch_norms, fixed_statistics, recorded_statistics, replace_native
+from pipeline.nets.registry import choose
+
+STATISTICS = "statistics."
+
+
+def at_least_one(**options: int) -> None:
+    """Refuse an option below 1 by its name."""
+    for name, value in options.items():
+        if value < 1:
+            raise PipelineError(f"{name}={value}: there is at least one")
+
+
+class _FastWeights(Method):
+    """A state is the adapted weights [T, ...] by name and, under "statistics.", what batch-norm is to use with them.
+
+    Args:
+        backbone: the features; its batch-norm layers never use running averages here.
+        way: number of classes, the width of the linear head.
+        inner_loop: "loop" over tasks, "vmap" over all at once, or "auto", which looks at shapes and device only. On CPU
+            per-task weights make convolutions grouped and slow: there it loops, except where a task is so small (five
+            28x28 images) that the loop's own cost is larger. On CUDA and without convolutions it takes vmap.
+    """
+
+    few_values = 4096  # of a task's images; about where the loop overtakes vmap for convolutions on CPU (measured)
+
+    def __init__(self, backbone: nn.Module, way: int, inner_loop: str = "auto") -> None:
+        super().__init__(backbone)
+        replace_native(backbone)
+        for layer in batch_norms(backbone).values():
+            layer.use_batch_statistics()
+        self.head = nn.Linear(int(backbone.out_features), way)  # type: ignore[arg-type]
+        self.fixed_way = way
+        self.inner_loop = choose("inner_loop", inner_loop, ("auto", "loop", "vmap"))
+        self._convolutional = any(isinstance(m, nn.modules.conv._ConvNd) for m in backbone.modules())
+
+    def classify(self, state: State, query: Tensor) -> Tensor:
+        return self._each_task(query)(self._classify_one, state, query)
+
+    def _classify_one(self, state: State, query: Tensor) -> Tensor:
+        """One task: logits [Q, way] of queries [Q, C, H, W]."""
+        parameters = {**dict(self.named_parameters()), **state}
+        fixed = {n.removeprefix(STATISTICS): v for n, v in state.items() if n.startswith(STATISTICS)}
+        with fixed_statistics(self.backbone, fixed) if fixed else nullcontext():
+            return self._logits(parameters, query)
+
+    @contextmanager
+    def _recording(self, state: State) -> Iterator[None]:
+        """Within: the batch-norm statistics of the images that are seen go into ``state``, for its queries."""
+        with recorded_statistics(self.backbone) as statistics:
+            yield
+        state.update({STATISTICS + name: value for name, value in statistics.items()})
+
+    def _logits(self, parameters: Parameters, images: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, way] with the given parameters."""
+        return self._head(parameters, self._features(parameters, images))
+
+    def _features(self, parameters: Parameters, images: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, D] with the given parameters in the backbone."""
+        own = {n.removeprefix("backbone."): v for n, v in parameters.items() if n.startswith("backbone.")}
+        return torch.func.functional_call(self.backbone, own, (images,))
+
+    def _head(self, parameters: Parameters, features: Tensor) -> Tensor:
+        return F.linear(features, parameters["head.weight"], parameters["head.bias"])
+
+    def _weights(self) -> Parameters:
+        """The weights that tasks start from: the parameters of backbone and head."""
+        return {n: p for n, p in self.named_parameters() if n.startswith(("backbone.", "head."))}
+
+    def _shapes(self) -> Shapes:
+        return {name: parameter.shape for name, parameter in self._weights().items()}
+
+    def _each_task(self, images: Tensor) -> Callable[..., Any]:
+        """What maps a function of one task over all tasks, on the device of ``images`` [T, ...]."""
+        if self.inner_loop == "auto":
+            grouped_is_slow = self._convolutional and not images.is_cuda and images[0].numel() > self.few_values
+            return loop_tasks if grouped_is_slow else vmap_tasks
+        return vmap_tasks if self.inner_loop == "vmap" else loop_tasks
