@@ -127,3 +127,15 @@ def test_refusals_are_one_line(spec, message):
     with pytest.raises(PipelineError) as caught:
         build_backbone(spec, (1, 28, 28))
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_conv4_with_leaky_relu():
+    """Slopes before pooling, as MAML++'s network has them."""
+    torch.manual_seed(0)
+    net = build_backbone({"name": "conv4", "width": [3, 4], "negative_slope": 0.01}, (2, 8, 8)).double()
+    x = images = torch.randn(4, 2, 8, 8, dtype=torch.float64)
+    for conv, norm in zip(net.convs, net.norms, strict=True):
+        x = F.max_pool2d(F.leaky_relu(norm(conv(x)), 0.01), 2)
+    torch.testing.assert_close(net(images), x.flatten(1), rtol=0, atol=1e-12)
+    net.negative_slope = 0.0
+    assert (net(images) - x.flatten(1)).abs().max() > 1e-3
