@@ -1,0 +1,107 @@
+"""Classifiers of new classes on frozen features: each is fitted to the support sets of all tasks at once.
+
+``fit(features [T, S, D], labels [T, S], way)`` returns a state of tensors that lead with the tasks, and
+``scores(state, query [T, Q, D])`` the logits [T, Q, way]. Labels are in any order and number; -1 is padding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from pipeline.functional.distances import cosine, euclidean, squared_euclidean
+from pipeline.functional.fine_tuning import (
+    Descent,
+    cosine_scale,
+    cosine_scores,
+    epoch_orders,
+    fine_tune_cosine,
+    fine_tune_linear,
+    initial_weights,
+)
+from pipeline.functional.neighbours import recall, remember
+
+Fitted = dict[str, Tensor]
+DISTANCES = {"squared_euclidean": squared_euclidean, "euclidean": euclidean, "cosine": cosine}
+
+
+class Head(Protocol):
+    def fit(self, features: Tensor, labels: Tensor, way: int) -> Fitted: ...
+
+    def scores(self, state: Fitted, query: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Prototype:
+    """Minus the distance to the class's mean."""
+
+    distance: str = "squared_euclidean"
+    answer: str = field(default="class_mean", init=False)
+
+    def fit(self, features: Tensor, labels: Tensor, way: int) -> Fitted:
+        return remember(features, labels, way, self.answer)
+
+    def scores(self, state: Fitted, query: Tensor) -> Tensor:
+        return recall(state, query, DISTANCES[self.distance], self.answer)
+
+
+@dataclass(frozen=True)
+class Nearest(Prototype):
+    """Minus the distance to the nearest image of the class, so that the answer is the nearest image's class."""
+
+    distance: str = "cosine"
+    answer: str = field(default="nearest", init=False)
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear layer from a fixed start, trained on the support (Chen et al. 2019, "Baseline")."""
+
+    descent: Descent = Descent()
+    seed: int = 0
+
+    def fit(self, features: Tensor, labels: Tensor, way: int) -> Fitted:
+        """weight [T, way, D] and bias [T, way]."""
+        weight, bias = (_for_each_task(w, features) for w in initial_weights(way, features.shape[-1], self.seed))
+        orders = epoch_orders(labels, self.descent.epochs, self.seed)
+        weight, bias = fine_tune_linear(features, labels, weight, bias, orders, self.descent)
+        return {"weight": weight, "bias": bias}
+
+    def scores(self, state: Fitted, query: Tensor) -> Tensor:
+        return query.to(state["weight"].dtype) @ state["weight"].mT + state["bias"].unsqueeze(-2)
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """A layer of cosines, trained likewise ("Baseline++"); ``scale`` None: by the number of classes."""
+
+    descent: Descent = Descent()
+    scale: float | None = None
+    seed: int = 0
+
+    def fit(self, features: Tensor, labels: Tensor, way: int) -> Fitted:
+        """direction [T, way, D] and length [T, way, 1]."""
+        direction = _for_each_task(initial_weights(way, features.shape[-1], self.seed)[0], features)
+        orders = epoch_orders(labels, self.descent.epochs, self.seed)
+        direction, length = fine_tune_cosine(
+            features, labels, direction, direction.norm(dim=-1, keepdim=True), self._scale(way), orders, self.descent
+        )
+        return {"direction": direction, "length": length}
+
+    def scores(self, state: Fitted, query: Tensor) -> Tensor:
+        return cosine_scores(query, state["direction"], state["length"], self._scale(state["length"].shape[-2]))
+
+    def _scale(self, way: int) -> float:
+        return cosine_scale(way) if self.scale is None else self.scale
+
+
+HEADS: dict[str, Any] = {"prototype": Prototype, "nearest": Nearest, "linear": Linear, "cosine": Cosine}
+
+
+def _for_each_task(weight: Tensor, features: Tensor) -> Tensor:
+    """[...] to [T, ...], on the device and in the precision that the head computes with."""
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    return weight.to(features.device, dtype).expand(len(features), *weight.shape)

@@ -1,0 +1,190 @@
+"""Baselines: classical training, then a new classifier for every task (Ravi & Larochelle 2017; Chen et al. 2019;
+Dhillon et al. 2020)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.batch import Batch, Images
+from pipeline.errors import PipelineError
+from pipeline.functional.fine_tuning import Descent, cosine_scale, cosine_scores
+from pipeline.functional.heads import DISTANCES, Cosine, Head, Linear, Nearest, Prototype
+from pipeline.functional.losses import accuracy
+from pipeline.functional.mixing import mix_pairs, smoothed_cross_entropy
+from pipeline.functional.support_initialised import hardness
+from pipeline.methods._tuned import Tuner
+from pipeline.methods.base import Method, State, embed
+from pipeline.nets.norm import replace_native
+from pipeline.nets.registry import choose
+
+FROZEN, TUNED = ("linear", "cosine", "nearest", "prototype"), ("finetune_all", "support_initialised")
+EPOCHS = {"linear": 100, "cosine": 100, "finetune_all": 15, "support_initialised": 25}
+RATES = {"linear": 0.01, "cosine": 0.01, "finetune_all": 0.01, "support_initialised": 5e-5}
+
+
+class Baseline(Method):
+    """Features of a classifier of the training classes; ``head`` says how new classes are learnt from them.
+
+    Published for 5-way mini-ImageNet, 1-shot / 5-shot: Baseline and Baseline++ with Conv-4 42.11 / 62.53 and
+    48.24 / 66.43 (Chen); nearest image and fine-tuning of all weights 41.08 / 51.04 and 28.86 / 49.79 (Ravi); WRN-28-10
+    with a classifier that starts from the support, as it starts, fine-tuned, and fine-tuned on the queries too:
+    56.17 / 73.31, 57.73 / 78.17 and 65.73 / 78.40 (Dhillon).
+
+    Args:
+        backbone: the features.
+        classes: number of training classes.
+        classifier: of the training classes: "linear", or "cosine" (Baseline++).
+        scale: of cosine scores; None: 2 for at most 200 classes, otherwise 10, as Chen's code.
+        label_smoothing: share of the target that is spread over the other classes in training (.1 in Dhillon).
+        mixup: training images are mixed in pairs with a Beta(mixup, mixup) weight (.25 in Dhillon); 0: they are not.
+        head: "linear" (Baseline) or "cosine" (Baseline++), trained on frozen features; "nearest" image or "prototype"
+            by ``distance``; "finetune_all": a new linear layer and all weights (Ravi); "support_initialised": all
+            weights, from a classifier that is read off the support (Dhillon).
+        distance: "cosine", "euclidean" or "squared_euclidean".
+        epochs, lr: of training the head; None: the paper's, 100 and .01 for linear and cosine, 15 and .01 for
+            finetune_all (Ravi chooses the rate by validation tasks), 25 and 5e-5 for support_initialised, where 0
+            epochs leave the classifier as it starts.
+        batch_size, momentum, dampening, weight_decay: of linear and cosine.
+        lr_decay: of finetune_all: the rate of step t is lr / (1 + lr_decay t); chosen like the rate.
+        initialisation: of support_initialised: "dhillon": from the rectified scores of the training classes;
+            "features": from the rectified features; "blog": from features as they are, and scores stay cosines.
+        entropy: which answers support_initialised makes certain: those to the "query" images, so that an answer depends
+            on the other queries (Dhillon's transductive fine-tuning), to the "support", or "none".
+        entropy_weight: of that term beside the support's cross-entropy.
+        norm: batch-norm while all weights are tuned: "batch": by the images at hand, which enter the averages that
+            answers use (Ravi); "running": by the averages of training; None: batch for finetune_all, else running.
+        tasks: how all weights are tuned to every task: by a "loop", by "vmap", or "auto": by device.
+    """
+
+    regime = "classical"
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        classes: int,
+        classifier: str = "linear",
+        scale: float | None = None,
+        label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        head: str = "linear",
+        distance: str = "cosine",
+        epochs: int | None = None,
+        lr: float | None = None,
+        batch_size: int = 4,
+        momentum: float = 0.9,
+        dampening: float = 0.9,
+        weight_decay: float = 0.001,
+        lr_decay: float = 0.0,
+        initialisation: str = "dhillon",
+        entropy: str = "query",
+        entropy_weight: float = 1.0,
+        norm: str | None = None,
+        tasks: str = "auto",
+    ) -> None:
+        super().__init__(backbone)
+        features = int(backbone.out_features)  # type: ignore[arg-type]
+        self.classifier: nn.Module = (
+            nn.Linear(features, classes)
+            if choose("classifier", classifier, ("linear", "cosine")) == "linear"
+            else _CosineLayer(features, classes, scale)
+        )
+        if not 0 <= label_smoothing < 1 or mixup < 0:
+            raise PipelineError(f"label_smoothing={label_smoothing} must be in [0, 1), mixup={mixup} at least 0")
+        self.label_smoothing, self.mixup = label_smoothing, mixup
+        choose("head", head, (*FROZEN, *TUNED))
+        choose("initialisation", initialisation, ("dhillon", "features", "blog"))
+        choose("entropy", entropy, ("query", "support", "none"))
+        choose("norm", norm, (None, "batch", "running"))
+        choose("tasks", tasks, ("auto", "loop", "vmap"))
+        choose("distance", distance, DISTANCES)
+        epochs, lr = EPOCHS.get(head, 1) if epochs is None else epochs, RATES.get(head, 0.01) if lr is None else lr
+        if epochs < (head != "support_initialised") or batch_size < 1:
+            raise PipelineError(f"epochs={epochs}, batch_size={batch_size}: there is at least one")
+        descent = Descent(epochs, batch_size, lr, momentum, dampening, weight_decay)
+        frozen: dict[str, Head] = {
+            "linear": Linear(descent),
+            "cosine": Cosine(descent, scale),
+            "nearest": Nearest(distance),
+            "prototype": Prototype(distance),
+        }
+        by_batch = norm == "batch" or (norm is None and head == "finetune_all")
+        start = "random" if head == "finetune_all" else initialisation
+        self.head_name, self._frozen = head, frozen.get(head)
+        self._tuner = Tuner(self, start, epochs, lr, lr_decay, entropy, entropy_weight, by_batch, tasks)
+        self.embeds_once = head in FROZEN or epochs == 0
+        if not self.embeds_once and by_batch:
+            replace_native(backbone)
+
+    @torch.no_grad()
+    def adapt(self, support: Tensor, labels: Tensor, way: int | None = None) -> State:
+        """What the head keeps; where queries take part in tuning, the support and the classifier to start from."""
+        way = self.check_support(labels, way)
+        if self._frozen is not None:
+            return self._frozen.fit(embed(self.backbone, support), labels, way)
+        start = self._start(support, labels, way)
+        if self.embeds_once:
+            return start
+        if self._tuner.transductive:
+            return {**start, "support": support, "labels": labels}
+        return self._tuner.tune(start, support, labels)
+
+    def classify(self, state: State, query: Tensor) -> Tensor:
+        if self._frozen is not None:
+            return self._frozen.scores(state, embed(self.backbone, query))
+        if self.embeds_once:
+            return self._tuner.scores(state, self._tuner.representation(embed(self.backbone, query)))
+        if self._tuner.transductive:
+            start = {name: state[name] for name in ("weight", "bias")}
+            state = self._tuner.tune(start, state["support"], state["labels"], query)
+        return self._tuner.answer(state, query)
+
+    def extend(self, state: State, support: Tensor, labels: Tensor) -> State | None:
+        """More class means; the other heads are fitted anew."""
+        if self.head_name != "prototype":
+            return None
+        known = state["prototypes"].shape[1]
+        if int(labels.min()) < known:
+            raise PipelineError(f"new classes are numbered from {known}, the number of classes already known")
+        new = self.adapt(support, labels - known)
+        return {key: torch.cat([state[key], new[key]], dim=1) for key in state}
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross-entropy over the training classes."""
+        assert isinstance(batch, Images)
+        images, pairs = batch.images, [(batch.labels, 1.0)]
+        if self.mixup:
+            images, other, share = mix_pairs(images, self.mixup)
+            pairs = [(batch.labels, share), (batch.labels[other], 1 - share)]
+        logits = self.classifier(self.backbone(images))
+        losses = [share * smoothed_cross_entropy(logits, labels, self.label_smoothing) for labels, share in pairs]
+        return torch.stack(losses).sum(), {"accuracy": accuracy(logits, batch.labels)}
+
+    @torch.no_grad()
+    def hardness(self, support: Tensor, labels: Tensor, query: Tensor, query_labels: Tensor) -> Tensor:
+        """How hard tasks are for a support-initialised classifier before it is tuned, [T] (Dhillon, section 4.4).
+
+        Args:
+            support, labels, query, query_labels: [T, S, C, H, W], [T, S], [T, Q, C, H, W] and [T, Q].
+        """
+        start = self._start(support, labels, self.check_support(labels, None))
+        represented = self._tuner.representation(embed(self.backbone, query))
+        return hardness(self._tuner.scores(start, represented), query_labels)
+
+    def _start(self, support: Tensor, labels: Tensor, way: int) -> State:
+        represented = self._tuner.representation(embed(self.backbone, support))
+        return self._tuner.start(represented, labels, way)
+
+
+class _CosineLayer(nn.Module):
+    """Scores scale g_c cos(w_c, x) of Baseline++; directions w and lengths g start as those of a linear layer."""
+
+    def __init__(self, features: int, classes: int, scale: float | None) -> None:
+        super().__init__()
+        self.direction = nn.Parameter(nn.Linear(features, classes, bias=False).weight.detach())
+        self.length = nn.Parameter(self.direction.detach().norm(dim=-1, keepdim=True))
+        self.scale = cosine_scale(classes) if scale is None else scale
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[..., D] -> [..., classes]."""
+        return cosine_scores(features, self.direction, self.length, self.scale)
