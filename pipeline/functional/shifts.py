@@ -11,9 +11,14 @@ from pipeline.functional.precision import in_float32
 from pipeline.functional.prototypes import one_hot
 
 
-def shifted_relu(pre: Tensor, shift: Tensor, inside: bool = False) -> Tensor:
-    """h = relu(a) + relu(beta) (equation 1); ``inside``: relu(a + beta), as a re-implementation."""
-    return F.relu(pre + shift) if inside else F.relu(pre) + F.relu(shift)
+def shifted_activation(pre: Tensor, shift: Tensor, inside: bool = False, slope: float = 0.0) -> Tensor:
+    """h = sigma(a) + sigma(beta) (equation 1); ``inside``: sigma(a + beta), as a re-implementation.
+
+    sigma is the ReLU, or with a ``slope`` below 0 the leaky one.
+    """
+    if inside:
+        return F.leaky_relu(pre + shift, slope)
+    return F.leaky_relu(pre, slope) + F.leaky_relu(shift, slope)
 
 
 @in_float32
@@ -24,10 +29,10 @@ def output_error(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def direct_feedback(pre: Tensor, active: Tensor, silent: Tensor) -> Tensor:
-    """What a function g makes of the direct feedback sigma'(a) dL/da_T of every neuron, where sigma is the ReLU.
+    """What a function g makes of the direct feedback sigma'(a) dL/da_T of every neuron.
 
-    sigma' is 1 or 0, so that g takes two values for all neurons of an image: ``active`` = g(dL/da_T), and
-    ``silent`` = g(0).
+    sigma' is 1 above 0 and the slope of the ReLU below (0 unless it is leaky), so that g takes two values for all
+    neurons of an image: ``active`` = g(dL/da_T) and ``silent`` = g(slope dL/da_T).
 
     Args:
         pre: pre-activations [..., n].

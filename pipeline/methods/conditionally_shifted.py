@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pipeline.errors import PipelineError
 from pipeline.functional.losses import PADDING, summed_cross_entropy
 from pipeline.functional.memory import SIMILARITIES, mixture, recall
-from pipeline.functional.shifts import direct_feedback, output_error, shifted_relu
+from pipeline.functional.shifts import direct_feedback, output_error, shifted_activation
 from pipeline.methods.base import Method, State, embed
 from pipeline.nets.copies import fresh_copy
 from pipeline.nets.registry import choose
@@ -24,9 +24,10 @@ OUTPUT = "values.output"
 class ConditionallyShifted(Method):
     """A network whose neurons are shifted, query by query, by what the support set taught about them.
 
-    A hidden layer is h = relu(a) + relu(beta), the output softmax(a_T + beta_T). The shifts beta of a query are read
-    from a memory: every support image stores a key, from a network of its own, and for every neuron a value, which one
-    small network makes of how the base network failed on that image (sections 2.1 to 2.3).
+    A hidden layer is h = sigma(a) + sigma(beta) with the backbone's ReLU as sigma, the output softmax(a_T + beta_T).
+    The shifts beta of a query are read from a memory: every support image stores a key, from a network of its own, and
+    for every neuron a value, which one small network makes of how the base network failed on that image (sections 2.1
+    to 2.3).
 
     A neuron is a single value of a feature map: one channel at one position, where the ReLU is applied, which in conv4
     is after pooling. Layers above a shifted one normalise queries by running averages of their own, because their
@@ -40,7 +41,7 @@ class ConditionallyShifted(Method):
             (for an output neuron j: dL/da_T,j dL/da_T, since there sigma' would be the same for all). "gradient":
             dL/da_t, one number a neuron.
         similarity: of keys, "cosine" or, as a re-implementation, "dot".
-        shift: "outside": relu(a) + relu(beta); "inside": relu(a + beta), as a re-implementation.
+        shift: "outside": sigma(a) + sigma(beta); "inside": sigma(a + beta), as a re-implementation.
         shifted: how many of the last hidden layers have shifts, beside the output; null: all.
         units: width of the three-layer network that makes values; all neurons share it.
         key_features: width of the key network's output. It has the architecture of the base network.
@@ -100,17 +101,17 @@ class ConditionallyShifted(Method):
             own = partial(self.statistics[str(t)], like=layers.norm(t)) if str(t) in self.statistics else None
             a = layers.pre_activation(t, h, own)
             if t < self.first:
-                h = F.relu(a)
+                h = F.leaky_relu(a, layers.slope)
                 continue
             shift = mixture(weights, state[f"{VALUES}{t}"]).flatten(0, 1).view_as(a)
-            h = shifted_relu(a, shift, self.inside)
+            h = shifted_activation(a, shift, self.inside, layers.slope)
         logits = self.head(layers.features(h)).unflatten(0, query.shape[:2])
         return logits + mixture(weights, state[OUTPUT])
 
     def _values_of_direct_feedback(self, support: Tensor, labels: Tensor) -> State:
         layers, logits = self._unshifted(support)
-        error = output_error(logits, labels)
-        active, silent = self.value(error), self.value(torch.zeros_like(error))
+        error, slope = output_error(logits, labels), stages(self.backbone).slope
+        active, silent = self.value(error), self.value(slope * error)
         values = {
             f"{VALUES}{t}": direct_feedback(a.flatten(2), active, silent) for t, a in layers.items() if t >= self.first
         }
@@ -135,5 +136,5 @@ class ConditionallyShifted(Method):
             if leaves and not a.requires_grad:
                 a.requires_grad_()
             found[t] = a.unflatten(0, images.shape[:2])
-            h = F.relu(found[t].flatten(0, 1))
+            h = F.leaky_relu(found[t].flatten(0, 1), layers.slope)
         return found, self.head(layers.features(h)).unflatten(0, images.shape[:2])

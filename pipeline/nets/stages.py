@@ -18,8 +18,12 @@ Norm = Callable[[Tensor], Tensor]
 
 
 class Stages(Protocol):
-    """Hidden layers t = 0, 1, ...: with h_0 the images and h_{t+1} = relu(pre_activation(t, h_t)), the backbone's
+    """Hidden layers t = 0, 1, ...: with h_0 the images and h_{t+1} = sigma(pre_activation(t, h_t)), the backbone's
     output is features(h) of the last h. A backbone of one's own returns such an object from a method ``stages()``."""
+
+    @property
+    def slope(self) -> float:
+        """Of sigma below 0, where it is a leaky ReLU; 0 for ReLU."""
 
     def __len__(self) -> int: ...
 
@@ -72,7 +76,7 @@ class _Conv4Stages:
     """A layer's pre-activation is the normalised and, unless it is strided, pooled map: what the ReLU is applied to."""
 
     def __init__(self, backbone: Conv4) -> None:
-        self.backbone = backbone
+        self.backbone, self.slope = backbone, backbone.negative_slope
 
     def __len__(self) -> int:
         return len(self.backbone.convs)
@@ -91,6 +95,8 @@ class _Conv4Stages:
 
 
 class _MLPStages:
+    slope = 0.0
+
     def __init__(self, backbone: MLP) -> None:
         self.backbone = backbone
 

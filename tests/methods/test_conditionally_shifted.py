@@ -21,6 +21,7 @@ QUERY_LABELS = torch.tensor([[0, 1, 2, -1], [1, 1, 0, 2]])
 BACKBONES = {
     "conv": lambda: Conv4((1, 8, 8), width=[3, 4, 3]),
     "strided": lambda: Conv4((1, 8, 8), width=[3, 4], strided=True, affine="beta_only"),
+    "leaky": lambda: Conv4((1, 8, 8), width=[3, 4], negative_slope=0.2),
     "mlp": lambda: MLP((1, 8, 8), widths=[6, 5]),
 }
 OPTIONS = [
@@ -44,24 +45,29 @@ def build(backbone="conv", dtype=torch.float64, **options) -> ConditionallyShift
 def by_definition(method: ConditionallyShifted, support, labels, query) -> torch.Tensor:
     """Logits [Q, way] of one task in evaluation: memory by memory, neuron by neuron, query by query."""
     net, layers = method.backbone, stages(method.backbone)
+    slope = getattr(net, "negative_slope", 0.0)
     memory = []
+
+    def sigma(a):
+        return torch.where(a > 0, a, slope * a)
+
     for x, y in zip(support, labels, strict=True):
         h, a = x[None], []
         for t in range(len(layers)):
             a.append(layers.pre_activation(t, h).detach().requires_grad_(True))
-            h = F.relu(a[-1])
+            h = sigma(a[-1])
         logits = method.head(net(x[None]))[0].detach()
         error = logits.softmax(0) - F.one_hot(y, WAY)
         # the gradient at every layer, by going on from that layer alone
         values = []
         for t in range(len(layers)):
-            h = F.relu(a[t])
+            h = sigma(a[t])
             for u in range(t + 1, len(layers)):
-                h = F.relu(layers.pre_activation(u, h))
+                h = sigma(layers.pre_activation(u, h))
             loss = F.cross_entropy(method.head(layers.features(h)), y[None])
             (gradient,) = torch.autograd.grad(loss, a[t])
             if method.direct:
-                information = [(n > 0).double() * error for n in a[t].flatten()]
+                information = [(1.0 if n > 0 else slope) * error for n in a[t].flatten()]
             else:
                 information = [g[None] for g in gradient.flatten()]
             values.append(torch.stack([method.value(i)[0] for i in information]))
@@ -82,13 +88,13 @@ def by_definition(method: ConditionallyShifted, support, labels, query) -> torch
             norm = (lambda z, t=t: method.statistics[str(t)](z, layers.norm(t))) if own else None
             a = layers.pre_activation(t, h, norm)
             shift = shifts[t].view_as(a) if t >= method.first else torch.zeros_like(a)
-            h = F.relu(a + shift) if method.inside else F.relu(a) + F.relu(shift)
+            h = sigma(a + shift) if method.inside else sigma(a) + sigma(shift)
         answers.append(method.head(layers.features(h))[0] + shifts[-1])
     return torch.stack(answers)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(o.values()))
-@pytest.mark.parametrize("backbone", ["conv", "mlp"])
+@pytest.mark.parametrize("backbone", ["conv", "leaky", "mlp"])
 def test_by_definition(backbone, options):
     method, e = build(backbone, **options), batch()
     for _ in range(3):  # running averages that are not the start's
@@ -184,7 +190,7 @@ def test_stages_are_the_backbone():
         net = net.double()
         h, layers = e.support[0], stages(net)
         for t in range(len(layers)):
-            h = F.relu(layers.pre_activation(t, h))
+            h = F.leaky_relu(layers.pre_activation(t, h), layers.slope)
         torch.testing.assert_close(layers.features(h), net(e.support[0]), rtol=0, atol=1e-12)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pipeline.functional.memory import mixture, recall
-from pipeline.functional.shifts import shifted_relu
+from pipeline.functional.shifts import shifted_activation
 
 CASES = "csn_attention*.npz"
 
@@ -25,5 +25,5 @@ def test_attention_and_shifts(case, check, similarity, copies):
         check(weights[t][:, orders[t].argsort()], f"out_att_{similarity}")
         check(shifts[t], f"out_shift_{similarity}")
         if similarity == "cosine":
-            check(shifted_relu(case["in_pre_activation"], shifts[t]), "out_relu_plus_relu_shift")
-            check(shifted_relu(case["in_pre_activation"], shifts[t], inside=True), "out_relu_pre_shift_inside")
+            check(shifted_activation(case["in_pre_activation"], shifts[t]), "out_relu_plus_relu_shift")
+            check(shifted_activation(case["in_pre_activation"], shifts[t], inside=True), "out_relu_pre_shift_inside")
