@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from pipeline.errors import PipelineError
 from pipeline.functional.flat import Shapes
-from pipeline.functional.inner_loop import Parameters, loop_tasks, vmap_tasks
+from pipeline.functional.inner_loop import (
+    Gradient,
+    Parameters,
+    autograd_gradient,
+    func_gradient,
+    loop_tasks,
+    vmap_tasks,
+)
 from pipeline.methods.base import Method, State
 from pipeline.nets.norm import batch_norms, fixed_statistics, recorded_statistics, replace_native
 from pipeline.nets.registry import choose
@@ -25,6 +32,11 @@ def at_least_one(**options: int) -> None:
     for name, value in options.items():
         if value < 1:
             raise PipelineError(f"{name}={value}: there is at least one")
+
+
+def gradient_within(each_task: Callable[..., Any]) -> Gradient:
+    """How a function that ``each_task`` maps takes its gradients."""
+    return func_gradient if each_task is vmap_tasks else autograd_gradient
 
 
 class _FastWeights(Method):

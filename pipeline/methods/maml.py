@@ -9,17 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.batch import Batch, Episodes
-from pipeline.functional.inner_loop import (
-    Gradient,
-    Parameters,
-    autograd_gradient,
-    descend,
-    func_gradient,
-    loop_tasks,
-    vmap_tasks,
-)
+from pipeline.functional.inner_loop import Gradient, Parameters, descend, loop_tasks
 from pipeline.functional.losses import accuracy, labelled, summed_cross_entropy
-from pipeline.methods._fast_weights import _FastWeights
+from pipeline.methods._fast_weights import _FastWeights, gradient_within
 from pipeline.methods.base import State
 from pipeline.nets.norm import batch_norms
 from pipeline.nets.registry import choose
@@ -80,8 +72,8 @@ class MAML(_FastWeights):
             if support.is_inference():
                 support, labels = support.clone(), labels.clone()
             start = self._start(leaves=each_task is loop_tasks)
-            gradient = func_gradient if each_task is vmap_tasks else autograd_gradient
-            state: State = each_task(partial(self._adapt_one, start, gradient), support, labels)
+            adapt_one = partial(self._adapt_one, start, gradient_within(each_task))
+            state: State = each_task(adapt_one, support, labels)
         return state if keep_graph else {name: value.detach() for name, value in state.items()}
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
