@@ -15,6 +15,8 @@ from pipeline.model import build_model, build_preprocess
 from pipeline.training.config import TrainConfig
 from pipeline.training.optim import build_optimizer, build_schedule
 
+OWN_BACKBONE = {"relation": "relation_encoder"}  # of methods that cannot do with any
+
 
 def choices(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
@@ -22,7 +24,8 @@ def choices(group: str) -> list[str]:
 
 @pytest.mark.parametrize(
     ("method", "backbone", "optimizer", "schedule"),
-    [*itertools.product(choices("method"), choices("backbone"), ["adam"], ["constant"])]
+    [(method, OWN_BACKBONE.get(method, "conv4"), "adam", "constant") for method in choices("method")]
+    + [("prototypical", backbone, "adam", "constant") for backbone in choices("backbone")]
     + [*itertools.product(["prototypical"], ["conv4"], choices("optimizer"), choices("schedule"))],
 )
 def test_every_choice_builds(method, backbone, optimizer, schedule):
@@ -31,7 +34,7 @@ def test_every_choice_builds(method, backbone, optimizer, schedule):
     )
     config = validate(TrainConfig, raw)
     spec = {
-        "method": config.method, "backbone": config.backbone, "way": 5, "classes": 10,
+        "method": config.method, "backbone": config.backbone, "way": 5, "shot": 1, "classes": 10,
         "input": {"shape": [1, 28, 28], "scaling": config.input.scaling, "mean": [0.1], "std": [0.3]},
     }  # fmt: skip
     model = build_model(spec)

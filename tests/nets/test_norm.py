@@ -106,3 +106,12 @@ def test_dropping_running_averages():
     layer.use_batch_statistics()
     assert not list(layer.buffers()) and list(batch_norms(nn.Sequential(layer))) == ["0"]
     assert layer.eval()(torch.randn(50, 2)).mean().item() == pytest.approx(0, abs=1e-6)
+
+
+def test_running_averages_advance_where_the_network_is_compiled():
+    torch.manual_seed(0)
+    plain, compiled = BatchNorm(3).train(), BatchNorm(3).train()
+    x = torch.randn(8, 3, 4, 4)
+    torch.testing.assert_close(torch.compile(compiled, backend="eager")(x), plain(x))
+    torch.testing.assert_close(compiled.running_mean, plain.running_mean)
+    assert compiled.running_mean.abs().sum() > 0
