@@ -1,0 +1,90 @@
+"""Products over the width of the features, exact enough for the solvers of the heads: all these accumulate in float64.
+
+Where support images resemble each other, a head's coefficients are large and cancel each other. In float32 what is left
+of their sum is rounding, and so is a ridge that is added to inner products of large features. Features, weights and the
+gradients of both stay in the features' own precision; only a few thousand columns at a time are widened.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from pipeline.functional.losses import PADDING
+from pipeline.functional.precision import in_float32
+
+CHUNK = 2048  # columns widened at once: they stay in the cache
+
+
+def inner(x: Tensor, y: Tensor) -> Tensor:
+    """x y^T in float64: [T, n, d] and [T, m, d] give [T, n, m]."""
+    product = x.new_zeros(len(x), x.shape[1], y.shape[1], dtype=torch.float64)
+    for a, b in zip(x.split(CHUNK, dim=-1), y.split(CHUNK, dim=-1), strict=True):
+        a = a.double()
+        product.baddbmm_(a, a.mT if x is y else b.double().mT)
+    return product
+
+
+def times(matrix: Tensor, features: Tensor) -> Tensor:
+    """M X computed in float64, in the precision of X: float64 [T, m, n] and [T, n, d] give [T, m, d]."""
+    if features.dtype == torch.float64:
+        return matrix @ features
+    product = features.new_empty(len(features), matrix.shape[1], features.shape[-1])
+    for out, columns in zip(product.split(CHUNK, dim=-1), features.split(CHUNK, dim=-1), strict=True):
+        out.copy_(matrix @ columns.double())
+    return product
+
+
+@in_float32
+def gram(features: Tensor) -> Tensor:
+    """X X^T in float64: [T, n, d] -> [T, n, n]; differentiable once."""
+    product: Tensor = _Gram.apply(features)
+    return product
+
+
+def labelled_gram(features: Tensor, labels: Tensor) -> Tensor:
+    """As :func:`gram`, with zeros in the rows and columns of padding: [T, n, d] and labels [T, n]."""
+    real = labels != PADDING
+    return gram(features) * (real.unsqueeze(-1) & real.unsqueeze(-2))
+
+
+@in_float32
+def combine(coefficients: Tensor, features: Tensor) -> Tensor:
+    """A X: float64 [T, m, n] and [T, n, d] give [T, m, d] in the precision of the features; differentiable once."""
+    combined: Tensor = _Combine.apply(coefficients, features)
+    return combined
+
+
+@in_float32
+def linear_scores(features: Tensor, weights: Tensor) -> Tensor:
+    """x.w: [..., q, d] and [..., way, d] give [..., q, way]."""
+    return features @ weights.mT
+
+
+class _Gram(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, features: Tensor) -> Tensor:
+        ctx.save_for_backward(features)
+        return inner(features, features)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (features,) = ctx.saved_tensors
+        return times(gradients[0] + gradients[0].mT, features)
+
+
+class _Combine(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, coefficients: Tensor, features: Tensor) -> Tensor:
+        ctx.save_for_backward(coefficients, features)
+        return times(coefficients, features)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        coefficients, features = ctx.saved_tensors
+        return inner(gradients[0], features), times(coefficients.mT, gradients[0])
