@@ -15,6 +15,7 @@ from pipeline.model import build_model, build_preprocess
 from pipeline.training.config import TrainConfig
 from pipeline.training.optim import build_optimizer, build_schedule
 
+SIZES = {"koch": 105}  # of images, where 28 pixels are too few
 OWN_BACKBONE = {"relation": "relation_encoder"}  # of methods that cannot do with any
 
 
@@ -33,9 +34,10 @@ def test_every_choice_builds(method, backbone, optimizer, schedule):
         "train", [f"method={method}", f"backbone={backbone}", f"optimizer={optimizer}", f"schedule={schedule}"]
     )
     config = validate(TrainConfig, raw)
+    size = SIZES.get(backbone, 28)
     spec = {
         "method": config.method, "backbone": config.backbone, "way": 5, "shot": 1, "classes": 10,
-        "input": {"shape": [1, 28, 28], "scaling": config.input.scaling, "mean": [0.1], "std": [0.3]},
+        "input": {"shape": [1, size, size], "scaling": config.input.scaling, "mean": [0.1], "std": [0.3]},
     }  # fmt: skip
     model = build_model(spec)
     build_preprocess(spec)
