@@ -21,7 +21,8 @@ from pipeline.nets.relation_module import RelationModule
 class Relation(Method):
     """A learnt score for every pair of a class map and a query map; a query belongs to the class that scores highest.
 
-    Logits are the scores before their sigmoid. Images of support and query are embedded apart.
+    Logits are the scores before their sigmoid. Images of support and query are embedded apart. Padding takes part in
+    the batch statistics of its task, as every image that is given, and counts nowhere else.
 
     Args:
         backbone: the encoder, with feature maps (an attribute ``map_shape``): relation_encoder is the paper's.
