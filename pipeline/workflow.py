@@ -15,6 +15,7 @@ from pipeline.errors import PipelineError
 from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.evaluate import Model, Question, Result, evaluate
 from pipeline.evaluation.generalized import JointQuestion, JointResult, evaluate_joint
+from pipeline.evaluation.one_shot_runs import HUMAN_ERROR, OneShotResult, evaluate_one_shot_runs
 from pipeline.evaluation.statistics import paired
 from pipeline.inference.calibration import calibrate, class_images
 from pipeline.model import build_model, build_preprocess
@@ -80,15 +81,18 @@ def evaluate_job(raw: Config) -> dict[str, Any]:
     if (config.run is None) == (config.model is None):
         raise PipelineError("give one of run=NAME and model=models:/NAME@ALIAS; see: python -m jobs.evaluate --help")
     model, run = _subject(config.run or config.model or "", config)
-    dataset = config.dataset or model.dataset
-    if dataset is None:
-        raise PipelineError("the model does not say what it was trained on: give dataset=FOLDER")
-    start_ray(config.cluster)
-    check_resources(config.cluster)
-    if config.protocol == "generalized":
-        summary = _generalized(config, model, run, dataset)
+    if config.protocol == "one_shot_runs":
+        summary = _one_shot_runs(config, model)
     else:
-        summary = _episodic(config, model, dataset)
+        dataset = config.dataset or model.dataset
+        if dataset is None:
+            raise PipelineError("the model does not say what it was trained on: give dataset=FOLDER")
+        start_ray(config.cluster)
+        check_resources(config.cluster)
+        if config.protocol == "generalized":
+            summary = _generalized(config, model, run, dataset)
+        else:
+            summary = _episodic(config, model, dataset)
     if config.output:
         store.write_bytes(config.output, json.dumps(summary, indent=1).encode())
         print(f"written to {config.output}")
@@ -142,7 +146,31 @@ def _episodic(config: EvaluateConfig, model: Model, dataset: str) -> dict[str, A
     return summary
 
 
-def _compare(first: tuple[Model, list[Result]], second: tuple[Model, list[Result]]) -> list[dict[str, Any]]:
+def _one_shot_runs(config: EvaluateConfig, model: Model) -> dict[str, Any]:
+    """In this process: 800 images."""
+    if config.runs is None:
+        raise PipelineError("protocol=one_shot_runs needs runs=PATH, Lake's archive of the 20 one-shot runs")
+    models = [model]
+    if config.untrained:
+        models.append(model.untrained())
+    if config.compare:
+        models.append(_subject(config.compare, config)[0])
+    measured = [(m, [evaluate_one_shot_runs(m, config.runs)]) for m in models]
+    rows = [[m.label, percent(r.estimate.mean, r.estimate.interval)] for m, [r] in measured]
+    rows.append(["people", f"{100 * (1 - HUMAN_ERROR):.2f}"])
+    print("\n20 runs of 20 one-shot trials within an alphabet, mean ± 95 % interval over the runs")
+    print(text_table(["accuracy, %", "20-way 1-shot"], rows), flush=True)
+    summary: dict[str, Any] = {
+        "results": [{"model": m.label, **r.summary(), "accuracies": r.accuracies.tolist()} for m, [r] in measured]
+    }
+    if config.compare:
+        summary["comparison"] = _compare(measured[0], measured[-1])
+    return summary
+
+
+def _compare(
+    first: tuple[Model, Sequence[Result | OneShotResult]], second: tuple[Model, Sequence[Result | OneShotResult]]
+) -> list[dict[str, Any]]:
     rows, out = [], []
     for a, b in zip(first[1], second[1], strict=True):
         found = paired(b.accuracies, a.accuracies)

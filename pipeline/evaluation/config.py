@@ -34,7 +34,8 @@ class EvaluateConfig(Section):
     untrained: bool
     storage: str
     dataset: str | None
-    protocol: Literal["episodic", "generalized"]
+    protocol: Literal["episodic", "generalized", "one_shot_runs"]
+    runs: str | None
     split: str
     episodes: Count
     way: Counts
