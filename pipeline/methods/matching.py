@@ -41,6 +41,8 @@ class Matching(Method):
         joint_forward: while training, embed support and query in one call, so that batch-norm sees both.
     """
 
+    embeds_once = True
+
     def __init__(
         self,
         backbone: nn.Module,

@@ -35,6 +35,8 @@ class NCA(Method):
             of the nearest image's class (the paper's test); "class_mean": of the class with the nearest mean.
     """
 
+    embeds_once = True
+
     def __init__(
         self,
         backbone: nn.Module,

@@ -40,6 +40,7 @@ class ProxyNCA(Method):
     """
 
     regime = "classical"
+    embeds_once = True
 
     def __init__(
         self,

@@ -37,6 +37,8 @@ class Siamese(Method):
             and 0.1). Layers are the backbone's convolutions and matrices in their order, then alpha; biases have none.
     """
 
+    embeds_once = True
+
     def __init__(
         self,
         backbone: nn.Module,

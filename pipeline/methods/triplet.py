@@ -34,6 +34,8 @@ class Triplet(Method):
         answer: a query is of the class with the nearest mean embedding, "class_mean", or of the "nearest" image's.
     """
 
+    embeds_once = True
+
     def __init__(
         self,
         backbone: nn.Module,

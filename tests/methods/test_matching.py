@@ -214,19 +214,19 @@ def build_state(method: Matching) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("options", "least"),
+    ("options", "least", "steps"),
     [
-        ({}, 0.6),
-        ({"distance": "squared_euclidean"}, 0.75),
-        ({"full_context": True}, 0.6),
-        ({"prediction": "closer"}, 0.7),
+        ({}, 0.6, 80),
+        ({"distance": "squared_euclidean"}, 0.75, 80),
+        ({"full_context": True}, 0.6, 80),
+        ({"prediction": "closer"}, 0.7, 160),
     ],
 )
-def test_learns(options, least):
+def test_learns(options, least, steps):
     torch.manual_seed(0)
     method = Matching(MLP((1, toy.SIDE, toy.SIDE), widths=[24]), **options)
     before = toy.accuracy(method)
-    toy.train(method)
+    toy.train(method, steps)
     after = toy.accuracy(method)
     assert before < 0.45 and after > max(least, before + 0.2), (before, after)
 
