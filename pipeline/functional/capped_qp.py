@@ -27,7 +27,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-TOLERANCE = 1e-10  # violation of the conditions at which a task is solved; see _face for its units
+TOLERANCE = 1e-10  # violation of the conditions at which a task is solved; see _solution for its units
 FACES = 8  # faces tried after each guess
 RELAXATION, PENALTY = 1.7, 2.0  # of ADMM; the penalty in units of the geometric mean of H's eigenvalues
 INTERIOR = 40  # iterations of the interior-point method, at most
@@ -76,10 +76,11 @@ def minimise(program: Program) -> Solution:
     hard = _unsolved(solution)
     if len(hard):
         rest = program[hard]
-        alpha, multipliers = interior_point(rest, INTERIOR)
-        again = _follow(rest, rest.caps - alpha > multipliers)
-        better = again.violation < solution.violation[hard]
-        solution.put(hard[better], again[better])
+        alpha, slacks, multipliers, price = interior_point(rest, INTERIOR)
+        free = slacks > multipliers
+        for found in (_solution(rest, _among(rest, free), alpha, price), _follow(rest, free)):
+            better = found.violation < solution.violation[hard]
+            solution.put(hard[better], found[better])
     return solution
 
 
@@ -88,9 +89,14 @@ def derivative(hessian: Tensor, face: Face, direction: Tensor) -> Tensor:
     return _solve(hessian, face, direction, torch.zeros_like(direction[:, :1]))[0]
 
 
-def interior_point(program: Program, iterations: int) -> tuple[Tensor, Tensor]:
-    """A and the caps' multipliers, each [T, C, n], by predictor and corrector steps (Mehrotra 1992), as in OptNet (Amos
-    & Kolter 2017): the iterate of least residual among the first and those after 1 to ``iterations - 1`` steps."""
+Point = tuple[Tensor, ...]  # A, slacks and multipliers of the caps, each [T, C, n], and v [T, 1, n]
+
+
+def interior_point(program: Program, iterations: int) -> Point:
+    """By predictor and corrector steps (Mehrotra 1992), as in OptNet (Amos & Kolter 2017).
+
+    Of the start and what it is after 1 to ``iterations - 1`` steps, that with the least residual.
+    """
     H, L, U = program.hessian, program.linear, program.caps
     count = L[0].numel()
     point = _start(program)
@@ -115,7 +121,7 @@ def interior_point(program: Program, iterations: int) -> tuple[Tensor, Tensor]:
         move = tuple(p + c for p, c in zip(predicted, corrected, strict=True))
         length = (0.999 * _longest(point, move)).clamp(max=1)
         point = tuple(x + length * d for x, d in zip(point, move, strict=True))
-    return best[0], best[2]
+    return best
 
 
 def _guess(program: Program) -> Tensor:
@@ -157,13 +163,16 @@ def _follow(program: Program, free: Tensor) -> Solution:
 
 
 def _face(program: Program, free: Tensor) -> Solution:
-    """The optimum among the A that are at their cap where not ``free``, however they lie to the other caps.
-
-    Its violation is the larger of two: how far caps are exceeded, in units of the largest |A|, and how far multipliers
-    are negative or stationarity is missed, in units of L, which is of order 1; or, where |A| is so large that rounding
-    A H costs more than that, in units of that rounding.
-    """
+    """The optimum among the A that are at their cap where not ``free``, however they lie to the other caps."""
     H, L, U = program.hessian, program.linear, program.caps
+    face = _among(program, free)
+    fixed = U.masked_fill(face.free, 0)
+    moved, price = _solve(H, face, L - fixed @ H, -fixed.sum(1, keepdim=True))
+    return _solution(program, face, fixed + moved, price)
+
+
+def _among(program: Program, free: Tensor) -> Face:
+    H, U = program.hessian, program.caps
     stuck = ~free.any(1, keepdim=True)  # a column needs an entry that makes its sum zero: that of the largest cap
     free = free | (stuck & (U.amax(1, keepdim=True) == U))
     inside = free.to(H.dtype)
@@ -171,16 +180,22 @@ def _face(program: Program, free: Tensor) -> Solution:
     blocks = H.unsqueeze(1) * both
     blocks.diagonal(dim1=-2, dim2=-1).add_(1 - inside)
     inverses = _inverse(blocks).mul_(both)
-    face = Face(free, inverses, _sums(inverses))
-    fixed = U.masked_fill(free, 0)
-    moved, price = _solve(H, face, L - fixed @ H, -fixed.sum(1, keepdim=True))
-    alpha = fixed + moved
-    multipliers = L - price - alpha @ H
-    size = alpha.abs().amax((1, 2)).clamp(min=torch.finfo(H.dtype).tiny)
-    over = (alpha - U).amax((1, 2)).clamp(min=0) / size
-    slope = torch.where(free, multipliers.abs(), -multipliers).amax((1, 2)) / (1 + 1e-5 * U.shape[2] * size)
-    violation = torch.maximum(over, slope)
-    return Solution(free, inverses, face.sums, alpha, multipliers.masked_fill(free, 0), violation)
+    return Face(free, inverses, _sums(inverses))
+
+
+def _solution(program: Program, face: Face, alpha: Tensor, price: Tensor) -> Solution:
+    """With its violation, the larger of two: how far A exceeds caps, or is from those it should be at, in units of the
+    largest |A|; and how far multipliers are negative, or not zero where free, in units of L, which is of order 1, or
+    where |A| is so large that rounding A H costs more than that, in units of that rounding.
+    """
+    multipliers = program.linear - price - alpha @ program.hessian
+    size = alpha.abs().amax((1, 2)).clamp(min=torch.finfo(alpha.dtype).tiny)
+    over = alpha - program.caps
+    over = torch.where(face.free, over, over.abs()).amax((1, 2)).clamp(min=0) / size
+    slope = torch.where(face.free, multipliers.abs(), -multipliers).amax((1, 2))
+    violation = torch.maximum(over, slope / (1 + 1e-5 * alpha.shape[2] * size))
+    multipliers = multipliers.masked_fill(face.free, 0)
+    return Solution(face.free, face.inverses, face.sums, alpha, multipliers, violation)
 
 
 def _unsolved(solution: Solution) -> Tensor:
@@ -221,9 +236,6 @@ def _sums(inverses: Tensor) -> Tensor:
 def _inverse(matrices: Tensor) -> Tensor:
     """Of symmetric positive definite [..., n, n]; useless, but finite, where rounding has made one indefinite."""
     return torch.cholesky_inverse(torch.linalg.cholesky_ex(matrices)[0])
-
-
-Point = tuple[Tensor, ...]  # A, slacks and multipliers of the caps, each [T, C, n], and v [T, 1, n]
 
 
 def _start(program: Program) -> Point:

@@ -65,15 +65,15 @@ def crammer_singer(
     """The dual problem of :func:`svm_weights` for X X^T [T, n, n] in float64, and its solution, without a gradient.
 
     Returns:
-        The solution, whose ``alpha`` [T, way, n] is A; the program it solves for size * A, whose Hessian has diagonal 1
-        in the mean; and that size [T, 1, 1].
+        The solution, whose ``alpha`` [T, way, n] is A; the program it solves, which is for size * A; and that size
+        [T, 1, 1], with which the Hessian's mean diagonal is at most 1 and the caps at least 1.
     """
     real = labels != PADDING
     y = one_hot(labels, way, torch.float64).mT
     gram = gram * (real.unsqueeze(-1) & real.unsqueeze(-2))
-    size = gram.diagonal(dim1=-2, dim2=-1).sum(-1) / real.sum(-1)
-    added = torch.maximum(torch.full_like(size, ridge), FLOOR * size).clamp(min=1e-100)
-    size = (size + added)[:, None, None]
+    norm = gram.diagonal(dim1=-2, dim2=-1).sum(-1) / real.sum(-1)
+    added = torch.maximum(torch.full_like(norm, ridge), FLOOR * norm).clamp(min=1e-100)
+    size = (norm + added).clamp(min=1 / cost)[:, None, None]
     # Padding is an image with nothing in common with any and no part in the objective: its optimum is zero.
     diagonal = torch.where(real, added.unsqueeze(-1), size.squeeze(-1))
     caps = y.clone()
