@@ -234,6 +234,15 @@ def test_a_frozen_backbone_adapts_but_is_not_trained():
         assert not any(name.startswith("backbone.") for name in found)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_half_precision_training(form):
+    method, e = build(dtype=torch.float32, inner_loop=form), batch(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = method(e)
+    loss.backward()
+    assert loss.isfinite() and all(p.grad.isfinite().all() for p in method.parameters())
+
+
 def test_training_learns():
     """Tasks whose classes are the sides of a line through the origin."""
     torch.manual_seed(0)

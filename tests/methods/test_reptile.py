@@ -402,6 +402,14 @@ def test_a_frozen_backbone_adapts_but_is_not_trained():
     torch.testing.assert_close(method.head.weight.grad, free["head.weight"])
 
 
+def test_half_precision_training():
+    method, e = build("conv", dtype=torch.float32, consensus=0.1), batch(dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = method(e)
+    loss.backward()
+    assert loss.isfinite() and all(p.grad.isfinite().all() and p.grad.abs().max() > 0 for p in method.parameters())
+
+
 @pytest.mark.parametrize("options", [{}, {"consensus": 0.01}, {"displacement": "last_on_query"}], ids=name_of)
 def test_training_learns(options):
     """Tasks whose classes are the sides of a line through the origin."""
