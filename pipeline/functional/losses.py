@@ -13,6 +13,19 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=PADDING)
 
 
+def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float, over: str = "others") -> Tensor:
+    """As :func:`cross_entropy`, against labels of which a share ``smoothing`` is spread over other classes.
+
+    Args:
+        over: "others": over the wrong classes, so that the right one keeps 1 - smoothing (MetaOptNet's code and
+            Proxy-NCA's). "all": over all classes alike, the right one too (Szegedy et al. 2016; PyTorch).
+    """
+    if over == "others":
+        smoothing *= logits.shape[-1] / max(1, logits.shape[-1] - 1)
+    flat, true = logits.flatten(0, -2), labels.flatten()
+    return F.cross_entropy(flat, true, ignore_index=PADDING, label_smoothing=smoothing)
+
+
 def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Sum over the labelled items of each task: [..., N, way] and [..., N] give [...]."""
     losses = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=PADDING, reduction="none")

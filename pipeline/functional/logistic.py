@@ -1,0 +1,142 @@
+"""Logistic regression by Newton's method, in as many unknowns as there are images.
+
+LR-D2 (Bertinetto et al. 2019, section 3.2): a fixed number of steps for every class against the rest, differentiated
+through. And the softmax with a Gaussian prior over its weights (Bauer et al. 2017), solved to convergence, with
+Laplace's approximation of its posterior: for linear models these are the formulas of Gaussian-process classification
+(Rasmussen & Williams 2006, sections 3.4 and 3.5). All in float64 (see :mod:`pipeline.functional.gram`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.functional.gram import combine, labelled_gram
+from pipeline.functional.losses import PADDING
+from pipeline.functional.precision import in_float32
+from pipeline.functional.prototypes import one_hot
+from pipeline.functional.ridge import solve_ridge
+
+TOLERANCE = 1e-11  # of the gradient with respect to the scores, at which a softmax is fitted
+NEWTON, HALVINGS = 50, 20  # steps at most, and how often each may be halved
+
+
+@in_float32
+def irls_weights(
+    features: Tensor, labels: Tensor, way: int, penalty: Tensor | float, iterations: int
+) -> tuple[Tensor, Tensor]:
+    """Weights and biases of LR-D2 after iteratively reweighted least squares from zero (equations 8 and 9).
+
+    Each step is X^T (X X^T + penalty diag(1 / s))^-1 z for X with a column of ones, s = p (1 - p) and
+    z = X w + (y - p) / s; written with the square roots of s, nothing is divided by it. One regression a class against
+    all others; for two classes a single one, of class 0 against class 1, whose score is 0 then.
+
+    Args:
+        features: [T, n, d].
+        labels: int64 [T, n], in any order and number a class; -1 marks padding.
+
+    Returns:
+        Weights [T, way, d] and biases [T, way].
+    """
+    real = (labels != PADDING).unsqueeze(1)
+    targets = one_hot(labels, way, torch.float64).mT
+    if way == 2:
+        targets = targets[:, :1]
+    inner = (labelled_gram(features, labels) + (real & real.mT)).unsqueeze(1)
+    scores = torch.zeros_like(targets)
+    for _ in range(iterations):
+        scores = scores.clamp(-100, 100)  # where p is 0 or 1 long since
+        root = ((F.logsigmoid(scores) + F.logsigmoid(-scores)) / 2).exp() * real
+        error = torch.where(targets > 0, (-scores / 2).exp(), -(scores / 2).exp())  # (y - p) / root
+        system = root.unsqueeze(-1) * inner * root.unsqueeze(-2)
+        alpha = root * solve_ridge(system, (root * scores + error * real).unsqueeze(-1), penalty).squeeze(-1)
+        scores = (inner @ alpha.unsqueeze(-1)).squeeze(-1)
+    weights, biases = combine(alpha, features), alpha.sum(-1).to(features.dtype)
+    return (F.pad(weights, (0, 0, 0, 1)), F.pad(biases, (0, 1))) if way == 2 else (weights, biases)
+
+
+@dataclass(frozen=True)
+class SoftmaxFit:
+    """The most probable scores A K of T tasks, and the curvature there."""
+
+    alpha: Tensor  # A, [T, C, n]
+    curvatures: Tensor  # [T, C, n, n]: D^1/2 (I + D^1/2 K D^1/2)^-1 D^1/2 for the probabilities D of each class
+    total: Tensor  # [T, n, n]: Cholesky factor of their sum
+    violation: Tensor  # [T]: largest entry of the gradient, A - (Y - probabilities)
+
+
+@torch.no_grad()
+def fit_softmax(gram: Tensor, labels: Tensor, way: int) -> SoftmaxFit:
+    """The A that minimises 1/2 <A, A K> - sum_i log softmax(A K)_{y_i, i}: the posterior's mode.
+
+    Newton's method (algorithm 3.3 there), each step halved until it is best. The problem is strictly convex; an optimum
+    has A = Y - softmax(A K).
+
+    Args:
+        gram: K, float64 [T, n, n], the prior covariance of a class's scores for the images, zero for padding.
+        labels: int64 [T, n], in any order and number a class; -1 marks padding.
+    """
+    real = (labels != PADDING).unsqueeze(1)
+    targets = one_hot(labels, way, gram.dtype).mT
+    alpha = torch.zeros_like(targets)
+    lengths = 0.5 ** torch.arange(HALVINGS, dtype=gram.dtype, device=gram.device).view(-1, 1, 1, 1)
+    for _ in range(NEWTON):
+        fit, step = _newton_step(gram, targets, real, alpha)
+        going = fit.violation > TOLERANCE
+        if not bool(going.any()):
+            break
+        tried = alpha + lengths * step
+        scores = tried @ gram
+        losses = (tried * scores).sum((2, 3)) / 2 - (targets * scores.log_softmax(2)).sum((2, 3))
+        best = losses.argmin(0)
+        alpha = torch.where(going[:, None, None], tried[best, torch.arange(len(best), device=best.device)], alpha)
+    return fit
+
+
+def _newton_step(gram: Tensor, targets: Tensor, real: Tensor, alpha: Tensor) -> tuple[SoftmaxFit, Tensor]:
+    """What is known at A, and Newton's step from there."""
+    scores = alpha @ gram
+    p = scores.softmax(1) * real
+    root = p.sqrt()
+    system = root.unsqueeze(-1) * gram.unsqueeze(1) * root.unsqueeze(-2)
+    system.diagonal(dim1=-2, dim2=-1).add_(1)
+    inverses = torch.cholesky_inverse(torch.linalg.cholesky_ex(system)[0])
+    curvatures = root.unsqueeze(-1) * inverses * root.unsqueeze(-2)
+    total = torch.linalg.cholesky_ex(curvatures.sum(1) + torch.diag_embed((~real).squeeze(1).to(gram)))[0]
+    gradient = alpha - (targets - p)
+    right = p * (scores - (p * scores).sum(1, keepdim=True)) + targets - p
+    pulled = (curvatures @ (right @ gram).unsqueeze(-1)).squeeze(-1)
+    shared = torch.cholesky_solve(pulled.sum(1).unsqueeze(-1), total)
+    newton = right - pulled + (curvatures @ shared.unsqueeze(1)).squeeze(-1)
+    return SoftmaxFit(alpha, curvatures, total, gradient.abs().amax((1, 2))), newton - alpha
+
+
+@torch.no_grad()
+def score_covariance(curvatures: Tensor, total: Tensor, cross: Tensor, own: Tensor) -> Tensor:
+    """Laplace's covariance between the classes' scores of queries (algorithm 3.4 there), [T, Q, C, C].
+
+    Args:
+        curvatures, total: of a :class:`SoftmaxFit`.
+        cross: prior covariance of queries and images, [T, Q, n].
+        own: prior variance of the queries, [T, Q].
+    """
+    seen = torch.einsum("tkij,tqj->tqki", curvatures, cross)
+    whitened = torch.linalg.solve_triangular(total.unsqueeze(1), seen.mT, upper=False)
+    left = own.unsqueeze(-1) - torch.einsum("tqki,tqi->tqk", seen, cross)
+    return whitened.mT @ whitened + torch.diag_embed(left)
+
+
+@torch.no_grad()
+def expected_log_probabilities(means: Tensor, covariances: Tensor, samples: int, seed: int = 0) -> Tensor:
+    """log E softmax(f) for Gaussian f [..., C], over ``samples`` draws and their negatives, the same everywhere."""
+    way = means.shape[-1]
+    noise = torch.randn(samples, way, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    noise = torch.cat([noise, -noise]).to(means)
+    values, vectors = torch.linalg.eigh(covariances)
+    spread = vectors * values.clamp(min=0).sqrt().unsqueeze(-2)
+    drawn = means.unsqueeze(-2) + noise @ spread.mT
+    return drawn.log_softmax(-1).logsumexp(-2) - math.log(2 * samples)
