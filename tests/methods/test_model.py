@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from pipeline.batch import Episodes, Images
+from pipeline.config import CONF
 from pipeline.errors import PipelineError
 from pipeline.methods.base import Method
 from pipeline.model import build_model, build_preprocess
@@ -17,21 +18,27 @@ SPEC = {
     "backbone": {"name": "conv4", "width": 4},
     "input": {"shape": [1, 16, 16], "scaling": "unit"},
     "way": 3,
+    "shot": 2,
     "classes": 7,
 }
 
 
-@pytest.mark.parametrize("name", ["prototypical", "maml", "imprinted"])
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "method").glob("*.yaml")))
 def test_every_method_trains_adapts_and_classifies_bytes(name):
     torch.manual_seed(0)
-    model, preprocess = build_model({**SPEC, "method": {"name": name}}), build_preprocess(SPEC)
-    support, query = (preprocess(torch.randint(256, (2, n, 1, 16, 16), dtype=torch.uint8)) for n in (6, 9))
+    spec = {**SPEC, "method": {"name": name}, "input": {"shape": [1, 28, 28], "scaling": "unit"}}
+    if name == "relation":
+        spec["backbone"] = {"name": "relation_encoder", "width": 4}
+    model, preprocess = build_model(spec), build_preprocess(spec)
+    support, query = (preprocess(torch.randint(256, (2, n, 1, 28, 28), dtype=torch.uint8)) for n in (6, 9))
     labels, query_labels = torch.arange(3).repeat(2, 2), torch.arange(3).repeat(2, 3)
     batch = Episodes(support, labels, query, query_labels, torch.arange(3).expand(2, 3), 3)
     if model.regime == "classical":
-        batch = Images(support.flatten(0, 1), torch.arange(12) % 7)
+        batch = Images(support.flatten(0, 1), torch.arange(12).repeat_interleave(2)[:12] % 7)  # pairs of a class
     loss, metrics = model(batch)
     loss.backward()
+    if "auxiliary" in model.phases:
+        model(Images(support.flatten(0, 1), torch.arange(12) % 7), "auxiliary")[0].backward()
     assert loss.ndim == 0 and 0 <= metrics["accuracy"] <= 1 and not metrics["accuracy"].requires_grad
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
     groups = [p for g in model.parameter_groups() for p in g["params"]]
@@ -69,8 +76,8 @@ def test_own_method_by_import_path(monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"method": {"name": "proto"}}, "choose one of imprinted, maml, prototypical"),
-        ({"method": {"name": "base"}}, "choose one of imprinted, maml, prototypical"),
+        ({"method": {"name": "proto"}}, "choose one of baseline, clustering, conditionally_shifted, "),
+        ({"method": {"name": "base"}}, "choose one of baseline, clustering, conditionally_shifted, "),
         ({"method": {"name": "torch.nn.Linear"}}, "not a subclass of pipeline.methods.base.Method"),
         ({"method": {"name": "subprocess.Popen", "args": ["true"]}}, "not a subclass"),
         ({"method": {"name": "prototypical", "alpha": 1}}, "its options are distance, scale, learn_scale"),

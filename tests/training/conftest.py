@@ -11,6 +11,9 @@ from pipeline.config import compose
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = {  # what a small run needs beside the defaults of its method
     "relation": ["backbone=relation_encoder"],
+    "clustering": ["train.grouping=[2,2]", "train.batch_size=24"],
+    "meta_networks": ["method.filters=8", "method.hidden=8"],
+    "tadam": ["train.batch_size=24"],
     "maml": ["backbone=conv4_strided", "backbone.width=16", "method.inner_steps=2"],
     "imprinted": ["train.batch_size=24", "train.holdout=0.2", "augmentation.crop_padding=2", "augmentation.flip=true",
                   "augmentation.jitter=0.2"],
