@@ -22,7 +22,10 @@ from pipeline.functional.fine_tuning import (
     fine_tune_linear,
     initial_weights,
 )
+from pipeline.functional.gram import linear_scores
 from pipeline.functional.neighbours import recall, remember
+from pipeline.functional.ridge import metaopt_ridge_weights
+from pipeline.functional.svm import svm_weights
 
 Fitted = dict[str, Tensor]
 DISTANCES = {"squared_euclidean": squared_euclidean, "euclidean": euclidean, "cosine": cosine}
@@ -98,7 +101,43 @@ class Cosine:
         return cosine_scale(way) if self.scale is None else self.scale
 
 
-HEADS: dict[str, Any] = {"prototype": Prototype, "nearest": Nearest, "linear": Linear, "cosine": Cosine}
+@dataclass(frozen=True)
+class SVM:
+    """MetaOptNet's multi-class support-vector machine, with its authors' constants and without a scale of logits."""
+
+    cost: float = 0.1
+    ridge: float = 1.0
+
+    def fit(self, features: Tensor, labels: Tensor, way: int) -> Fitted:
+        """weight [T, way, D]."""
+        return {"weight": svm_weights(features, labels, way, self.cost, self.ridge)[0]}
+
+    def scores(self, state: Fitted, query: Tensor) -> Tensor:
+        return linear_scores(query, state["weight"])
+
+
+@dataclass(frozen=True)
+class Ridge:
+    """MetaOptNet's ridge regression onto one-hot labels, likewise."""
+
+    penalty: float = 50.0
+
+    def fit(self, features: Tensor, labels: Tensor, way: int) -> Fitted:
+        """weight [T, way, D]."""
+        return {"weight": metaopt_ridge_weights(features, labels, way, self.penalty)}
+
+    def scores(self, state: Fitted, query: Tensor) -> Tensor:
+        return linear_scores(query, state["weight"])
+
+
+HEADS: dict[str, Any] = {
+    "svm": SVM,
+    "ridge": Ridge,
+    "prototype": Prototype,
+    "nearest": Nearest,
+    "linear": Linear,
+    "cosine": Cosine,
+}
 
 
 def _for_each_task(weight: Tensor, features: Tensor) -> Tensor:

@@ -9,16 +9,17 @@ from torch import Tensor, nn
 from pipeline.batch import Batch, Images
 from pipeline.errors import PipelineError
 from pipeline.functional.fine_tuning import Descent, cosine_scale, cosine_scores
-from pipeline.functional.heads import DISTANCES, Cosine, Head, Linear, Nearest, Prototype
-from pipeline.functional.losses import accuracy
-from pipeline.functional.mixing import mix_pairs, smoothed_cross_entropy
+from pipeline.functional.heads import DISTANCES, SVM, Cosine, Head, Linear, Nearest, Prototype, Ridge
+from pipeline.functional.losses import accuracy, smoothed_cross_entropy
+from pipeline.functional.mixing import mix_pairs
 from pipeline.functional.support_initialised import hardness
 from pipeline.methods._tuned import Tuner
 from pipeline.methods.base import Method, State, embed
 from pipeline.nets.norm import replace_native
 from pipeline.nets.registry import choose
 
-FROZEN, TUNED = ("linear", "cosine", "nearest", "prototype"), ("finetune_all", "support_initialised")
+FROZEN = ("linear", "cosine", "nearest", "prototype", "svm", "ridge")
+TUNED = ("finetune_all", "support_initialised")
 EPOCHS = {"linear": 100, "cosine": 100, "finetune_all": 15, "support_initialised": 25}
 RATES = {"linear": 0.01, "cosine": 0.01, "finetune_all": 0.01, "support_initialised": 5e-5}
 
@@ -39,8 +40,9 @@ class Baseline(Method):
         label_smoothing: share of the target that is spread over the other classes in training (.1 in Dhillon).
         mixup: training images are mixed in pairs with a Beta(mixup, mixup) weight (.25 in Dhillon); 0: they are not.
         head: "linear" (Baseline) or "cosine" (Baseline++), trained on frozen features; "nearest" image or "prototype"
-            by ``distance``; "finetune_all": a new linear layer and all weights (Ravi); "support_initialised": all
-            weights, from a classifier that is read off the support (Dhillon).
+            by ``distance``; "svm" or "ridge" regression with MetaOptNet's constants; "finetune_all": a new linear layer
+            and all weights (Ravi); "support_initialised": all weights, from a classifier that is read off the support
+            (Dhillon).
         distance: "cosine", "euclidean" or "squared_euclidean".
         epochs, lr: of training the head; None: the paper's, 100 and .01 for linear and cosine, 15 and .01 for
             finetune_all (Ravi chooses the rate by validation tasks), 25 and 5e-5 for support_initialised, where 0
@@ -107,6 +109,8 @@ class Baseline(Method):
             "cosine": Cosine(descent, scale),
             "nearest": Nearest(distance),
             "prototype": Prototype(distance),
+            "svm": SVM(),
+            "ridge": Ridge(),
         }
         by_batch = norm == "batch" or (norm is None and head == "finetune_all")
         start = "random" if head == "finetune_all" else initialisation

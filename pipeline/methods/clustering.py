@@ -56,7 +56,7 @@ class Clustering(Method):
         form: str = "paper",
         prefactor: str = "c_over_n",
         group: Sequence[int] = (2, 2),
-        head: str = "prototype",
+        head: str = "svm",
     ) -> None:
         super().__init__(backbone)
         self.classifier = nn.Linear(int(backbone.out_features), classes)  # type: ignore[arg-type]
@@ -86,9 +86,10 @@ class Clustering(Method):
         features = self.backbone(batch.images)
         logits = self.classifier(features)
         loss, figures = cross_entropy(logits, batch.labels), {"accuracy": accuracy(logits, batch.labels)}
-        for name, coefficient, penalty in self._penalties(self._groups(features, batch.labels)):
-            loss = loss + coefficient * penalty
-            figures[name] = penalty.detach()
+        if self.feature_weight or self.hyperplane_weight:
+            for name, coefficient, penalty in self._penalties(self._groups(features, batch.labels)):
+                loss = loss + coefficient * penalty
+                figures[name] = penalty.detach()
         return loss, figures
 
     def _penalties(self, groups: Tensor) -> list[tuple[str, float, Tensor]]:

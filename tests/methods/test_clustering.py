@@ -85,7 +85,7 @@ def test_penalties_do_what_they_say():
     assert found["hyperplanes"][1] < 0.9 * found["none"][1]
 
 
-@pytest.mark.parametrize("head", ["prototype", "nearest", "linear", "cosine"])
+@pytest.mark.parametrize("head", ["svm", "ridge", "prototype", "nearest", "linear", "cosine"])
 def test_new_classes(head):
     method = build(head=head)
     train(method)
@@ -108,6 +108,15 @@ def test_batches_that_are_not_in_groups(labels):
         build()(Images(torch.randn(len(labels), 1, 4, 4), labels))
 
 
+def test_without_penalty_any_batch_is_as_good():
+    method = build(feature_clustering=0.0)
+    given = Images(torch.randn(7, 1, 4, 4), torch.arange(7))
+    loss, figures = method(given)
+    logits = method.classifier(method.backbone(given.images))
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits, given.labels))
+    assert set(figures) == {"accuracy"}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -116,7 +125,7 @@ def test_batches_that_are_not_in_groups(labels):
         ({"group": [2]}, "must be \\[classes, images\\]"),
         ({"group": [4, 2], "hyperplane_variation": 1.0}, "need \\[2, 2\\]"),
         ({"group": [4, 2], "form": "official"}, "need \\[2, 2\\]"),
-        ({"head": "tree"}, "choose one of prototype"),
+        ({"head": "tree"}, "choose one of svm, ridge, prototype"),
     ],
 )
 def test_refusals(options, message):
