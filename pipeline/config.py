@@ -22,6 +22,7 @@ from pipeline.errors import PipelineError
 
 CONF = Path(__file__).parent / "conf"
 Config = dict[str, Any]
+KEPT_APART = ("name", "storage", "cluster", "tracking", "register_as")  # may be given beside config=FILE
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -34,6 +35,8 @@ class Section(BaseModel):
 def compose(job: str, overrides: list[str] | None = None) -> Config:
     """The configuration of ``job`` with ``key=value`` overrides, as plain containers."""
     overrides = list(overrides or [])
+    if any(override.startswith("config=") for override in overrides):
+        return _stored(job, overrides)
     for override in overrides:
         if "=" not in override and not override.startswith("~"):
             raise PipelineError(f"{override!r} is not key=value; see: python -m jobs.{job} --help")
@@ -48,6 +51,31 @@ def compose(job: str, overrides: list[str] | None = None) -> Config:
         raise PipelineError(_one_line(str(error), job)) from error
     assert isinstance(config, dict)
     return {str(key): value for key, value in config.items()}
+
+
+def _stored(job: str, overrides: list[str]) -> Config:
+    """The whole configuration in the YAML file of ``config=FILE`` as it is, but where the run runs and is kept."""
+    paths = [override.removeprefix("config=") for override in overrides if override.startswith("config=")]
+    rest = [override for override in overrides if not override.startswith("config=")]
+    try:
+        text = Path(paths[-1]).read_text()
+        config = yaml.safe_load(text)
+    except (OSError, UnicodeError, yaml.YAMLError) as error:
+        raise PipelineError(f"config={paths[-1]} cannot be read ({' '.join(str(error).split())})") from error
+    if not isinstance(config, dict):
+        raise PipelineError(f"config={paths[-1]}: this file holds no configuration")
+    config = {str(key): value for key, value in config.items()}
+    given = compose(job, rest)
+    for override in rest:
+        key = override.lstrip("+~").partition("=")[0]
+        part, _, name = key.partition(".")
+        if part not in KEPT_APART:
+            raise PipelineError(f"{key}: config=FILE is taken as it is; change it in the file")
+        if name and isinstance(config.get(part), dict):
+            config[part][name] = given[part][name]
+        else:
+            config[part] = given[part]
+    return config
 
 
 def validate(schema: type[M], config: Config) -> M:

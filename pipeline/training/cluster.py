@@ -72,7 +72,7 @@ def start_ray(cluster: Cluster) -> None:
 
 def check_resources(cluster: Cluster) -> None:
     """Refuse what the cluster cannot give now and its autoscaler cannot bring: it would be waited for without end."""
-    limits = _most()
+    limits = capacity()
     cpus, gpus = limits.get("CPU", 0.0), limits.get("GPU", 0.0)
     need_cpus, need_gpus = cluster.workers * cluster.cpus_per_worker, cluster.workers * cluster.gpus_per_worker
     if need_gpus > gpus:
@@ -92,7 +92,7 @@ def check_resources(cluster: Cluster) -> None:
         )
 
 
-def _most() -> dict[str, float]:
+def capacity() -> dict[str, float]:
     """The cluster's resources, or what its autoscaler may bring them to, whichever is more."""
     now = dict(ray.cluster_resources())
     try:

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,10 +111,15 @@ class _Described:
     manifest: Manifest
 
 
-def launch(config: TrainConfig, run: Run, on_log: Callable[[Entry], None] | None = None) -> Run:
+def launch(
+    config: TrainConfig,
+    run: Run,
+    on_log: Callable[[Entry], None] | None = None,
+    callbacks: Sequence[Any] = (),
+) -> Run:
     """Train to the end under Ray Train; workers that die are replaced and go on from the last checkpoint.
 
-    Called again for a run that was interrupted, it goes on with it.
+    Called again for a run that was interrupted, it goes on with it. ``callbacks`` are Ray Train's, told of checkpoints.
     """
     start_ray(config.cluster)
     check_resources(config.cluster)
@@ -137,6 +142,7 @@ def launch(config: TrainConfig, run: Run, on_log: Callable[[Entry], None] | None
             checkpoint_config=CheckpointConfig(
                 num_to_keep=config.checkpoint.keep, checkpoint_score_attribute="val/accuracy"
             ),
+            callbacks=list(callbacks),
             **_storage(config.storage),
         ),
     )
@@ -178,21 +184,21 @@ def _given(raw: Config) -> list[str]:
     return [key for key, value in flat(raw).items() if key not in default or default[key] != value]
 
 
+def absolute(key: str, value: str) -> str:
+    """A local path made absolute: workers have another working directory."""
+    if store.is_remote(value) or os.path.isabs(value):
+        return value
+    if in_submitted_job():
+        raise PipelineError(
+            f"{key}={value} is a relative path, which in a submitted job leads into a folder that is thrown away: "
+            "give an absolute path that all nodes share, or s3://bucket/prefix"
+        )
+    return os.path.abspath(value)
+
+
 def _absolute(raw: Config) -> Config:
-    """Local paths made absolute: workers have another working directory."""
-
-    def fix(key: str, value: str) -> str:
-        if store.is_remote(value) or os.path.isabs(value):
-            return value
-        if in_submitted_job():
-            raise PipelineError(
-                f"{key}={value} is a relative path, which in a submitted job leads into a folder that is thrown away: "
-                "give an absolute path that all nodes share, or s3://bucket/prefix"
-            )
-        return os.path.abspath(value)
-
-    data = {**raw["data"], "root": fix("data.root", str(raw["data"]["root"]))}
-    return {**raw, "data": data, "storage": fix("storage", str(raw["storage"]))}
+    data = {**raw["data"], "root": absolute("data.root", str(raw["data"]["root"]))}
+    return {**raw, "data": data, "storage": absolute("storage", str(raw["storage"]))}
 
 
 def _arguments() -> tuple[str, ...]:

@@ -1,0 +1,191 @@
+"""A campaign: its configuration, checked, and the whole ``jobs.train`` configuration of every trial."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from typing import Any
+
+from pipeline.config import Config, compose, flat, validate
+from pipeline.data import store
+from pipeline.data.dataset import read_manifest
+from pipeline.errors import PipelineError
+from pipeline.search.config import CampaignConfig
+from pipeline.search.guard import OBJECTIVE, check_arguments, check_classes, check_searched, check_trial, key_of
+from pipeline.search.space import Space, Values, as_overrides, meets
+from pipeline.training.config import TrainConfig
+from pipeline.training.launch import absolute, prepare
+from pipeline.training.runs import RUN_FILE, Run, read_run
+
+CAMPAIGN_FILE = "campaign.json"
+
+
+class Campaign:
+    """Everything about a campaign that does not change while it runs.
+
+    Args:
+        raw: a configuration that :class:`CampaignConfig` takes, with a name and an absolute ``storage``.
+    """
+
+    def __init__(self, raw: Config) -> None:
+        self.raw, self.config = raw, validate(CampaignConfig, raw)
+        config = self.config
+        check_arguments(config.base, "base")
+        check_arguments(config.overrides, "base")
+        for part in config.settings:
+            check_searched([key_of(argument) for argument in part.set], "settings")
+        check_searched(config.space)
+        self.space = Space(config.space)
+        assert config.name is not None
+        self.name, self.uri = config.name, store.join(config.storage, config.name)
+        self.base = self.compose({})
+        self.train = validate(TrainConfig, self.base)
+        self.manifest = read_manifest(self.train.dataset_uri)
+        check_classes(self.manifest, self.base)
+        cluster = self.train.cluster
+        if 0 < cluster.gpus_per_worker < 1 < cluster.workers:
+            raise PipelineError(
+                f"gpus_per_trial={cluster.gpus_per_worker * cluster.workers:g} over base.cluster.workers="
+                f"{cluster.workers}: workers of one trial cannot share a GPU: set base.cluster.workers=1"
+            )
+        self.first = [self._first(number, values) for number, values in enumerate(config.first)]
+
+    @property
+    def dataset(self) -> dict[str, Any]:
+        return {
+            "name": self.manifest.name,
+            "fingerprint": self.manifest.fingerprint,
+            "uri": self.train.dataset_uri,
+        }
+
+    @property
+    def default(self) -> Values:
+        """What everything is compared with: the first of the first trials, the paper's choice."""
+        return self.first[0] if self.first else self._first(0, {})
+
+    @property
+    def grace(self) -> int:
+        return self.config.scheduler.grace or self.train.validation.every
+
+    def compose(self, values: Values, name: str | None = None, seed: int | None = None) -> Config:
+        """The configuration of a trial with ``values``; only then equal to what ``jobs.train`` gets by hand."""
+        config = self.config
+        arguments = [*config.base, *config.overrides]
+        for part in config.settings:
+            if meets(values, part.when):
+                arguments += part.set
+        arguments += as_overrides(values)
+        arguments += [f"validation.{key}={value}" for key, value in self._objective().items()]
+        latest = {key_of(argument): argument for argument in arguments}  # one value a key: the last
+        raw = compose("train", [*latest.values(), "evaluation=null", "register_as=null", "resume=null"])
+        raw["name"], raw["storage"], raw["tracking"] = name, self.uri, dict(config.tracking)
+        if seed is not None:
+            raw["seed"] = seed
+        self._share(raw)
+        return raw
+
+    def prepare(self, values: Values, name: str, seed: int | None = None) -> Run:
+        """A trial's run, checked.
+
+        Raises:
+            PipelineError: the values ask for the impossible.
+        """
+        raw = self.compose(values, name, seed)
+        check_trial(raw, self.base)
+        uri = store.join(self.uri, name)
+        return read_run(uri) if store.exists(store.join(uri, RUN_FILE)) else prepare(raw)[2]
+
+    def whole(self, values: Values, seed: int) -> Config:
+        """What ``jobs.train config=FILE`` takes: a trial's configuration, and the evaluation that no trial has."""
+        raw = self.compose(values, None, seed)
+        plain = compose("train", [*{key_of(a): a for a in [*self.config.base, *self.config.overrides]}.values()])
+        raw["storage"], raw["data"]["root"] = self.config.storage, absolute("data.root", str(raw["data"]["root"]))
+        raw["evaluation"] = plain["evaluation"]
+        raw["register_as"] = self.config.register_as or plain["register_as"]
+        validate(TrainConfig, raw)
+        return raw
+
+    def _objective(self) -> dict[str, Any]:
+        given = self.config.objective.model_dump()
+        base = getattr(self, "base", None)
+        if base is None:
+            return {key: value for key, value in given.items() if value is not None}
+        return {key: base["validation"][key] for key in OBJECTIVE}
+
+    def _share(self, raw: Config) -> None:
+        """Cores and GPUs of a trial, over its workers."""
+        cluster = raw["cluster"]
+        if self.config.cpus_per_trial is not None:
+            cluster["cpus_per_worker"] = self.config.cpus_per_trial / cluster["workers"]
+        if self.config.gpus_per_trial is not None:
+            cluster["gpus_per_worker"] = self.config.gpus_per_trial / cluster["workers"]
+
+    def _first(self, number: int, given: Values) -> Values:
+        """The values of a first trial, those that are left out taken from the base configuration."""
+        where = f"first[{number}]"
+        self.space.check({k: v for k, v in given.items() if k not in self.space.dimensions}, where)
+        values: Values = {}
+        config: Config | None = None
+        for key, dimension in self.space.dimensions.items():
+            if not self.space.active(key, values):
+                if key in given:
+                    raise PipelineError(f"{where}: {key} does not exist beside the other values")
+                continue
+            if key in given:
+                values[key] = given[key]
+            else:
+                config = self.compose(values) if config is None else config
+                values[key] = self._present(key, values, config)
+            if dimension.choices is not None:
+                config = None  # other keys may come with it
+        self.space.check(values, where)
+        return values
+
+    def _present(self, key: str, values: Values, config: Config) -> Any:
+        if isinstance(config.get(key), dict):  # a group: its choice
+            return config[key].get("name")
+        known = flat(config)
+        if key not in known:
+            raise PipelineError(f"space.{key}: jobs.train has no such key with {as_overrides(values) or 'the base'}")
+        return known[key]
+
+
+def begin(raw: Config) -> Campaign:
+    """A new campaign in its folder, or the one that ``resume`` names."""
+    if raw.get("resume"):
+        return _resumed(raw)
+    config = validate(CampaignConfig, raw)
+    if not config.campaign and not config.space:
+        raise PipelineError("give campaign=NAME, a FILE.yaml, or resume=CAMPAIGN; see: python -m jobs.tune --help")
+    name = config.name or f"{config.campaign or 'campaign'}-{time.strftime('%Y%m%d-%H%M%S')}"
+    storage = absolute("storage", config.storage)
+    campaign = Campaign({**copy.deepcopy(raw), "name": name, "storage": storage})
+    if store.exists(store.join(campaign.uri, CAMPAIGN_FILE)):
+        raise PipelineError(f"name={name}: a campaign in {storage} has this name; go on with it: resume={name}")
+    record = {"config": campaign.raw, "dataset": campaign.dataset}
+    store.write_bytes(store.join(campaign.uri, CAMPAIGN_FILE), json.dumps(record, indent=1).encode())
+    return campaign
+
+
+def _resumed(raw: Config) -> Campaign:
+    default = flat(compose("tune"))
+    for key, value in flat(raw).items():
+        free = key.split(".")[0] in ("resume", "storage", "tracking", "concurrent")
+        if not free and (key not in default or default[key] != value):
+            raise PipelineError(f"{key}: a resumed campaign keeps its stored configuration; leave it out")
+    storage = absolute("storage", str(raw["storage"]))
+    where = store.join(storage, str(raw["resume"]), CAMPAIGN_FILE)
+    if not store.exists(where):
+        raise PipelineError(f"resume={raw['resume']}: no campaign of this name in {storage}")
+    try:
+        record = json.loads(store.read_bytes(where))
+        stored, fingerprint = dict(record["config"]), record["dataset"]["fingerprint"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise PipelineError(f"{where} is not a campaign's description ({error})") from error
+    stored["storage"] = storage
+    given = {key: raw[key] for key in ("tracking", "concurrent") if raw[key] != compose("tune")[key]}
+    campaign = Campaign({**stored, **given})
+    if campaign.manifest.fingerprint != fingerprint:
+        raise PipelineError(f"resume={campaign.name}: the dataset has changed since the campaign began")
+    return campaign

@@ -1,0 +1,201 @@
+"""``jobs.tune``: the search, the finalists, and what is made of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from pipeline.config import Config, to_yaml
+from pipeline.data import store
+from pipeline.errors import PipelineError
+from pipeline.registry.promotion import CHALLENGER
+from pipeline.registry.tracking import check_tracking
+from pipeline.registry.versions import register_run, set_alias
+from pipeline.search.campaign import Campaign, begin
+from pipeline.search.delivery import Delivery
+from pipeline.search.feed import refreshed
+from pipeline.search.finalists import Verdict, choose, judge, measure
+from pipeline.search.halving import Halving
+from pipeline.search.ledger import LEDGER_FILE, Ledger, Record
+from pipeline.search.plans import FinalPlan, SearchPlan
+from pipeline.search.plots import draw_campaign
+from pipeline.search.results import finalists_table, statement, summary, trials_table, values_text
+from pipeline.search.schedule import room, run_trials
+from pipeline.training.cluster import capacity, check_resources, start_ray
+
+BEST, SUMMARY, PLOTS = "best.yaml", "summary.json", "plots"
+NOTHING = 3  # exit code: not one trial finished
+
+
+def tune(raw: Config) -> dict[str, Any]:
+    """Run a campaign, or go on with one that was interrupted, to its best configuration."""
+    campaign = begin(raw)
+    check_tracking(campaign.config.tracking)
+    start_ray(campaign.train.cluster)
+    check_resources(campaign.train.cluster)
+    _say_begin(campaign)
+    ledger, delivery = Ledger(campaign.uri), Delivery(campaign)
+    try:
+        _search(campaign, ledger, delivery)
+        verdict = _finals(campaign, ledger, delivery)
+    except KeyboardInterrupt:
+        print(
+            f"\ngo on with it: python -m jobs.tune resume={campaign.name} storage={campaign.config.storage}", flush=True
+        )
+        raise
+    return _conclude(campaign, ledger, delivery, verdict)
+
+
+def _search(campaign: Campaign, ledger: Ledger, delivery: Delivery) -> None:
+    config, select = campaign.config, campaign.train.validation.select
+
+    def ended(record: Record) -> None:
+        _say_trial(record, values_text(record.values), select)
+        delivery.trial(record)
+
+    scheduler = None
+    if config.scheduler.kind != "none" and campaign.grace < campaign.train.steps:
+        scheduler = Halving(
+            config.scheduler.kind, campaign.train.steps, campaign.grace, config.scheduler.factor, config.search.seed
+        )
+        _replay(campaign, ledger, scheduler)
+    plan = SearchPlan(campaign, ledger, ended)
+    if plan.open():
+        run_trials(plan, scheduler, config.concurrent)
+
+
+def _replay(campaign: Campaign, ledger: Ledger, scheduler: Halving) -> None:
+    """Bring the scheduler to where it was; interrupted trials tell what they did unseen, and may end by it."""
+    for record in ledger.search:
+        if record.status == "running":
+            record = refreshed(record, store.join(campaign.uri, record.run))
+            ledger.put(record)
+        ended = scheduler.replay([record])
+        if ended and record.status == "running":
+            ledger.put(replace(record, status="stopped", reason=f"not among the best at step {record.step:,}"))
+
+
+def _finals(campaign: Campaign, ledger: Ledger, delivery: Delivery) -> Verdict | None:
+    """Train the finalists with other seeds and judge them; None where no trial finished."""
+    config, select = campaign.config, campaign.train.validation.select
+    chosen = choose(ledger.search, campaign.default, max(1, config.finalists.count), select)
+    if not chosen:
+        return None
+    if not config.finalists.count or not config.finalists.seeds:
+        runs = {record.number: [record.run] for record in chosen}
+        trained = [record for record in chosen if record.curve and record.status != "failed"]
+    else:
+        seeds = [campaign.train.seed + 1 + number for number in range(config.finalists.seeds)]
+
+        def ended(record: Record) -> None:
+            _say_trial(record, f"seed {record.seed}", select)
+            delivery.trial(record)
+
+        plan = FinalPlan(campaign, ledger, chosen, seeds, ended)
+        if plan.open():
+            print(f"\n{len(chosen)} configurations, the default among them, with {len(seeds)} other seeds", flush=True)
+            run_trials(plan, None, config.concurrent)
+        runs = {record.number: [f"{record.run}-seed{seed}" for seed in seeds] for record in chosen}
+        trained = [record for record in ledger.repetitions if record.status == "finished"]
+    if not trained:
+        return None
+    measured = {record.run: measure(campaign, record.run) for record in trained}
+    return judge(chosen, campaign.default, measured, runs)
+
+
+def _conclude(campaign: Campaign, ledger: Ledger, delivery: Delivery, verdict: Verdict | None) -> dict[str, Any]:
+    select = campaign.train.validation.select
+    records = [*ledger.search, *ledger.repetitions]
+    found: dict[str, Any] = {"campaign": campaign.name, "folder": campaign.uri}
+    found.update(summary(records, verdict, select))
+    print(f"\n{trials_table(ledger.search, campaign.space, select)}", flush=True)
+    files = {f"{PLOTS}/{name}": content for name, content in draw_campaign(campaign, ledger, verdict).items()}
+    figures: dict[str, float] = {}
+    if verdict is not None:
+        winner = verdict.winner
+        whole = campaign.whole(winner.record.values, _seed(ledger, winner.run, campaign))
+        files[BEST] = to_yaml(whole).encode()
+        found["best"] = {
+            "values": winner.record.values, "number": winner.record.number, "run": winner.run,
+            "accuracy": winner.estimate.mean, "config": store.join(campaign.uri, BEST),
+        }  # fmt: skip
+        figures = _figures(verdict)
+        print(f"\n{finalists_table(verdict, campaign.default)}\n\n{statement(verdict)}", flush=True)
+    files[SUMMARY] = json.dumps(found, indent=1).encode()
+    for name, content in files.items():
+        store.write_bytes(store.join(campaign.uri, name), content)
+    files[LEDGER_FILE] = store.read_bytes(ledger.uri) if records else b""
+    found["mlflow_run"] = delivery.close(records, files, figures)
+    if verdict is not None and found["mlflow_run"]:
+        found.update(_register(campaign, verdict))
+    _say_made(campaign, found, verdict, delivery)
+    return {**found, "exit_code": 0 if verdict is not None else NOTHING}
+
+
+def _seed(ledger: Ledger, run: str | None, campaign: Campaign) -> int:
+    record = ledger.get(run) if run else None
+    return campaign.train.seed if record is None or record.seed is None else record.seed
+
+
+def _figures(verdict: Verdict) -> dict[str, float]:
+    best = verdict.winner.estimate
+    figures = {"best/accuracy": best.mean, "best/interval": best.interval}
+    if verdict.default is not None:
+        figures["default/accuracy"] = verdict.default.estimate.mean
+    if verdict.over_episodes is not None:
+        figures["best/over_default"] = verdict.over_episodes.difference
+    return {name: float(value) for name, value in figures.items() if np.isfinite(value)}
+
+
+def _register(campaign: Campaign, verdict: Verdict) -> dict[str, Any]:
+    """The winner's best run as a version of the registered model, and its challenger."""
+    tracking = campaign.config.tracking
+    name = campaign.whole(verdict.winner.record.values, campaign.train.seed)["register_as"]
+    if name is None or verdict.winner.run is None:
+        return {}
+    try:
+        version = register_run(store.join(campaign.uri, verdict.winner.run), tracking, name)
+        set_alias(tracking, version.name, CHALLENGER, version.version)
+    except PipelineError as error:
+        print(f"not registered: {error}", flush=True)
+        return {"undelivered": str(error)}
+    return {"model": version.uri, "name": version.name, "version": version.version}
+
+
+def _say_trial(record: Record, what: str, select: str) -> None:
+    score = record.score(select)
+    shown = "" if score is None else f"{100 * score:6.2f} %  "
+    reason = f": {record.reason}" if record.reason else ""
+    print(f"trial {record.number:>4}  {shown}{what}  {record.status}{reason}", flush=True)
+
+
+def _say_begin(campaign: Campaign) -> None:
+    config, train = campaign.config, campaign.train
+    places = min(config.concurrent or 10**6, room(train.cluster, capacity()))
+    how = train.validation
+    print(
+        f"campaign {campaign.name}: {config.trials} trials of {train.steps:,} steps on {campaign.manifest.name}, "
+        f"{places} at once; measured on {how.episodes} {how.way}-way {how.shot}-shot episodes of split {how.split!r}"
+    )
+    for key, dimension in campaign.space.dimensions.items():
+        when = f" (with {values_text(dimension.when)})" if dimension.when else ""
+        print(f"  {key} {dimension}{when}")
+    print(flush=True)
+
+
+def _say_made(campaign: Campaign, found: dict[str, Any], verdict: Verdict | None, delivery: Delivery) -> None:
+    counts = ", ".join(f"{found[status]} {status}" for status in ("finished", "stopped", "failed"))
+    print(f"\ncampaign   {campaign.uri} ({counts})")
+    if verdict is None:
+        print("best       none: not one trial finished")
+    else:
+        print(f"best       {values_text(verdict.winner.record.values)}, run {verdict.winner.run}")
+        print(f"again      python -m jobs.train config={found['best']['config']}")
+    print(f"plots      {store.join(campaign.uri, PLOTS)}")
+    if "model" in found:
+        print(f"model      {found['model']} (also @{CHALLENGER})")
+    if delivery.problem:
+        print(f"MLflow     incomplete: {delivery.problem}; deliver it with: python -m jobs.tune resume={campaign.name}")

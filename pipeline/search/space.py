@@ -1,0 +1,144 @@
+"""Search spaces: what a campaign may choose, and the values chosen, as ``jobs.train`` takes them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import Trial
+from pydantic import model_validator
+
+from pipeline.config import Section, validate
+from pipeline.errors import PipelineError
+from pipeline.training.config import Real
+
+Values = dict[str, Any]  # chosen values by dotted key
+_PLAIN = re.compile(r"[A-Za-z_][\w.+-]*")
+
+
+class Dimension(Section):
+    """One searched key: a range or a list of choices, and the choices of other keys under which it exists."""
+
+    low: Real | None = None
+    high: Real | None = None
+    log: bool = False  # uniform in the logarithm
+    integer: bool = False
+    choices: list[Any] | None = None
+    when: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _whole(self) -> Dimension:
+        if self.choices is not None:
+            if self.low is not None or self.high is not None or self.log or self.integer:
+                raise ValueError("give choices, or low and high, not both")
+            if not self.choices:
+                raise ValueError("choices is empty")
+        elif self.low is None or self.high is None:
+            raise ValueError("give low and high, or choices")
+        elif not self.low < self.high:
+            raise ValueError("low must be below high")
+        elif self.log and self.low <= 0:
+            raise ValueError("a logarithmic range begins above 0")
+        elif self.integer and (self.low % 1 or self.high % 1):
+            raise ValueError("an integer range has whole ends")
+        return self
+
+    def suggest(self, trial: Trial, key: str) -> Any:
+        """The value that Optuna's sampler wants for ``key``."""
+        if self.choices is not None:
+            return json.loads(trial.suggest_categorical(key, [_code(choice) for choice in self.choices]))
+        assert self.low is not None and self.high is not None
+        if self.integer:
+            return trial.suggest_int(key, int(self.low), int(self.high), log=self.log)
+        return trial.suggest_float(key, self.low, self.high, log=self.log)
+
+    def distribution(self) -> BaseDistribution:
+        if self.choices is not None:
+            return CategoricalDistribution([_code(choice) for choice in self.choices])
+        assert self.low is not None and self.high is not None
+        if self.integer:
+            return IntDistribution(int(self.low), int(self.high), log=self.log)
+        return FloatDistribution(self.low, self.high, log=self.log)
+
+    def encode(self, value: Any) -> Any:
+        """As Optuna holds it: choices may be lists or null, which it does not take."""
+        return _code(value) if self.choices is not None else value
+
+    def holds(self, value: Any) -> bool:
+        if self.choices is not None:
+            return _code(value) in [_code(choice) for choice in self.choices]
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        assert self.low is not None and self.high is not None
+        return self.low <= value <= self.high and not (self.integer and value % 1)
+
+    def __str__(self) -> str:
+        if self.choices is not None:
+            return "one of " + ", ".join(map(str, self.choices))
+        kind = "".join([" on a log scale" if self.log else "", ", whole numbers" if self.integer else ""])
+        return f"from {self.low:g} to {self.high:g}{kind}"
+
+
+class Space:
+    """Dimensions by dotted key of ``jobs.train``, in an order in which conditions look back only."""
+
+    def __init__(self, described: Mapping[str, Any]) -> None:
+        if not described:
+            raise PipelineError("space is empty: name at least one key of jobs.train to search over")
+        self.dimensions: dict[str, Dimension] = {}
+        for key, entry in described.items():
+            if not isinstance(entry, dict):
+                raise PipelineError(f"space.{key}={entry!r}: give {{low: .., high: ..}} or {{choices: [..]}}")
+            try:
+                dimension = validate(Dimension, entry)
+            except PipelineError as error:
+                raise PipelineError(f"space.{key}: {str(error).removeprefix(f'{entry!r}: ')}") from error
+            for other in dimension.when:
+                if other not in self.dimensions:
+                    raise PipelineError(f"space.{key}.when.{other}: a condition names a key of the space above its own")
+            self.dimensions[key] = dimension
+
+    def active(self, key: str, values: Mapping[str, Any]) -> bool:
+        """Whether ``key`` exists beside the ``values`` of the keys above it."""
+        return meets(values, self.dimensions[key].when)
+
+    def check(self, values: Mapping[str, Any], where: str) -> None:
+        """Refuse given values of the wrong kind. A number outside its range may be tried (a coefficient of 0)."""
+        for key, value in values.items():
+            if key not in self.dimensions:
+                raise PipelineError(f"{where}: {key} is no key of the space")
+            if not self.active(key, values):
+                raise PipelineError(f"{where}: {key} does not exist beside the other values")
+            dimension = self.dimensions[key]
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not (dimension.holds(value) or (number and dimension.choices is None)):
+                raise PipelineError(f"{where}: {key}={value} lies outside the space ({dimension})")
+
+
+def meets(values: Mapping[str, Any], condition: Mapping[str, Any]) -> bool:
+    """Whether every key of ``condition`` has its value, or one of its values."""
+    return all(
+        key in values and values[key] in (wanted if isinstance(wanted, list) else [wanted])
+        for key, wanted in condition.items()
+    )
+
+
+def as_overrides(values: Mapping[str, Any]) -> list[str]:
+    """``key=value`` as the command line has them."""
+    return [f"{key}={literal(value)}" for key, value in values.items()]
+
+
+def literal(value: Any) -> str:
+    """A value in Hydra's grammar."""
+    if isinstance(value, str):
+        return value if _PLAIN.fullmatch(value) else json.dumps(value)
+    if isinstance(value, float):
+        return repr(value)
+    return json.dumps(value)
+
+
+def _code(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
