@@ -154,7 +154,10 @@ class Reptile(_FastWeights):
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """See :meth:`meta_loss`; in evaluation the cross-entropy of the queries."""
         assert isinstance(batch, Episodes)
-        return self.meta_loss(self._minibatches(batch)) if self.training else super().loss(batch)
+        if not self.training:
+            return super().loss(batch)
+        self.check_support(batch.support_labels, batch.way)
+        return self.meta_loss(self._minibatches(batch))
 
     def meta_loss(self, minibatches: Sequence[Minibatch]) -> tuple[Tensor, dict[str, Tensor]]:
         """A scalar whose gradient is theta - mean over tasks of theta_task after inner steps on ``minibatches``.

@@ -4,6 +4,7 @@ import itertools
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -464,6 +465,8 @@ def test_refusals(monkeypatch):
     method, e = build().eval(), batch()
     with pytest.raises(PipelineError, match="built for 3 classes"):
         method.adapt(e.support, LABELS, way=5)
+    with pytest.raises(PipelineError, match="built for 3 classes"):
+        build()(replace(e, way=4))
     with pytest.raises(PipelineError, match="no support image"):
         method.adapt(e.support, LABELS.clamp(max=1), way=3)
     monkeypatch.setattr(reptile, "_workers", lambda: 2)
