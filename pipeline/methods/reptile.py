@@ -60,8 +60,8 @@ class Reptile(_FastWeights):
         beta1, beta2: of Adam. The paper's 0 leaves no momentum.
         moments: Adam's state. "persistent": carried on through all steps of all tasks in their order, as the official
             code, and used but not changed in evaluation; a buffer of the model, which workers replace by the first
-            worker's at every step (what ``DistributedDataParallel`` does with buffers). "reset": every task starts
-            afresh.
+            worker's at every step (what ``DistributedDataParallel`` does with buffers). With a penalty they go through
+            the first step of every task, then the second of every task. "reset": every task starts afresh.
         loss_reduction: "sum" over the minibatch, as the official code (to Adam it is the same, but for a penalty and
             epsilon), or "mean".
         displacement: "all" inner steps: Reptile. "last": only the last one, which is FOML, the first-order MAML of the
