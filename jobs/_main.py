@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -13,14 +14,22 @@ from pipeline.errors import PipelineError
 
 INPUT_ERROR = 2
 INTERRUPTED = 130
+WORD = re.compile(r"[A-Za-z_]+")
 
 
-def run(job: str, function: Callable[[Config], dict[str, Any]], argv: list[str] | None = None) -> None:
+def run(
+    job: str,
+    function: Callable[[Config], dict[str, Any]],
+    argv: list[str] | None = None,
+    word: str | None = None,
+) -> None:
     """Run ``function`` on the composed configuration and exit.
 
     Status 0: done; 2: the input was wrong, one line on stderr says how; 130: interrupted; 1: a bug, with traceback;
     another where the summary has an "exit_code", which the job's help explains.
     With ``--json`` stdout holds the function's summary as one JSON object and nothing else.
+
+    ``word`` is the key that a first argument without "=" is the value of.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if "--help" in arguments or "-h" in arguments:
@@ -28,6 +37,8 @@ def run(job: str, function: Callable[[Config], dict[str, Any]], argv: list[str] 
         sys.exit(0)
     as_json = "--json" in arguments
     arguments = [argument for argument in arguments if argument != "--json"]
+    if word is not None and arguments and WORD.fullmatch(arguments[0]):
+        arguments[0] = f"{word}={arguments[0]}"
     try:
         with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
             summary = function(compose(job, arguments))

@@ -1,18 +1,7 @@
-"""python -m jobs.report: make the README's tables from the measured files."""
-
-from typing import Any
+"""python -m jobs.report [readme | reproduction | cross_table | clustering | embeddings] ...: see --help."""
 
 from jobs._main import run
-from pipeline.config import Config
-from pipeline.inference.files import write_atomic
-from pipeline.report.measured import README, readme_text
-
-
-def report(config: Config) -> dict[str, Any]:
-    write_atomic(README, readme_text(README.read_text()).encode())
-    print(f"{README.name} is up to date")
-    return {"readme": str(README)}
-
+from pipeline.report.analysis import report
 
 if __name__ == "__main__":
-    run("report", report)
+    run("report", report, word="what")

@@ -1,4 +1,7 @@
-"""Measured tables: a small JSON file a measurement, from which the tables of the README are made."""
+"""Measured tables: a small JSON file a measurement, from which the tables of the README are made.
+
+A file holds one run with its evaluation, or a comparison of several runs; the block "reproduction" is made of all.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +18,16 @@ import torch
 
 from pipeline.errors import PipelineError
 from pipeline.inference.files import write_atomic
+from pipeline.report import findings, reproduction
+from pipeline.report.published import by_setting, matching, published, setting
 from pipeline.report.tables import markdown_table, percent
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.runs import Run
 
 FOLDER = Path(__file__).parent / "measured"
-PUBLISHED = Path(__file__).parent / "published.json"
 README = Path(__file__).resolve().parents[2] / "README.md"
 _BLOCK = re.compile(r"(<!-- measured: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+COMPARISONS = {"cross_table": findings.cross_table, "clustering": findings.clustering}  # protocols of several runs
 _HERE = ("storage", "data", "name", "tracking", "resume", "register_as")  # of the machine, not of the measurement
 
 
@@ -30,20 +35,52 @@ def record(path: str, run: Run, checkpoint: Checkpoint, results: list[dict[str, 
     """Write what was measured, and all it takes to measure it again."""
     history = checkpoint.history
     content = {
-        "command": shlex.join(["python", "-m", "jobs.train", *_portable(list(run.arguments))]),
+        "command": _trained_by(run),
         "evaluation": shlex.join(["python", "-m", "jobs.evaluate", "run=RUN", *_portable(sys.argv[1:])]),
         "protocol": protocol,
-        "method": checkpoint.spec["method"]["name"],
-        "dataset": {key: checkpoint.dataset[key] for key in ("name", "fingerprint")},
-        "steps": checkpoint.step,
-        "seed": checkpoint.config["seed"],
-        "train_seconds": round(_seconds(history, checkpoint.config["log_every"])),
-        "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "torch": str(torch.__version__)},
-        "config": {key: value for key, value in checkpoint.config.items() if key not in _HERE},
+        **_about(checkpoint),
         "curve": [[e["step"], e["val/accuracy"], e["val/interval"]] for e in history if "val/accuracy" in e],
         "results": results,
     }
     write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def record_comparison(path: str, runs: list[tuple[Run, Checkpoint, str]], found: dict[str, Any], protocol: str) -> None:
+    """Write a comparison of (run, checkpoint, "meta" or "classical"), and all it takes to make it again.
+
+    ``found`` has the "results" and "comparisons" that :mod:`pipeline.report.findings` makes tables of.
+    """
+    content = {
+        "command": shlex.join(["python", "-m", "jobs.report", *_portable(sys.argv[1:])]),
+        "protocol": protocol,
+        "runs": [
+            {"name": run.name, "kind": kind, "command": _trained_by(run), **_about(checkpoint)}
+            for run, checkpoint, kind in runs
+        ],
+        "machine": _machine(),
+        **found,
+    }
+    write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def _trained_by(run: Run) -> str:
+    return shlex.join(["python", "-m", "jobs.train", *_portable(list(run.arguments))])
+
+
+def _about(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {
+        "method": checkpoint.spec["method"]["name"],
+        "dataset": {key: checkpoint.dataset[key] for key in ("name", "fingerprint")},
+        "steps": checkpoint.step,
+        "seed": checkpoint.config["seed"],
+        "train_seconds": round(_seconds(checkpoint.history, checkpoint.config["log_every"])),
+        "machine": _machine(),
+        "config": {key: value for key, value in checkpoint.config.items() if key not in _HERE},
+    }
+
+
+def _machine() -> dict[str, Any]:
+    return {"cores": os.cpu_count(), "python": platform.python_version(), "torch": str(torch.__version__)}
 
 
 def readme_text(text: str) -> str:
@@ -56,11 +93,17 @@ def readme_text(text: str) -> str:
 
 
 def render(name: str) -> str:
-    """The Markdown of ``measured/NAME.json``."""
+    """The Markdown of ``measured/NAME.json``; of all files, for "reproduction"."""
+    if name == "reproduction":
+        return f"{reproduction.markdown(reproduction.entries(FOLDER))}\n\n`python -m jobs.report reproduction`"
     path = FOLDER / f"{name}.json"
     if not path.exists():
-        raise PipelineError(f"no measurement {path}: make it with jobs.evaluate run=... record={path.name}")
+        kind = next((kind for kind in COMPARISONS if name.startswith(kind)), None)
+        job = "jobs.evaluate run=..." if kind is None else f"jobs.report {kind} runs=[...]"
+        raise PipelineError(f"no measurement {path}: make it with {job} record={path.name}")
     measured = json.loads(path.read_text())
+    if measured["protocol"] in COMPARISONS:
+        return _comparison(measured)
     table = _joint(measured) if measured["protocol"] == "generalized" else _episodic(measured)
     minutes = measured["train_seconds"] / 60
     return (
@@ -70,19 +113,25 @@ def render(name: str) -> str:
     )
 
 
+def _comparison(measured: dict[str, Any]) -> str:
+    table = COMPARISONS[measured["protocol"]](measured, markdown_table)
+    runs = [
+        f"- {run['name']}: `{run['command']}`, {run['steps']:,} steps, {run['train_seconds'] / 60:.0f} minutes"
+        for run in measured["runs"]
+    ]
+    return f"{table}\n\n" + "\n".join(runs) + f"\n\n`{measured['command']}`"
+
+
 def _episodic(measured: dict[str, Any]) -> str:
-    published = {
-        (row["way"], row["shot"]): row
-        for row in json.loads(PUBLISHED.read_text())
-        if (row["method"], row["dataset"]) == (measured["method"], measured["dataset"]["name"])
-    }
+    mine = matching(published(), measured["method"], measured["config"])
+    of_paper = by_setting(mine, measured["dataset"]["name"])
     rows = []
     for result in measured["results"]:
-        paper = published.get((result["way"], result["shot"]), {})
+        paper = of_paper.get(setting(result), {})
         rows.append(
             [
                 result["model"],
-                f"{result['way']}-way {result['shot']}-shot",
+                setting(result),
                 percent(result["accuracy"], result["interval"]),
                 f"{100 * paper['accuracy']:.1f}" if paper else "",
                 f"{100 * paper['reruns']:.1f}" if "reruns" in paper else "",

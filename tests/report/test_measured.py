@@ -24,13 +24,26 @@ def test_the_readme_is_up_to_date():
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.json")), ids=lambda path: path.stem)
 def test_measured_files_hold_all_it_takes_to_measure_again(path):
     content = json.loads(path.read_text())
-    for key in ("command", "evaluation", "method", "dataset", "steps", "seed", "config", "results", "machine"):
+    runs = content.get("runs", [content])  # a comparison has several
+    for part in (content, *runs):
+        assert "/" not in part["command"].replace("s3://", ""), "a path of the machine it ran on"
+    for key in ("results", "machine") if "runs" in content else ("evaluation", "results"):
         assert content.get(key) not in (None, "", [], {}), key
-    assert len(content["dataset"]["fingerprint"]) == 64
-    assert "/" not in content["command"].replace("s3://", ""), "a path of the machine it ran on"
+    rendered = render(path.stem)
+    for run in runs:
+        for key in ("command", "method", "dataset", "steps", "seed", "config", "machine"):
+            assert run.get(key) not in (None, "", [], {}), key
+        assert len(run["dataset"]["fingerprint"]) == 64 and f"{run['steps']:,} steps" in rendered
+        check(run["config"])
+
+
+def check(config: Config) -> None:
+    """A stored configuration is a whole one; keys that came later have their default."""
+    from pipeline.config import compose
+
     rest: Config = {"name": None, "storage": "runs", "tracking": {}, "resume": None, "register_as": None}
-    validate(TrainConfig, {**content["config"], **rest, "data": {"name": "x", "root": "y"}})
-    assert f"{content['steps']:,} steps" in render(path.stem)
+    filled = {**config, "train": {**compose("train")["train"], **config["train"]}}
+    validate(TrainConfig, {**filled, **rest, "data": {"name": "x", "root": "y"}})
 
 
 def test_a_record_is_rendered(tmp_path, monkeypatch, glyphs):

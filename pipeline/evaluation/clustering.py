@@ -1,0 +1,144 @@
+"""How clustered the features of a trained backbone are, over a whole split (Goldblum et al. 2020, tables 2 and 3).
+
+R_FC is of all images of the split, R_HV a mean over sampled pairs of classes with two images each. Images go through
+the network in random order, a chunk at a time, so that memory is bounded by the number of classes and a backbone that
+normalises by its batch sees images of all classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from pipeline.data.dataset import class_table, open_dataset, read_manifest
+from pipeline.data.episodes import EpisodeSpec, check_spec, plan_groups, plan_images
+from pipeline.evaluation.evaluate import Model
+from pipeline.evaluation.extractor import load_extractor, parts
+from pipeline.evaluation.statistics import Comparison, Estimate, estimate, paired
+from pipeline.functional.clustering import (
+    PREFACTORS,
+    Spread,
+    class_spread,
+    hyperplane_variation,
+    merge_spreads,
+    spread_clustering,
+)
+
+CHUNK = 500  # images at once
+RESAMPLES = 1000  # of the classes, for the interval of R_FC
+
+
+@dataclass(frozen=True)
+class ClusteringQuestion:
+    """What to measure: a split, the number of sampled pairs of classes, and the seed of order, pairs and resamples."""
+
+    dataset: str
+    split: str
+    pairs: int = 2000
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ClusteringResult:
+    """What was found in the features of a model."""
+
+    question: ClusteringQuestion
+    spread: Spread = field(repr=False)
+    variations: np.ndarray = field(repr=False)  # R_HV of every sampled pair [pairs] float64
+
+    @property
+    def feature_clustering(self) -> Estimate:
+        """R_FC with the paper's prefactor, its interval by drawing classes anew."""
+        values = resampled(self.spread, self.question.seed)
+        return Estimate(spread_clustering(self.spread), 1.96 * float(values.std(ddof=1)), len(self.spread.ids))
+
+    @property
+    def hyperplane_variation(self) -> Estimate:
+        return estimate(self.variations)
+
+    def summary(self) -> dict[str, Any]:
+        clustering, variation = self.feature_clustering, self.hyperplane_variation
+        question = self.question
+        return {
+            **{"split": question.split, "pairs": question.pairs, "seed": question.seed},
+            "classes": len(self.spread.ids),
+            "images": int(self.spread.counts.sum()),
+            "features": self.spread.means.shape[1],
+            "feature_clustering": {"value": clustering.mean, "interval": clustering.interval},
+            "feature_clustering_by_prefactor": {p: spread_clustering(self.spread, p) for p in PREFACTORS},
+            "hyperplane_variation": {"value": variation.mean, "interval": variation.interval},
+        }
+
+
+def measure_clustering(model: Model, question: ClusteringQuestion, gpus: float = 0.0) -> ClusteringResult:
+    """Both measures, spread over the cluster."""
+    table = class_table(read_manifest(question.dataset), question.split)
+    check_spec(table, EpisodeSpec(2, 1, 1), "clustering")
+    held = ray.put(model)
+    total, cores = int(table.counts.sum()), int(max(1, ray.cluster_resources().get("CPU", 1)))
+
+    def spread_over(task: Any, number: int, least: int) -> list[Any]:
+        share = max(least, -(-number // (2 * cores)))
+        options = {"num_cpus": 1, "num_gpus": gpus}
+        return [task.options(**options).remote(held, question, part, gpus > 0) for part in parts(number, share)]
+
+    spreads = spread_over(_spread, total, 2 * CHUNK)
+    variations = spread_over(_variations, question.pairs, CHUNK // 4)
+    return ClusteringResult(question, merge_spreads(map(ray.get, spreads)), np.concatenate(ray.get(variations)))
+
+
+def compare(meta: ClusteringResult, classical: ClusteringResult) -> dict[str, Comparison]:
+    """Meta-trained minus classically trained, by the same classes and the same pairs."""
+    a, b = (resampled(result.spread, result.question.seed) for result in (classical, meta))
+    difference = spread_clustering(meta.spread) - spread_clustering(classical.spread)
+    half = 1.96 * float((b - a).std(ddof=1))
+    classes = len(meta.spread.ids)
+    return {
+        "feature_clustering": Comparison(difference, difference - half, difference + half, 0.95, classes),
+        "hyperplane_variation": paired(classical.variations, meta.variations),
+    }
+
+
+def resampled(spread: Spread, seed: int) -> np.ndarray:
+    """R_FC of as many classes drawn with replacement, [RESAMPLES]; equal seeds draw equal classes."""
+    rng, classes = np.random.default_rng(seed), len(spread.ids)
+    draws = (torch.from_numpy(rng.integers(classes, size=classes)) for _ in range(RESAMPLES))
+    return np.asarray([spread_clustering(Spread(*(part[draw] for part in spread))) for draw in draws])
+
+
+@ray.remote
+def _spread(model: Model, question: ClusteringQuestion, numbers: np.ndarray, gpu: bool) -> Spread:
+    return merge_spreads(split_spreads(model, question, numbers, gpu))
+
+
+def split_spreads(
+    model: Model, question: ClusteringQuestion, numbers: np.ndarray, gpu: bool = False
+) -> Iterator[Spread]:
+    """The spreads of chunks of the images ``numbers``, a range in a random order of the split."""
+    extractor, dataset = load_extractor(model, gpu), open_dataset(question.dataset)
+    table = class_table(dataset.manifest, question.split)
+    for chunk in parts(len(numbers), CHUNK):
+        plan = plan_images(table, question.seed, int(numbers[chunk[0]]), len(chunk))
+        yield class_spread(extractor.features(dataset, plan), torch.from_numpy(plan.labels))
+
+
+@ray.remote
+def _variations(model: Model, question: ClusteringQuestion, numbers: np.ndarray, gpu: bool) -> np.ndarray:
+    return split_variations(model, question, numbers, gpu)
+
+
+def split_variations(model: Model, question: ClusteringQuestion, numbers: np.ndarray, gpu: bool = False) -> np.ndarray:
+    """R_HV [n] of the sampled pairs ``numbers``, a range."""
+    extractor, dataset = load_extractor(model, gpu), open_dataset(question.dataset)
+    table = class_table(dataset.manifest, question.split)
+    found = []
+    for chunk in parts(len(numbers), CHUNK // 4):
+        plan = plan_groups(table, question.seed, int(numbers[chunk[0]]), len(chunk), 2, 2)
+        features = extractor.features(dataset, plan)
+        found.append(hyperplane_variation(features.view(len(chunk), 2, 2, -1).double()).numpy())
+    return np.concatenate(found)

@@ -1,0 +1,80 @@
+"""The backbone of any trained model, by itself: what its features are like, whatever method trained it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.batch import Images
+from pipeline.data.batches import to_batch
+from pipeline.data.dataset import Dataset
+from pipeline.data.episodes import ImagePlan
+from pipeline.evaluation.evaluate import Model
+from pipeline.methods.base import Method
+from pipeline.model import build_model, build_preprocess
+from pipeline.nets.preprocess import Preprocess
+
+KINDS = {"episodic": "meta", "both": "meta", "classical": "classical"}  # of training, by a method's regime
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A backbone in evaluation mode with the preprocessing it was trained with, on a device."""
+
+    backbone: nn.Module
+    preprocess: Preprocess
+    device: torch.device
+
+    @torch.no_grad()
+    def features(self, dataset: Dataset, plan: ImagePlan) -> Tensor:
+        """Features float32 [B, D] of the images of a plan, on the CPU."""
+        pixels = torch.from_numpy(dataset.gather(plan.rows)).to(self.device)
+        batch = to_batch(plan, pixels, dataset.manifest.rotations)
+        assert isinstance(batch, Images)
+        found: Tensor = self.backbone(self.preprocess(batch.images))
+        return found.float().cpu()
+
+
+def load_method(model: Model, gpu: bool = False, seed: int = 0) -> tuple[Method, Preprocess, torch.device]:
+    """A model's method in evaluation mode, in a process of its own thread."""
+    torch.set_num_threads(1)
+    device = torch.device("cuda" if gpu else "cpu")
+    torch.manual_seed(seed)
+    method = build_model(model.spec)
+    if model.weights is not None:
+        method.load_state_dict(model.weights)
+    return method.to(device).eval(), build_preprocess(model.spec).to(device), device
+
+
+def load_extractor(model: Model, gpu: bool = False) -> Extractor:
+    method, preprocess, device = load_method(model, gpu)
+    return Extractor(method.backbone, preprocess, device)
+
+
+def kind(model: Model) -> str:
+    """ "meta" or "classical": how the model was trained."""
+    return KINDS[build_model(model.spec).regime]
+
+
+def matched(models: list[Model]) -> list[tuple[Model, Model]]:
+    """Every (meta-trained, classically trained) pair of models with the same backbone and input."""
+
+    def network(model: Model) -> dict[str, Any]:
+        return {"backbone": model.spec["backbone"], "shape": model.spec["input"]["shape"]}
+
+    kinds = [(model, kind(model)) for model in models]
+    return [
+        (meta, classical)
+        for meta, one in kinds
+        for classical, other in kinds
+        if (one, other) == ("meta", "classical") and network(meta) == network(classical)
+    ]
+
+
+def parts(total: int, size: int) -> list[np.ndarray]:
+    """0..total-1 cut into ranges of at most ``size``."""
+    return [np.arange(start, min(start + size, total)) for start in range(0, total, size)]
