@@ -73,8 +73,8 @@ class SoftmaxFit:
 def fit_softmax(gram: Tensor, labels: Tensor, way: int) -> SoftmaxFit:
     """The A that minimises 1/2 <A, A K> - sum_i log softmax(A K)_{y_i, i}: the posterior's mode.
 
-    Newton's method (algorithm 3.3 there), each step halved until it is best. The problem is strictly convex; an optimum
-    has A = Y - softmax(A K).
+    Newton's method (algorithm 3.3 there, for the step instead of its end), each step halved until it is best. The
+    problem is strictly convex; an optimum has A = Y - softmax(A K).
 
     Args:
         gram: K, float64 [T, n, n], the prior covariance of a class's scores for the images, zero for padding.
@@ -92,15 +92,15 @@ def fit_softmax(gram: Tensor, labels: Tensor, way: int) -> SoftmaxFit:
         tried = alpha + lengths * step
         scores = tried @ gram
         losses = (tried * scores).sum((2, 3)) / 2 - (targets * scores.log_softmax(2)).sum((2, 3))
-        best = losses.argmin(0)
+        least = losses.amin(0)
+        best = (losses <= least + 1e-12 * (1 + least.abs())).byte().argmax(0)  # the longest, up to rounding
         alpha = torch.where(going[:, None, None], tried[best, torch.arange(len(best), device=best.device)], alpha)
     return fit
 
 
 def _newton_step(gram: Tensor, targets: Tensor, real: Tensor, alpha: Tensor) -> tuple[SoftmaxFit, Tensor]:
     """What is known at A, and Newton's step from there."""
-    scores = alpha @ gram
-    p = scores.softmax(1) * real
+    p = (alpha @ gram).softmax(1) * real
     root = p.sqrt()
     system = root.unsqueeze(-1) * gram.unsqueeze(1) * root.unsqueeze(-2)
     system.diagonal(dim1=-2, dim2=-1).add_(1)
@@ -108,11 +108,10 @@ def _newton_step(gram: Tensor, targets: Tensor, real: Tensor, alpha: Tensor) -> 
     curvatures = root.unsqueeze(-1) * inverses * root.unsqueeze(-2)
     total = torch.linalg.cholesky_ex(curvatures.sum(1) + torch.diag_embed((~real).squeeze(1).to(gram)))[0]
     gradient = alpha - (targets - p)
-    right = p * (scores - (p * scores).sum(1, keepdim=True)) + targets - p
-    pulled = (curvatures @ (right @ gram).unsqueeze(-1)).squeeze(-1)
+    pulled = (curvatures @ (gradient @ gram).unsqueeze(-1)).squeeze(-1)
     shared = torch.cholesky_solve(pulled.sum(1).unsqueeze(-1), total)
-    newton = right - pulled + (curvatures @ shared.unsqueeze(1)).squeeze(-1)
-    return SoftmaxFit(alpha, curvatures, total, gradient.abs().amax((1, 2))), newton - alpha
+    step = pulled - (curvatures @ shared.unsqueeze(1)).squeeze(-1) - gradient
+    return SoftmaxFit(alpha, curvatures, total, gradient.abs().amax((1, 2))), step
 
 
 @torch.no_grad()

@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from pipeline.functional.imprinting import blend, imprint
-from pipeline.functional.losses import accuracy, cross_entropy, labelled, summed_cross_entropy
+from pipeline.functional.losses import (
+    accuracy,
+    cross_entropy,
+    labelled,
+    smoothed_cross_entropy,
+    summed_cross_entropy,
+)
 from pipeline.functional.prototypes import one_hot, prototypes
 from pipeline.functional.sampling import class_balanced
 
@@ -57,6 +63,22 @@ def test_losses_leave_padding_out():
     assert float(cross_entropy(logits, LABELS)) == pytest.approx(sum(summed) / 9)
     right = sum(int(logits[t, i].argmax()) == int(LABELS[t, i]) for t in range(2) for i in range(6))
     assert float(accuracy(logits, LABELS)) == pytest.approx(right / 9)
+
+
+@pytest.mark.parametrize(("over", "right", "wrong"), [("others", 0.7, 0.15), ("all", 0.8, 0.1)])
+def test_label_smoothing(over, right, wrong):
+    """A share of .3 of the label, over the other two classes or over all three."""
+    logits = torch.randn(2, 6, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    logs = logits.log_softmax(-1)
+    losses = [
+        -sum((right if k == LABELS[t, i] else wrong) * float(logs[t, i, k]) for k in range(3))
+        for t in range(2)
+        for i in range(6)
+        if LABELS[t, i] >= 0
+    ]
+    found = float(smoothed_cross_entropy(logits, LABELS, 0.3, over))
+    assert found == pytest.approx(sum(losses) / 9, rel=1e-12)
+    assert float(smoothed_cross_entropy(logits, LABELS, 0.0, over)) == float(cross_entropy(logits, LABELS))
 
 
 def test_class_balanced_sampling():
