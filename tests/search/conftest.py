@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from pipeline.config import compose
@@ -32,10 +34,10 @@ def arguments(glyphs, tmp_path):
 
 @pytest.fixture
 def campaign(arguments):
-    """A function from more arguments to a small campaign."""
+    """A function from more arguments, and keys that are replaced whole, to a small campaign."""
 
-    def make(*more: str, campaign: str = "metric_scale") -> Campaign:
+    def make(*more: str, campaign: str = "metric_scale", **replaced: Any) -> Campaign:
         raw = compose("tune", translate(arguments(*more, campaign=campaign)))
-        return Campaign(raw)
+        return Campaign({**raw, **replaced})
 
     return make

@@ -18,7 +18,7 @@ SPACE = Space(
         "lr": {"low": 1e-5, "high": 1e-1, "log": True},
     }
 )
-TRIALS, SEEDS = 40, 10
+TRIALS, SEEDS = 40, 6
 
 
 def surrogate(values: Values) -> float:
@@ -47,4 +47,4 @@ def test_the_estimator_beats_random_search():
             f"{kind:>6}: best of {TRIALS} trials, mean over {SEEDS} seeds {found.mean():.4f}, worst {found.min():.4f}"
         )
     assert bests["tpe"].mean() > bests["random"].mean() + 0.01
-    assert (bests["tpe"] > bests["random"]).sum() >= 7
+    assert (bests["tpe"] > bests["random"]).sum() >= 5

@@ -1,0 +1,231 @@
+"""Without Ray: trials in their order, the ledger and what is resumed from it, the finalists, the best configuration."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.config import CONF, compose, to_yaml, validate
+from pipeline.errors import PipelineError
+from pipeline.search.arguments import translate
+from pipeline.search.campaign import begin
+from pipeline.search.finalists import choose, judge
+from pipeline.search.halving import Halving
+from pipeline.search.ledger import Ledger, Record
+from pipeline.search.plans import FinalPlan, SearchPlan
+from pipeline.search.results import statement, summary, trials_table
+from pipeline.search.schedule import room
+from pipeline.training.config import TrainConfig
+
+DEFAULT = {"method.distance": "squared_euclidean", "method.scale": 1.0, "method.learn_scale": False}
+
+
+def surrogate(record: Record) -> float:
+    return round(0.9 - 0.1 * abs(np.log10(record.values["method.scale"]) - 1), 6)
+
+
+def work(plan, trials: int | None = None) -> list[Record]:
+    """Do what Tune does with trials that all finish; stop in the midst of the last."""
+    done: list[Record] = []
+    while (found := plan.next()) is not None:
+        record, _ = found
+        record = record.with_point(6, surrogate(record) - 0.1)
+        plan.ledger.put(record)
+        if len(done) + 1 == trials:
+            return done
+        plan.end(replace(record.with_point(12, surrogate(record)), status="finished"))
+        done.append(record)
+    return done
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "campaign").glob("*.yaml")))
+def test_the_first_trials_of_every_ready_campaign_can_be(arguments, name):
+    raw = compose("tune", translate(arguments("first=[{}]", campaign=name)))
+    small = begin(raw)
+    whole = compose("tune", [f"campaign={name}"])
+    assert whole["campaign"] == name and whole["first"]
+    small.prepare(small.default, "small-0000")
+
+
+def test_the_first_trials_are_the_base_where_nothing_is_given(campaign):
+    assert campaign().first[0] == DEFAULT
+    small = campaign(first=[{}, {"method.scale": 0.0}])
+    assert small.first == [DEFAULT, {**DEFAULT, "method.scale": 0.0}]
+    for wrong in ({"method.scale": "high"}, {"method.distance": "manhattan"}, {"method.scales": 1}):
+        with pytest.raises(PipelineError, match=r"first\[0\]: method.*(outside the space|no key of the space)"):
+            campaign(first=[wrong])
+
+
+def test_an_interrupted_search_ends_as_an_untouched_one(campaign):
+    """No finished trial is handed out again, the interrupted one goes on with its values, and all values are equal."""
+    small = campaign("trials=9", "search.startup=3")
+    whole = Ledger(f"{small.uri}/whole")
+    work(SearchPlan(small, whole))
+    done: list[str] = []
+    for stop in (3, 1, 4, None):
+        ledger = Ledger(f"{small.uri}/parts")  # all that is left is the file
+        done += [record.run for record in work(SearchPlan(small, ledger), stop)]
+    assert len(done) == len(set(done)) == 9
+    untouched, resumed = whole.search, Ledger(f"{small.uri}/parts").search
+    assert [(r.number, r.run, r.values, r.curve) for r in untouched] == [
+        (r.number, r.run, r.values, r.curve) for r in resumed
+    ]
+    assert {record.status for record in resumed} == {"finished"}
+
+
+def test_what_asks_for_the_impossible_has_failed_and_the_others_go_on(campaign):
+    space = {"train.way": {"low": 2, "high": 20, "integer": True}}
+    small = campaign("trials=4", space=space, first=[{}, {"train.way": 500}])
+    ledger = Ledger(small.uri)
+    told: list[Record] = []
+    plan = SearchPlan(small, ledger, told.append)
+    while (found := plan.next()) is not None:
+        plan.end(replace(found[0].with_point(12, 0.5), status="finished"))
+    assert len(ledger.search) == len(told) == 4
+    failed = ledger.search[1]
+    assert failed.status == "failed" and "500" in failed.reason and "\n" not in failed.reason
+    assert "failed" in trials_table(ledger.search, small.space, "best")
+
+
+def test_a_damaged_ledger_is_refused(tmp_path):
+    (tmp_path / "ledger.jsonl").write_text('{"number": 1}\n')
+    with pytest.raises(PipelineError, match="ledger.jsonl is damaged"):
+        Ledger(str(tmp_path))
+
+
+def test_a_campaign_is_begun_once_and_keeps_its_configuration(arguments, tmp_path):
+    raw = compose("tune", translate(arguments("trials=5")))
+    assert begin(raw).config.trials == 5
+    with pytest.raises(PipelineError, match="a campaign in .* has this name; go on with it: resume=small"):
+        begin(raw)
+    place = f"storage={tmp_path}/runs"
+    assert begin(compose("tune", ["resume=small", place])).config.trials == 5
+    assert begin(compose("tune", ["resume=small", place, "concurrent=1"])).config.concurrent == 1
+    with pytest.raises(PipelineError, match="trials: a resumed campaign keeps its stored configuration"):
+        begin(compose("tune", ["resume=small", place, "trials=9"]))
+    with pytest.raises(PipelineError, match="resume=other: no campaign of this name"):
+        begin(compose("tune", ["resume=other", place]))
+
+
+def test_halving_goes_on_where_it_was():
+    """Successive halving by hand: at steps 1, 3 and 9 the best third go on; replayed, it decides the same."""
+    rng = np.random.default_rng(0)
+    curves = {f"run{n}": [(s, float(rng.random())) for s in (1, 3, 9, 27)] for n in range(12)}
+    kept: dict[str, list] = {}
+    untouched, rungs = Halving("asha", 27, 1, 3), {step: [] for step in (1, 3, 9)}
+    for number, (run, curve) in enumerate(curves.items()):
+        kept[run] = []
+        for step, accuracy in curve:
+            kept[run].append((step, accuracy))
+            goes_on = untouched.goes_on(number, run, step, accuracy)
+            if step == 27:
+                assert goes_on
+                continue
+            cutoff = np.percentile(rungs[step], 200 / 3) if rungs[step] else -1
+            rungs[step].append(accuracy)
+            assert goes_on == (accuracy >= cutoff)
+            if not goes_on:
+                break
+    assert 1 < sum(curve[-1][0] < 27 for curve in kept.values()) < 12
+    half = [Record(n, run, {}, curve=tuple(curve)) for n, (run, curve) in enumerate(kept.items())]
+    replayed = Halving("asha", 27, 1, 3)
+    assert replayed.replay(half) == [record.run for record in half if record.step < 27]
+    for step in (1, 3, 9):
+        assert replayed.goes_on(20, "new", step, 0.6) == untouched.goes_on(20, "new", step, 0.6)
+
+
+def test_brackets_of_hyperband_are_a_function_of_the_number():
+    brackets = [[Halving("hyperband", 27, 1, 3, seed)._bracket(n) for n in range(60)] for seed in (0, 0, 1)]
+    assert brackets[0] == brackets[1] != brackets[2] and set(brackets[0]) == {0, 1, 2}
+
+
+def records(*scores: float) -> list[Record]:
+    return [Record(n, f"c-{n:04d}", {"x": float(n)}, "finished", curve=((6, s), (12, s))) for n, s in enumerate(scores)]
+
+
+def test_finalists_are_distinct_finished_and_have_the_default_beside_them():
+    trials = [*records(0.5, 0.9, 0.8, 0.7), Record(4, "c-0004", {"x": 1.0}, "finished", curve=((12, 0.9),))]
+    trials += [
+        Record(5, "c-0005", {"x": 5.0}, "stopped", curve=((6, 0.99),)),
+        Record(6, "c-0006", {"x": 6.0}, "failed"),
+    ]
+    assert [r.number for r in choose(trials, {"x": 0.0}, 2, "best")] == [1, 2, 0]
+    assert [r.number for r in choose(trials, {"x": 2.0}, 2, "best")] == [1, 2]
+    assert choose([trials[5], trials[6]], {"x": 5.0}, 2, "best") == []
+    fallen = [Record(0, "c", {"x": 0.0}, "finished", curve=((6, 0.9), (12, 0.1))), trials[3]]
+    assert [r.number for r in choose(fallen, {"x": 9.0}, 1, "last")] == [3]
+
+
+def test_the_winner_has_the_best_mean_over_seeds_and_is_compared_in_pairs():
+    rng = np.random.default_rng(1)
+    episodes = rng.random(200) * 0.2
+    trials = records(0.5, 0.9, 0.8)
+    means = {0: [0.50, 0.52, 0.51], 1: [0.70, 0.40, 0.55], 2: [0.60, 0.62, 0.61]}
+    runs = {n: [f"c-{n:04d}-seed{s}" for s in (1, 2, 3)] for n in means}
+    measured = {run: episodes + mean for n in means for run, mean in zip(runs[n], means[n], strict=True)}
+    verdict = judge(trials, {"x": 0.0}, measured, runs)
+    assert [standing.record.number for standing in verdict.standings] == [2, 1, 0]
+    assert verdict.winner.run == "c-0002-seed2"
+    assert verdict.over_episodes.difference == pytest.approx(0.1) and verdict.over_seeds.difference == pytest.approx(
+        0.1
+    )
+    assert statement(verdict).startswith("the best is better than the default: +10.00 points")
+    measured.pop("c-0002-seed1")  # a configuration that fails with one of its seeds does not win
+    again = judge(trials, {"x": 0.0}, measured, runs)
+    assert again.winner.record.number == 1 and "not measurably better" in statement(again)
+    alone = judge(trials[:1], {"x": 0.0}, measured, runs)
+    assert statement(alone) == "no configuration was better than the default"
+    json.dumps(summary(trials, verdict, "best"))
+    with pytest.raises(PipelineError, match="no finalist could be trained"):
+        judge(trials, {}, {}, runs)
+
+
+def test_repetitions_are_resumed_too(campaign):
+    small = campaign("trials=4")
+    ledger = Ledger(small.uri)
+    work(SearchPlan(small, ledger))
+    chosen = choose(ledger.search, small.default, 2, "best")
+    assert len(work(FinalPlan(small, ledger, chosen, [1, 2]), 3)) == 2
+    ledger = Ledger(small.uri)
+    work(FinalPlan(small, ledger, chosen, [1, 2]))
+    assert [(r.number, r.seed) for r in ledger.repetitions] == [(c.number, s) for s in (1, 2) for c in chosen]
+    assert small.prepare(chosen[0].values, "other-seed2", 2).config["seed"] == 2
+
+
+def test_the_best_configuration_is_taken_as_it_is(campaign, tmp_path):
+    """Through the file and back: what trained the trial, with the evaluation and the registration of the base."""
+    small = campaign("base.optimizer=sgd", "register_as=mine")
+    values = {**small.default, "method.scale": 12.5, "method.distance": "cosine"}
+    whole, trial = small.whole(values, seed=4), small.compose(values, "x", 4)
+    file = Path(tmp_path / "best.yaml")
+    file.write_text(to_yaml(whole))
+    taken = compose("train", [f"config={file}"])
+    assert taken == whole
+    config = validate(TrainConfig, taken)
+    assert config.evaluation is not None and config.evaluation.split == "test" and config.register_as == "mine"
+    own = ("name", "storage", "evaluation", "register_as")
+    assert {k: v for k, v in taken.items() if k not in own} == {k: v for k, v in trial.items() if k not in own}
+    moved = compose(
+        "train", [f"config={file}", "name=again", "cluster.workers=2", "storage=/elsewhere", "tracking=none"]
+    )
+    assert (moved["name"], moved["storage"], moved["cluster"]["workers"]) == ("again", "/elsewhere", 2)
+    assert moved["cluster"]["restarts"] == whole["cluster"]["restarts"] and moved["tracking"]["uri"] is None
+    with pytest.raises(PipelineError, match="steps: config=FILE is taken as it is"):
+        compose("train", [f"config={file}", "steps=3"])
+    with pytest.raises(PipelineError, match="cannot be read"):
+        compose("train", [f"config={tmp_path}/none.yaml"])
+
+
+def test_trials_share_cores_and_gpus_by_fraction(campaign):
+    small = campaign("cpus_per_trial=0.5", "gpus_per_trial=0.25")
+    assert small.train.cluster.cpus_per_worker == 0.5 and small.train.cluster.gpus_per_worker == 0.25
+    assert room(small.train.cluster, {"CPU": 16.0, "GPU": 2.0}) == 8
+    assert room(small.train.cluster, {"CPU": 3.0, "GPU": 2.0}) == 3
+    with pytest.raises(PipelineError, match="a trial needs .* the cluster has 16 and 0"):
+        room(small.train.cluster, {"CPU": 16.0})
+    with pytest.raises(PipelineError, match="workers of one trial cannot share a GPU"):
+        campaign("gpus_per_trial=0.25", "base.cluster.workers=2")

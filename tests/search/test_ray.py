@@ -1,0 +1,113 @@
+"""Campaigns on a real cluster: trials that fail, and a driver that is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from pipeline.config import compose, validate
+from pipeline.registry.tracking import RUN_TAG
+from pipeline.search.arguments import translate
+from pipeline.search.ledger import Ledger
+from pipeline.search.run import tune
+from pipeline.training.config import TrainConfig
+from pipeline.training.runs import best_checkpoint, checkpoints, read_run
+
+pytestmark = pytest.mark.slow
+
+
+def test_one_trial_of_three_diverges_and_the_best_is_registered(ray_session, arguments, tmp_path):
+    """Trials share the cluster; one ends with a loss that is no number; the winner is repeated with another seed."""
+    place = [f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", f"tracking.artifacts={tmp_path}/artifacts"]
+    given = [a for a in arguments("trials=3", "finalists={count: 1, seeds: 1}") if a != "tracking=none"]
+    raw = compose("tune", translate([*given, *place]))
+    raw["space"] = {"optimizer.lr": {"low": 1e-4, "high": 1e-1, "log": True}}
+    raw["first"] = [{}, {"optimizer.lr": 1e30}, {"optimizer.lr": 1e-2}]
+    found = tune(raw)
+    assert found["exit_code"] == 0
+    trials = {(trial["number"], trial["seed"]): trial for trial in found["trials"]}
+    assert trials[1, None]["status"] == "failed" and trials[1, None]["reason"].startswith("the loss is")
+    assert {trials[n, None]["status"] for n in (0, 2)} <= {"finished", "stopped"}
+    assert {key for key in trials if key[1] is not None} <= {(0, 1), (2, 1)}
+    for trial in trials.values():
+        assert trial["accuracy"] is None or 0 <= trial["accuracy"] <= 1
+    run = read_run(f"{found['folder']}/{trials[0, None]['run']}")
+    assert run.config["evaluation"] is None and len(checkpoints(run.uri)) >= 1
+    whole = compose("train", [f"config={found['best']['config']}"])
+    assert validate(TrainConfig, whole).optimizer["lr"] == found["best"]["values"]["optimizer.lr"]
+    assert best_checkpoint(f"{found['folder']}/{found['best']['run']}")
+    names = {path.name for path in Path(found["folder"], "plots").iterdir()}
+    assert {"accuracy_over_optimizer.lr.svg", "parallel_coordinates.svg", "trials_over_time.svg"} <= names
+
+    client = MlflowClient(tracking_uri=place[0].partition("=")[2])
+    [experiment] = [e for e in client.search_experiments() if e.name == raw["tracking"]["experiment"]]
+    runs = client.search_runs([experiment.experiment_id], max_results=100)
+    children = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == found["mlflow_run"]]
+    assert len(runs) == len(children) + 1 and len(children) == len(found["trials"])
+    assert {r.data.tags[RUN_TAG] for r in children} == {trial["run"] for trial in found["trials"]}
+    [failed] = [r for r in children if r.data.tags["trial.status"] == "failed"]
+    assert failed.info.status == "FAILED" and "the loss is" in failed.data.tags["trial.reason"]
+    assert {item.path for item in client.list_artifacts(found["mlflow_run"])} >= {"best.yaml", "space.yaml", "plots"}
+    version = client.get_model_version_by_alias(found["name"], "challenger")
+    assert version.tags[RUN_TAG] == found["best"]["run"]
+
+
+def test_a_killed_campaign_is_resumed(arguments, tmp_path):
+    """The whole job is killed in mid-campaign; resumed, it finds what an untouched one finds, and repeats nothing."""
+    given = [
+        *arguments("trials=4", "finalists={count: 0, seeds: 0}", "concurrent=1", "search.startup=1"),
+        "base.steps=24", "base.cluster.object_store_mb=150",
+    ]  # fmt: skip
+    given = [argument for argument in given if argument not in ("name=small", "base.steps=12")]
+
+    def start(*more: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [sys.executable, "-m", "jobs.tune", "--json", *more],
+            env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            start_new_session=True,
+        )  # fmt: skip
+
+    def finish(process: subprocess.Popen) -> dict:
+        out, err = process.communicate(timeout=900)
+        assert process.returncode == 0, err.decode()[-3000:]
+        return json.loads(out)
+
+    untouched = finish(start(*given, "name=untouched"))
+    victim = start(*given, "name=killed")
+    folder = f"{tmp_path}/runs/killed"
+    while not (_finished(folder) and checkpoints(f"{folder}/killed-{len(Ledger(folder).search) - 1:04d}")):
+        assert victim.poll() is None, victim.stderr.read().decode()[-3000:]
+        time.sleep(0.05)
+    for process in [*psutil.Process(victim.pid).children(recursive=True), psutil.Process(victim.pid)]:
+        process.kill()
+    victim.wait()
+    before = {record.run: record for record in Ledger(folder).search if record.status != "running"}
+    written = {run: _written(f"{folder}/{run}") for run in before}
+    assert 1 <= len(before) < 4
+
+    resumed = finish(start("resume=killed", f"storage={tmp_path}/runs"))
+    after = {record.run: record for record in Ledger(folder).search}
+    assert all(after[run] == record for run, record in before.items())
+    assert all(_written(f"{folder}/{run}") == times for run, times in written.items())
+    keys = ("number", "values", "status", "steps", "accuracy")
+    assert [[t[k] for k in keys] for t in resumed["trials"]] == [[t[k] for k in keys] for t in untouched["trials"]]
+    assert resumed["best"]["values"] == untouched["best"]["values"]
+    assert resumed["best"]["number"] == untouched["best"]["number"]
+    again = finish(start("resume=killed", f"storage={tmp_path}/runs"))
+    assert again["best"] == resumed["best"] and again["trials"] == resumed["trials"]
+
+
+def _finished(folder: str) -> bool:
+    return any(record.status == "finished" for record in Ledger(folder).search)
+
+
+def _written(folder: str) -> dict[str, float]:
+    return {str(path): path.stat().st_mtime for path in Path(folder).rglob("*") if path.is_file()}
