@@ -22,19 +22,23 @@ class Halving(AsyncHyperBandScheduler):
     again from the ledger: :meth:`replay`.
     """
 
-    def __init__(self, kind: str, steps: int, grace: int, factor: int, seed: int = 0) -> None:
+    def __init__(self, kind: str, steps: int, grace: int, factor: int, seed: int = 0, spared: int = 0) -> None:
         super().__init__(
             STEP, ACCURACY, "max", max_t=steps, grace_period=grace, reduction_factor=factor, brackets=BRACKETS[kind]
         )
-        self._seed = seed
+        self._seed, self._spared = seed, spared
 
     def goes_on(self, number: int, run: str, step: int, accuracy: float) -> bool:
-        """Note a validation, and say whether its trial is among the best at this step. The last step stops nobody."""
+        """Note a validation, and say whether its trial is among the best at this step.
+
+        The last step stops nobody. The first ``spared`` trials are never stopped: the others are compared with them.
+        """
         if step >= self._max_t:
             return True
         bracket = self._brackets[self._bracket(number)]
         trial: Any = SimpleNamespace(trial_id=run)
-        return bool(bracket.on_result(trial, step, accuracy) == TrialScheduler.CONTINUE)
+        best = bool(bracket.on_result(trial, step, accuracy) == TrialScheduler.CONTINUE)
+        return best or number < self._spared
 
     def replay(self, records: Iterable[Record]) -> list[str]:
         """Note the validations of earlier trials; the runs among them that do not go on."""

@@ -9,6 +9,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from pipeline.report.style import FAINT, INK, MARKERS, PALETTE, WRONG, Kind, figure, render, style
@@ -225,7 +226,8 @@ def _axis(axes: Axes, number: int, dimension: Dimension) -> None:
         ticks = {0.0: dimension.low, 1.0: dimension.high}
     for height, value in ticks.items():
         text = f"{value:g}" if isinstance(value, float) else str(value)
-        axes.text(number - 0.03, height, text, fontsize=7.5, ha="right", va="center", color=INK)
+        axes.text(number - 0.03, height, text, fontsize=7.5, ha="right", va="center", color=INK, zorder=5,
+                  path_effects=[withStroke(linewidth=2.5, foreground="white")])  # fmt: skip
 
 
 def _label(record: Record) -> str:

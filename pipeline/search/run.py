@@ -58,8 +58,9 @@ def _search(campaign: Campaign, ledger: Ledger, delivery: Delivery) -> None:
 
     scheduler = None
     if config.scheduler.kind != "none" and campaign.grace < campaign.train.steps:
+        how = config.scheduler
         scheduler = Halving(
-            config.scheduler.kind, campaign.train.steps, campaign.grace, config.scheduler.factor, config.search.seed
+            how.kind, campaign.train.steps, campaign.grace, how.factor, config.search.seed, len(campaign.first)
         )
         _replay(campaign, ledger, scheduler)
     plan = SearchPlan(campaign, ledger, ended)

@@ -136,6 +136,8 @@ def test_halving_goes_on_where_it_was():
     assert replayed.replay(half) == [record.run for record in half if record.step < 27]
     for step in (1, 3, 9):
         assert replayed.goes_on(20, "new", step, 0.6) == untouched.goes_on(20, "new", step, 0.6)
+    spared = Halving("asha", 27, 1, 3, spared=len(half))
+    assert spared.replay(half) == [] and not spared.goes_on(len(half), "late", 1, 0.0)
 
 
 def test_brackets_of_hyperband_are_a_function_of_the_number():
