@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from pipeline.config import CONF
 from pipeline.report.published import Row, by_setting, matching, protocol, published, setting
 from pipeline.report.tables import markdown_table, text_table
 
@@ -57,7 +61,7 @@ def entries(folder: Path) -> list[Entry]:
         mine = matching(rows, content["method"], content["config"])
         here = [row for row in mine if protocol(row) == content["protocol"]]
         paper = by_setting(here, content["dataset"]["name"])
-        label = next(iter([*paper.values(), *here[::-1], *mine[::-1]]), {"label": content["method"]})["label"]
+        label = next(iter([*paper.values(), *here[::-1], *mine[::-1]]), {"label": _form(content)})["label"]
         key = (label, content["dataset"]["name"], content["protocol"])
         groups.pop(key, None)
         found.append(Entry(*key, paper, _measured(content), content))
@@ -107,6 +111,11 @@ def summary(found: Sequence[Entry]) -> list[dict[str, Any]]:
     return out
 
 
+def _form(content: dict[str, Any]) -> str:
+    """A method that has no published row: its name, and its options on the command line."""
+    return ", ".join([content["method"], *re.findall(r"\bmethod\.(\S+)", content["command"])])
+
+
 def _measured(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """By setting, the accuracies of the trained model."""
     found: dict[str, dict[str, Any]] = {}
@@ -131,7 +140,7 @@ def _table(
     for number, entry in enumerate(mine):
         run = entry.run or {}
         cells = [_cell(entry.published.get(key), entry.measured.get(key)) for key in settings]
-        taken = [f"{run['steps']:,}", f"{run['train_seconds'] / 60:.0f}"] if run else ["", ""]
+        taken = [_steps(run), f"{run['train_seconds'] / 60:.0f}"] if run else ["", ""]
         rows.append([entry.label, *cells, *taken, values[number]])
     return table(["method", *settings, "steps", "minutes", last], rows)
 
@@ -145,6 +154,14 @@ def _cell(paper: Row | None, measured: dict[str, Any] | None) -> str:
     if measured is not None:
         text += f"{' ' if text else ''}→ {100 * measured['accuracy']:.2f} ± {100 * measured['interval']:.2f}"
     return text
+
+
+def _steps(run: dict[str, Any]) -> str:
+    """The steps of a run, and those of its recipe where it has others."""
+    named = re.search(r"\brecipe=(\w+)", run["command"])
+    path = CONF / "recipe" / f"{named[1]}.yaml" if named else None
+    whole = yaml.safe_load(path.read_text()).get("steps") if path and path.exists() else None
+    return f"{run['steps']:,}" + (f" of {whole:,}" if whole not in (None, run["steps"]) else "")
 
 
 def _as_printed(share: float) -> str:

@@ -87,7 +87,7 @@ def test_the_table_has_every_method_its_command_and_its_time(tmp_path):
     found = entries(tmp_path)
     for shown in (text(found), markdown(found)):
         assert all(row["label"] in shown for row in published())
-        assert "python -m jobs.train recipe=omniglot_maml" in shown and "1,234" in shown and " 10 " in shown
+        assert "python -m jobs.train recipe=omniglot_maml" in shown and "1,234 of 60,000" in shown and " 10 " in shown
         assert "98.7 → 99.00 ± 0.40" in shown and "98.8 → 90.00 ± 0.40" in shown and "→ 99.00 ± 0.40" in shown
         assert "48.7 ± 1.84" in shown and "49.21 ± 0.96°" in shown and "30.00" not in shown
         assert "Of 2 measured figures with a published one, 1 reach it" in shown
