@@ -12,6 +12,7 @@ from ray.tune.search import Searcher
 from pipeline.data import store
 from pipeline.search.ledger import Record
 from pipeline.search.plans import Plan
+from pipeline.search.release import HELD, release
 from pipeline.search.trial import ACCURACY, FAILED, FINISHED, STEP
 from pipeline.training.runs import checkpoints
 
@@ -26,6 +27,7 @@ class Feed(Searcher):
         self._plan = plan
         self._records: dict[str, Record] = {}
         self._said: dict[str, dict[str, Any]] = {}  # of trials, what they said at their end
+        self._held: dict[str, str] = {}  # of trials, what they hold on the cluster
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune writes its parts down, for a restoration that the ledger makes needless
@@ -43,7 +45,9 @@ class Feed(Searcher):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         record = self._records[trial_id]
-        if ACCURACY in result:
+        if HELD in result:
+            self._held[trial_id] = result[HELD]
+        elif ACCURACY in result:
             record = record.with_point(int(result[STEP]), float(result[ACCURACY]))
             self._records[trial_id] = record
             self._plan.ledger.put(record)
@@ -53,6 +57,9 @@ class Feed(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         record = self._records.pop(trial_id)
         said = {**(result or {}), **self._said.pop(trial_id, {})}
+        held = self._held.pop(trial_id, None)
+        if held and not (FAILED in said or FINISHED in said):
+            release(held)
         uri = store.join(self._plan.campaign.uri, record.run)
         if FAILED in said:
             self._plan.end(replace(record, status="failed", reason=str(said[FAILED])))

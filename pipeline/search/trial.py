@@ -11,6 +11,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from pipeline.config import validate
 from pipeline.errors import PipelineError
+from pipeline.search.release import Holder
 from pipeline.training.config import TrainConfig
 from pipeline.training.launch import launch
 from pipeline.training.runs import Run
@@ -33,7 +34,7 @@ def run_trial(trial: dict[str, Any]) -> None:
     """
     run = Run(**json.loads(trial["run"]))
     try:
-        launch(validate(TrainConfig, run.config), run, callbacks=[Forward()])
+        launch(validate(TrainConfig, run.config), run, callbacks=[Forward(), Holder()])
     except PipelineError as error:
         tune.report({FAILED: str(error).removeprefix(f"run {run.name}: ")})
     except Exception as error:  # a bug, or a worker that died too often: its traceback is in the trial's log
