@@ -102,7 +102,8 @@ def evaluate_job(raw: Config) -> dict[str, Any]:
         results = [{k: v for k, v in result.items() if k != "accuracies"} for result in summary["results"]]
         labels = {run.name: "trained"}
         results = [{**result, "model": labels.get(result["model"], result["model"])} for result in results]
-        record(config.record, run, load_checkpoint(best_checkpoint(run.uri)), results, config.protocol)
+        checkpoint = load_checkpoint(best_checkpoint(run.uri))
+        record(config.record, run, checkpoint, results, config.protocol, summary.get("comparison"))
         print(f"recorded in {config.record}")
     return summary
 

@@ -31,8 +31,15 @@ COMPARISONS = {"cross_table": findings.cross_table, "clustering": findings.clust
 _HERE = ("storage", "data", "name", "tracking", "resume", "register_as")  # of the machine, not of the measurement
 
 
-def record(path: str, run: Run, checkpoint: Checkpoint, results: list[dict[str, Any]], protocol: str) -> None:
-    """Write what was measured, and all it takes to measure it again."""
+def record(
+    path: str,
+    run: Run,
+    checkpoint: Checkpoint,
+    results: list[dict[str, Any]],
+    protocol: str,
+    comparison: list[dict[str, Any]] | None = None,
+) -> None:
+    """Write what was measured, and all it takes to measure it again; ``comparison`` with another run, in pairs."""
     history = checkpoint.history
     content = {
         "command": _trained_by(run),
@@ -41,6 +48,7 @@ def record(path: str, run: Run, checkpoint: Checkpoint, results: list[dict[str, 
         **_about(checkpoint),
         "curve": [[e["step"], e["val/accuracy"], e["val/interval"]] for e in history if "val/accuracy" in e],
         "results": results,
+        **({"comparison": comparison} if comparison else {}),
     }
     write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
 
@@ -107,10 +115,32 @@ def render(name: str) -> str:
     table = _joint(measured) if measured["protocol"] == "generalized" else _episodic(measured)
     minutes = measured["train_seconds"] / 60
     return (
-        f"{table}\n\n"
+        f"{table}\n\n{_curve(measured)}{_paired(measured)}"
         f"`{measured['command']}`, {measured['steps']:,} steps, {minutes:.0f} minutes "
         f"on {measured['machine']['cores']} cores, seed {measured['seed']}; then `{measured['evaluation']}`"
     )
+
+
+def _curve(measured: dict[str, Any]) -> str:
+    """Validation accuracy at about eight steps, doubling, of a run that was stopped before its recipe's end."""
+    curve = measured["curve"]
+    if measured["steps"] >= measured["config"]["steps"] or not curve:
+        return ""
+    chosen = [next(point for point in curve if point[0] >= curve[-1][0] / 2**k) for k in range(7, -1, -1)]
+    points = dict((step, accuracy) for step, accuracy, _ in chosen)
+    listed = ", ".join(f"{100 * accuracy:.1f} ({step:,})" for step, accuracy in points.items())
+    return f"Validation accuracy in percent (after so many steps): {listed}.\n\n"
+
+
+def _paired(measured: dict[str, Any]) -> str:
+    """The difference to another run on the same episodes, and what its interval says."""
+    lines = []
+    for found in measured.get("comparison", []):
+        low, high = 100 * found["low"], 100 * found["high"]
+        says = "better" if low > 0 else "worse" if high < 0 else "no difference shown"
+        lines.append(f"{found['question']} {100 * found['difference']:+.2f} ({low:+.2f} … {high:+.2f}: {says})")
+    other = next((r["model"] for r in measured["results"] if r["model"] not in ("trained", "untrained")), "")
+    return f"Points of accuracy more than {other}, on the same episodes: {'; '.join(lines)}.\n\n" if lines else ""
 
 
 def _comparison(measured: dict[str, Any]) -> str:
@@ -172,4 +202,5 @@ def _portable(overrides: list[str]) -> list[str]:
         "record=",
         "output=",
     )
-    return [override for override in overrides if not override.startswith((*machine, "--", "run="))]
+    kept = [override for override in overrides if not override.startswith((*machine, "--", "run="))]
+    return [re.sub(r"^runs=/.*/", "runs=", override) for override in kept]  # an archive's place

@@ -14,7 +14,8 @@ Case = dict[str, torch.Tensor]
 
 def read(path: Path, dtype: torch.dtype) -> Case:
     with np.load(path, allow_pickle=False) as arrays:
-        tensors = {key: torch.from_numpy(arrays[key]) for key in arrays}
+        numbers = [key for key in arrays if arrays[key].dtype.kind != "U"]  # some constants are words
+        tensors = {key: torch.from_numpy(arrays[key]) for key in numbers}
     return {key: t.to(dtype) if t.is_floating_point() else t for key, t in tensors.items()}
 
 
