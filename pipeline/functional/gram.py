@@ -17,15 +17,26 @@ from pipeline.functional.losses import PADDING
 from pipeline.functional.precision import in_float32
 
 CHUNK = 2048  # columns widened at once: they stay in the cache
+ROWS = 25  # of a symmetric product computed at once
 
 
 def inner(x: Tensor, y: Tensor) -> Tensor:
     """x y^T in float64: [T, n, d] and [T, m, d] give [T, n, m]."""
     product = x.new_zeros(len(x), x.shape[1], y.shape[1], dtype=torch.float64)
     for a, b in zip(x.split(CHUNK, dim=-1), y.split(CHUNK, dim=-1), strict=True):
-        a = a.double()
-        product.baddbmm_(a, a.mT if x is y else b.double().mT)
+        product.baddbmm_(a.double(), b.double().mT)
     return product
+
+
+def own_inner(x: Tensor) -> Tensor:
+    """x x^T in float64: [T, n, d] -> [T, n, n]; what is above the diagonal's blocks is copied from below."""
+    product = x.new_zeros(len(x), x.shape[1], x.shape[1], dtype=torch.float64)
+    for chunk in x.split(CHUNK, dim=-1):
+        a = chunk.double()
+        for first in range(0, x.shape[1], ROWS):
+            last = first + ROWS
+            product[:, first:last, :last].baddbmm_(a[:, first:last], a[:, :last].mT)
+    return product.tril() + product.tril(-1).mT
 
 
 def times(matrix: Tensor, features: Tensor) -> Tensor:
@@ -61,14 +72,15 @@ def combine(coefficients: Tensor, features: Tensor) -> Tensor:
 @in_float32
 def linear_scores(features: Tensor, weights: Tensor) -> Tensor:
     """x.w: [..., q, d] and [..., way, d] give [..., q, way]."""
-    return features @ weights.mT
+    scores: Tensor = _Scores.apply(features, weights)
+    return scores
 
 
 class _Gram(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: Tensor) -> Tensor:
         ctx.save_for_backward(features)
-        return inner(features, features)
+        return own_inner(features)
 
     @staticmethod
     @once_differentiable
@@ -88,3 +100,17 @@ class _Combine(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
         coefficients, features = ctx.saved_tensors
         return inner(gradients[0], features), times(coefficients.mT, gradients[0])
+
+
+class _Scores(torch.autograd.Function):
+    """As the plain product, whose backward pass would write the weights' gradient transposed, several times as slow."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(features, weights)
+        return features @ weights.mT
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        features, weights = ctx.saved_tensors
+        return gradients[0] @ weights, gradients[0].mT @ features

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.functional.gram import combine, gram
+from pipeline.functional.gram import combine, gram, linear_scores, own_inner
 from pipeline.functional.ridge import metaopt_ridge_weights, r2d2_weights
 
 LABELS = torch.tensor([[2, 0, 1, 1, 0, 1, 2], [1, 2, 0, 0, 0, -1, -1]])
@@ -85,6 +85,20 @@ def test_products_and_their_gradients(width):
     for found, exact in zip(mine, theirs, strict=True):
         assert float((found - exact).norm() / exact.norm()) < 1e-6
     assert mine[0].dtype == torch.float32 and mine[1].dtype == torch.float64
+
+
+@pytest.mark.parametrize("rows", [1, 25, 26, 60])  # blocks of a symmetric product
+def test_symmetric_products(rows):
+    x = torch.randn(2, rows, 2500, generator=torch.Generator().manual_seed(1))
+    found = own_inner(x)
+    torch.testing.assert_close(found, x.double() @ x.double().mT, rtol=0, atol=1e-10)
+    assert torch.equal(found, found.mT) and found.dtype == torch.float64
+
+
+def test_scores_differentiate_twice():
+    x, w = features(4).requires_grad_(), features(4)[:, :3].clone().requires_grad_()
+    torch.testing.assert_close(linear_scores(x, w), x @ w.mT)
+    assert torch.autograd.gradcheck(linear_scores, (x, w)) and torch.autograd.gradgradcheck(linear_scores, (x, w))
 
 
 def test_half_precision_is_raised():
