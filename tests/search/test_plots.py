@@ -1,0 +1,48 @@
+"""Plots of a campaign are drawn for every state that it may end in, and equal figures give equal files."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pipeline.search.finalists import Standing
+from pipeline.search.ledger import Record
+from pipeline.search.plots import accuracy_over, parallel_coordinates, trials_over_time
+from pipeline.search.space import Space
+
+SPACE = Space(
+    {
+        "method": {"choices": ["reptile", "maml"]},
+        "rate": {"low": 1e-3, "high": 1.0, "log": True},
+        "steps": {"low": 1, "high": 8, "integer": True, "when": {"method": "maml"}},
+    }
+)
+RECORDS = [
+    Record(0, "c-0", {"method": "reptile", "rate": 0.0}, "finished", "", ((5, 0.5), (10, 0.6)), None, 10.0, 20.0),
+    Record(1, "c-1", {"method": "maml", "rate": 0.1, "steps": 3}, "finished", "", ((10, 0.9),), None, 11.0, 25.0),
+    Record(2, "c-2", {"method": "maml", "rate": 0.5, "steps": 1}, "failed", "the loss is nan", (), None, 20.0, 22.0),
+    Record(
+        3, "c-3", {"method": "reptile", "rate": 0.5}, "stopped", "not among the best", ((5, 0.3),), None, 22.0, 30.0
+    ),
+    Record(4, "c-4", {"method": "reptile", "rate": 0.2}, began=30.0),
+]
+
+
+@pytest.mark.parametrize("records", [RECORDS, RECORDS[1:2], RECORDS[2:3]], ids=["all", "one", "failed"])
+def test_every_plot_is_drawn(records):
+    standings = [Standing(RECORDS[1], np.random.default_rng(0).random((3, 20)), "c-1-seed1")]
+    default = {"method": "maml", "rate": 0.1, "steps": 3}
+    for draw in (
+        lambda: accuracy_over("rate", SPACE, records, "best", default, standings, kind="svg"),
+        lambda: accuracy_over("steps", SPACE, records, "best", default, kind="svg"),
+        lambda: parallel_coordinates(SPACE, records, "best", "svg"),
+        lambda: trials_over_time(records, "best", "svg"),
+    ):
+        drawn = draw()
+        assert drawn.startswith(b"<?xml") and drawn == draw()
+
+
+def test_zero_on_a_logarithmic_axis_is_a_line_of_its_own():
+    shown = accuracy_over("rate", SPACE, RECORDS[:2], "best", kind="svg")
+    alone = accuracy_over("rate", SPACE, RECORDS[1:2], "best", kind="svg")
+    assert b"rate 0" in shown and b"rate 0" not in alone
