@@ -172,14 +172,15 @@ def _face(program: Program, free: Tensor) -> Solution:
 
 
 def _among(program: Program, free: Tensor) -> Face:
+    """Entries that are not free are made independent, by the rows and columns of an identity, and left out after."""
     H, U = program.hessian, program.caps
     stuck = ~free.any(1, keepdim=True)  # a column needs an entry that makes its sum zero: that of the largest cap
     free = free | (stuck & (U.amax(1, keepdim=True) == U))
     inside = free.to(H.dtype)
-    both = inside.unsqueeze(-1) * inside.unsqueeze(-2)
-    blocks = H.unsqueeze(1) * both
+    blocks = H.unsqueeze(1) * (inside.unsqueeze(-1) * inside.unsqueeze(-2))
     blocks.diagonal(dim1=-2, dim2=-1).add_(1 - inside)
-    inverses = _inverse(blocks).mul_(both)
+    inverses = _inverse(blocks)
+    inverses.diagonal(dim1=-2, dim2=-1).mul_(inside)
     return Face(free, inverses, _sums(inverses))
 
 
