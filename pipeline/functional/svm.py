@@ -50,7 +50,7 @@ def svm_weights_inexact(
 ) -> Tensor:
     """Weights [T, way, d] from so many iterations of the interior-point method, without a gradient.
 
-    The authors' code does 3 at test, which is far from the optimum: not even the caps hold.
+    The authors' code does 3 at test, which is far from the optimum: not even the caps hold. Without padding.
     """
     with torch.no_grad():
         hessian = own_inner(features)
