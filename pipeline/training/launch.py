@@ -9,7 +9,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -31,6 +31,7 @@ from pipeline.training.progress import Display, Entry, Monitor
 from pipeline.training.runs import RUN_FILE, Run, find_run
 from pipeline.training.worker import train_worker
 
+GROUPS = ("data", "method", "backbone", "optimizer", "schedule", "tracking")  # whose keys depend on the choice made
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -165,7 +166,9 @@ def _resumed(raw: Config) -> tuple[TrainConfig, Config, Run]:
             raise PipelineError(f"{key}: a resumed run keeps its stored configuration; leave it out or begin a new run")
     raw = _absolute(raw)
     run = find_run(str(raw["resume"]), str(raw["storage"]))
-    stored = copy.deepcopy(run.config)
+    stored = _completed(run.config)
+    run = replace(run, config=stored)
+    stored = copy.deepcopy(stored)
     for key in given:
         part, _, name = key.partition(".")
         if part in ("cluster", "tracking"):
@@ -176,6 +179,16 @@ def _resumed(raw: Config) -> tuple[TrainConfig, Config, Run]:
     if found != run.dataset["fingerprint"]:
         raise PipelineError(f"resume={run.name}: the dataset at {config.dataset_uri} has changed since the run began")
     return config, stored, run
+
+
+def _completed(stored: Config) -> Config:
+    """A stored configuration with the keys that came after it was stored, as they are where nothing is said."""
+    whole = copy.deepcopy(stored)
+    for section, value in compose("train").items():
+        known = whole.setdefault(section, value)
+        if isinstance(value, dict) and isinstance(known, dict) and section not in GROUPS:
+            whole[section] = {**value, **known}
+    return whole
 
 
 def _given(raw: Config) -> list[str]:

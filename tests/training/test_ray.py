@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -171,6 +172,16 @@ def test_a_resumed_run_keeps_its_configuration(small_run, tmp_path):
         prepare(compose("train", ["resume=killed", f"storage={tmp_path}", "steps=5"]))
     with pytest.raises(PipelineError, match="no run 'killed'"):
         prepare(compose("train", ["resume=killed", f"storage={tmp_path}"]))
+
+
+def test_a_run_from_before_a_key_was_there_is_resumed_with_its_default(small_run, tmp_path):
+    _, raw, run = prepare(small_run("prototypical", "name=old", "train.holdout=0.1"))
+    old = {**raw, "train": {key: value for key, value in raw["train"].items() if key != "grouping"}}
+    record = {"name": "old", "config": old, "spec": run.spec, "dataset": run.dataset, "arguments": []}
+    store.write_bytes(f"{run.uri}/run.json", json.dumps(record).encode())
+    config, found, resumed = prepare(compose("train", ["resume=old", f"storage={raw['storage']}"]))
+    assert config.train.grouping is None and config.train.holdout == 0.1
+    assert found["train"] == resumed.config["train"] == raw["train"] and found["method"] == raw["method"]
 
 
 @pytest.mark.parametrize(
