@@ -84,6 +84,8 @@ def accuracy_over(
             axes.text(default[key], 1.0, f" default {value_text(default[key])}", color=FAINT, fontsize=8, va="bottom",
                       ha="center", transform=axes.get_xaxis_transform())  # fmt: skip
         _scale(axes, dimension)
+        bottom, top = axes.get_ylim()
+        axes.set_ylim(max(bottom, 0.0), min(top, 1.005))  # an interval over two seeds may be wider than all there is
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
         axes.set_xlabel(key)
         axes.set_ylabel("validation accuracy")
