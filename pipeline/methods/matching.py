@@ -29,6 +29,9 @@ class Matching(Method):
         backbone: f' and g'.
         distance: "cosine" (the paper's; cosines lie in [-1, 1], so that the attention is nearly flat),
             "squared_euclidean" (the re-implementation that found it to learn better), "euclidean" or "dot".
+        scale: what the similarity is multiplied by before the softmax; 1 is the paper's. Larger ones sharpen
+            the attention, as TADAM's alpha does for prototypes.
+        learn_scale: train that factor with the network.
         prediction: "attention"; "ravi": the cosines of a class summed are its logit; "closer": attention
             softmax(100 relu(cos)), and 1e-6 added to probabilities. Both are of official code and need the cosine.
         full_context: embed the support by a bidirectional LSTM and the query by an LSTM that attends to it.
@@ -47,6 +50,8 @@ class Matching(Method):
         self,
         backbone: nn.Module,
         distance: str = "cosine",
+        scale: float = 1.0,
+        learn_scale: bool = False,
         prediction: str = "attention",
         full_context: bool = False,
         reading: str = "concat",
@@ -60,6 +65,9 @@ class Matching(Method):
         self.prediction = choose("prediction", prediction, ("attention", "ravi", "closer"))
         if prediction != "attention" and distance != "cosine":
             raise PipelineError(f"prediction={prediction} is made of cosines and cannot have distance={distance}")
+        if prediction != "attention" and (scale != 1 or learn_scale):
+            raise PipelineError(f"prediction={prediction} has a sharpness of its own and takes no scale")
+        self.scale: Tensor | float = nn.Parameter(torch.tensor(float(scale))) if learn_scale else float(scale)
         choose("reading", reading, READINGS)
         features = int(backbone.out_features)  # type: ignore[arg-type]
         self.support_context = SupportContext(features, aligned) if full_context else None
@@ -105,4 +113,4 @@ class Matching(Method):
             return cosine_sums(query, support, members)
         if self.prediction == "closer":
             return log_sharpened(query, support, members)
-        return log_attended(self.distance(query, support), members)
+        return log_attended(self.scale * self.distance(query, support), members)

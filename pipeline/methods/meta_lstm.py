@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -9,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from pipeline.errors import PipelineError
 from pipeline.functional.flat import flatten, gradient, unflatten
 from pipeline.functional.inner_loop import vmap_tasks
 from pipeline.functional.losses import labelled, summed_cross_entropy
@@ -40,6 +42,8 @@ class MetaLSTM(_FastWeights):
         way: number of classes, the width of the linear head.
         hidden: units of the LSTM.
         inner_steps, inner_steps_eval: number of updates in training and in evaluation.
+        initial_rate: share of the gradient that an update of the untrained LSTM takes, about its inner learning rate,
+            in (0, 1); None: drawn as in the official code, from .007 to .018.
         preprocess_p: p of the preprocessing, which keeps gradients of all magnitudes apart.
         gate_feedback: what the update's gates see of themselves: "pre_sigmoid", as the official code, or
             "post_sigmoid", as the paper's notation says.
@@ -59,6 +63,7 @@ class MetaLSTM(_FastWeights):
         hidden: int = 20,
         inner_steps: int = 12,
         inner_steps_eval: int = 12,
+        initial_rate: float | None = None,
         preprocess_p: float = 10.0,
         gate_feedback: str = "pre_sigmoid",
         gradient_scale: str = "div_n",
@@ -77,6 +82,10 @@ class MetaLSTM(_FastWeights):
         self.cell_bias = nn.Parameter(small(torch.empty(4 * hidden)))
         self.gate_weight = nn.Parameter(small(torch.empty(2, hidden + 2)))
         forget, entry = torch.empty(1).uniform_(4, 5), torch.empty(1).uniform_(-5, -4)  # keep what is there, at first
+        if initial_rate is not None:
+            if not 0 < initial_rate < 1:
+                raise PipelineError(f"initial_rate={initial_rate}: give a share between 0 and 1, or null")
+            entry.fill_(math.log(initial_rate / (1 - initial_rate)))
         self.gate_bias = nn.Parameter(torch.cat([forget, entry]))
 
     def adapt(self, support: Tensor, labels: Tensor, way: int | None = None) -> State:

@@ -56,6 +56,20 @@ def test_attention_by_definition(distance, training):
     assert method(batch)[0].item() == pytest.approx(torch.stack(losses).mean().item(), abs=1e-8)
 
 
+@pytest.mark.parametrize("learn_scale", [False, True])
+def test_a_scale_sharpens_the_attention(learn_scale):
+    method, batch = build(scale=7.5, learn_scale=learn_scale), toy.awkward()
+    expected = probabilities(method, batch, lambda x, y: 7.5 * DEFINITIONS["cosine"](x, y))
+    loss = method(batch)[0]
+    losses = [
+        -p[c].log() for t in range(3) for p, c in zip(expected[t], batch.query_labels[t], strict=True) if c >= 0
+    ]
+    assert loss.item() == pytest.approx(torch.stack(losses).mean().item(), abs=1e-8)
+    loss.backward()
+    learned = [name for name, parameter in method.named_parameters() if name == "scale" and parameter.grad.abs() > 0]
+    assert learned == (["scale"] if learn_scale else [])
+
+
 def test_a_class_with_more_images_gets_more():
     method = build().eval()
     image = torch.ones(1, 1, *SHAPE, dtype=torch.float64)
@@ -250,6 +264,8 @@ def test_half_precision():
         ({"prediction": "ravi", "distance": "dot"}, "prediction=ravi is made of cosines"),
         ({"reading": "paper"}, "choose one of concat, added, closer, ravi"),
         ({"full_context": True, "unrolls": 0}, "unrolls=0 must be at least 1"),
+        ({"prediction": "ravi", "scale": 10.0}, "takes no scale"),
+        ({"prediction": "closer", "learn_scale": True}, "takes no scale"),
     ],
 )
 def test_refusals(options, message):

@@ -218,6 +218,11 @@ def test_how_it_begins():
     assert (kept.median() > 0.9) and (kept.median() < 1)  # forgets little, learns little
 
 
+def test_the_rate_it_begins_with_can_be_given():
+    method = build(lively=False, initial_rate=0.1)
+    assert method.gate_bias[1].sigmoid().item() == pytest.approx(0.1) and 4 <= method.gate_bias[0] <= 5
+
+
 @pytest.mark.parametrize("graph", [True, False])
 def test_a_frozen_backbone_adapts_but_is_not_trained(graph, monkeypatch):
     if not graph:
@@ -273,6 +278,7 @@ def test_half_precision_training():
         ({"gradient_scale": "sum"}, "choose one of div_n, plain"),
         ({"inner_steps": 0}, "inner_steps=0: there is at least one"),
         ({"hidden": 0}, "hidden=0"),
+        ({"initial_rate": 1.0}, "initial_rate=1.0: give a share between 0 and 1"),
     ],
 )
 def test_refusals_of_options(options, message):
