@@ -19,10 +19,12 @@ from pipeline.evaluation.one_shot_runs import HUMAN_ERROR, OneShotResult, evalua
 from pipeline.evaluation.statistics import paired
 from pipeline.inference.calibration import calibrate, class_images
 from pipeline.model import build_model, build_preprocess
+from pipeline.registry.masking import mask_argument
 from pipeline.registry.publish import CALIBRATION, EVALUATION, REPORT, publish
 from pipeline.registry.tracker import Tracker
 from pipeline.registry.tracking import check_tracking
 from pipeline.registry.versions import pull, register_run, set_alias
+from pipeline.report.card import draw_card
 from pipeline.report.measured import record
 from pipeline.report.pictures import draw_pictures
 from pipeline.report.tables import percent, text_table
@@ -243,6 +245,11 @@ def _evaluate_run(config: TrainConfig, run: Run, model: Model) -> list[dict[str,
     if calibration is not None:
         _write_report(run, CALIBRATION, json.dumps(calibration.to_dict(), indent=1).encode())
     for name, content in draw_pictures(method, preprocess, dataset, how.split, trained).items():
+        _write_report(run, name, content)
+    origin: dict[str, Any] = {"run": run.name, "step": load_checkpoint(best_checkpoint(run.uri)).step}
+    origin["arguments"] = [mask_argument(argument) for argument in run.arguments]
+    card = draw_card(method, preprocess, dataset, questions[0], measured[0][1][0].accuracies, origin)
+    for name, content in card.items():
         _write_report(run, name, content)
     return results
 

@@ -28,3 +28,9 @@ def mask_text(text: str) -> str:
     """Logins and secret parameters of the URIs in ``text`` replaced."""
     text = _LOGIN.sub(f"{MASK}@", text)
     return _QUERY.sub(lambda m: f"{m[1]}{m[2]}={MASK}" if _SECRET.search(m[2]) else m[0], text)
+
+
+def mask_argument(text: str) -> str:
+    """A ``key=value`` of a command line with what is secret in it replaced."""
+    key, sign, value = text.partition("=")
+    return f"{key}{sign}{mask(value, key) if value else value}"
