@@ -30,7 +30,7 @@ from pydantic import Field
 
 from pipeline.config import Section, validate
 from pipeline.data.download import file_digest
-from pipeline.data.ingest_tasks import Layout, Written, read_order, rewrite, write_chunks
+from pipeline.data.ingest_tasks import Layout, Written, read_order, rewrite, write_chunks, write_order
 from pipeline.data.manifest import Manifest
 from pipeline.data.sources import make_source
 from pipeline.data.sources.base import HARMLESS, Plan, Skip, Source
@@ -74,17 +74,17 @@ def ingest(config: Mapping[str, Any], progress: bool = True) -> Manifest:
     written: list[Written] = []
     try:
         with _no_collection():
-            plan = source.plan(layout.chunk_rows, print if progress else _silent)
+            plan = source.plan(layout.order_rows, print if progress else _silent)
         with ThreadPoolExecutor(1) as pool, _ray(settings):
             checksums = pool.submit(_checksums, plan.archives)
-            _write_all(source, plan, layout, target.place, progress, written)
+            _write_all(source, plan, layout, target, progress, written)
             skipped = plan.skipped + [skip for part in written for skip in part.rows.skipped]
             duplicates = find_duplicates(plan, written)
             if not source.keep_duplicates:
                 skipped += [skip for _, _, skip in duplicates]
             _refuse_many(skipped, sum(len(part.rows.names) for part in written), settings)
             if not source.keep_duplicates:
-                _drop(duplicates, written, layout, target.place, progress)
+                _drop(duplicates, written, layout, target, progress)
             plan.source["archives"] = checksums.result()
         kept = [skip for _, _, skip in duplicates] if source.keep_duplicates else []
         manifest = _manifest(settings, plan, layout, written, skipped)
@@ -110,18 +110,21 @@ def find_duplicates(plan: Plan, written: list[Written]) -> list[tuple[int, int, 
     return found
 
 
-def _write_all(source: Source, plan: Plan, layout: Layout, place: str, progress: bool, written: list[Written]) -> None:
+def _write_all(
+    source: Source, plan: Plan, layout: Layout, target: Target, progress: bool, written: list[Written]
+) -> None:
     """Read all orders and write all shards; ``written`` grows as shards are done."""
     orders = [{"number": number, "order": pickle.dumps(order)} for number, order in enumerate(plan.orders)]
     dataset = _dataset(orders, progress)
-    chunks = dataset.map_batches(partial(read_order, source=source, chunk_rows=layout.chunk_rows), batch_size=1)
-    # Another share of a CPU keeps Ray Data from fusing the two: a task would read all chunks of its shard one by one.
-    done = chunks.map_batches(
-        partial(write_chunks, layout=layout, place=place),
-        batch_size=layout.chunks,
-        batch_format="pyarrow",
-        num_cpus=0.5,
-    )
+    places = {"layout": layout, "place": target.place, "current": target.current}
+    if source.grows:
+        done = dataset.map_batches(partial(write_order, source=source, **places), batch_size=1)
+    else:
+        chunks = dataset.map_batches(partial(read_order, source=source, chunk_rows=layout.chunk_rows), batch_size=1)
+        # Another share of a CPU keeps Ray Data from fusing the two: a task would read all chunks of a shard one by one.
+        done = chunks.map_batches(
+            partial(write_chunks, **places), batch_size=layout.chunks, batch_format="pyarrow", num_cpus=0.5
+        )
     images = 0
     for row in done.iter_rows():
         result = pickle.loads(row["written"])
@@ -132,12 +135,13 @@ def _write_all(source: Source, plan: Plan, layout: Layout, place: str, progress:
         if progress and not sys.stdout.isatty():
             print(f"{images:,} of {plan.images:,} images written" if plan.images else f"{images:,} images written")
     order = [chunk for part in written for chunk in part.chunks]
-    if order != sorted(order) or any(len(part.chunks) != layout.chunks for part in written[:-1]):
+    uneven = not source.grows and any(len(part.chunks) != layout.chunks for part in written[:-1])
+    if order != sorted(order) or uneven:
         raise RuntimeError("chunks reached their shards out of order")
 
 
 def _drop(
-    duplicates: list[tuple[int, int, Skip]], written: list[Written], layout: Layout, place: str, progress: bool
+    duplicates: list[tuple[int, int, Skip]], written: list[Written], layout: Layout, target: Target, progress: bool
 ) -> None:
     """Replace the shards that hold duplicates by shards without them."""
     dropped: dict[int, set[int]] = {}
@@ -146,7 +150,8 @@ def _drop(
     if not dropped:
         return
     work = [{"work": pickle.dumps((written[position], rows))} for position, rows in dropped.items()]
-    done = _dataset(work, progress).map_batches(partial(rewrite, layout=layout, place=place), batch_size=1)
+    places = {"layout": layout, "place": target.place, "current": target.current}
+    done = _dataset(work, progress).map_batches(partial(rewrite, **places), batch_size=1)
     for changed, result in zip(dropped, done.iter_rows(), strict=True):
         written[changed] = pickle.loads(result["written"])
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 from pipeline.data import shards, store
 from pipeline.data.manifest import ShardInfo
 from pipeline.data.sources.base import Chunk, Shape, Skip, Source
+from pipeline.data.sources.files import MOST
 from pipeline.data.write import row_sums, rows_per_shard, write_shard
 from pipeline.errors import PipelineError
 
@@ -23,18 +24,23 @@ CHUNKS_A_SHARD = 16  # at least: shards of large images are read by many tasks t
 
 @dataclass(frozen=True)
 class Layout:
-    """How images make shards: a shard is ``chunks`` consecutive chunks of at most ``chunk_rows`` images."""
+    """How images make shards: a shard is ``chunks`` consecutive chunks of at most ``chunk_rows`` images.
+
+    Of a source that grows it is an order of its plan, of ``order_rows`` images on average.
+    """
 
     shape: Shape
     encoding: str
     chunk_rows: int
     chunks: int
+    order_rows: int
 
     @classmethod
     def of(cls, source: Source, shard_bytes: int) -> Layout:
         rows = rows_per_shard(source.shape, shard_bytes)
         chunk_rows = max(1, min(CHUNK_ROWS, rows // CHUNKS_A_SHARD))
-        return cls(source.shape, source.encoding, chunk_rows, max(1, rows // chunk_rows))
+        order_rows = max(1, rows // MOST) if source.grows else chunk_rows
+        return cls(source.shape, source.encoding, chunk_rows, max(1, rows // chunk_rows), order_rows)
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,14 @@ def read_order(batch: dict[str, np.ndarray], source: Source, chunk_rows: int) ->
         yield _row(pickle.dumps({"refused": str(error)}), b"")
 
 
-def write_chunks(table: pa.Table, layout: Layout, place: str) -> dict[str, list[bytes]]:
+def write_order(
+    batch: dict[str, np.ndarray], source: Source, layout: Layout, place: str, current: str | None
+) -> dict[str, list[bytes]]:
+    """Ray Data map: one work order, which is a whole shard, to that shard."""
+    return write_chunks(pa.concat_tables(read_order(batch, source, layout.chunk_rows)), layout, place, current)
+
+
+def write_chunks(table: pa.Table, layout: Layout, place: str, current: str | None) -> dict[str, list[bytes]]:
     """Ray Data map: the chunks of one shard to that shard; returns a pickled Written, or the text of a refusal."""
     abouts = [pickle.loads(about.as_py()) for about in table.column("about")]
     for about in abouts:
@@ -107,23 +120,26 @@ def write_chunks(table: pa.Table, layout: Layout, place: str) -> dict[str, list[
             return {"written": [pickle.dumps(about["refused"])]}
     rows = Rows.join([about["rows"] for about in abouts])
     buffers = [scalar.as_buffer() for scalar in table.column("pixels")]
-    shard = write_shard(place, _shard_table(buffers, abouts, layout)) if rows.names else None
+    shard = write_shard(place, _shard_table(buffers, abouts, layout), current) if rows.names else None
     return {"written": [pickle.dumps(Written(shard, rows, [about["chunk"] for about in abouts]))]}
 
 
-def rewrite(batch: dict[str, np.ndarray], layout: Layout, place: str) -> dict[str, list[bytes]]:
+def rewrite(batch: dict[str, np.ndarray], layout: Layout, place: str, current: str | None) -> dict[str, list[bytes]]:
     """Ray Data map: a shard and the rows to drop from it, to a shard without them."""
     written, dropped = pickle.loads(batch["work"][0])
     rows = written.rows.without(dropped)
     kept = np.asarray([row for row in range(written.shard.rows) if row not in dropped], dtype=np.int64)
-    content = store.read_bytes(store.join(place, written.shard.file))
+    where = store.join(place, written.shard.file)
+    if current is not None and not store.exists(where):  # it was there before
+        where = store.join(current, written.shard.file)
+    content = store.read_bytes(where)
     table = pa.ipc.open_file(io.BytesIO(content)).read_all()
     if layout.encoding == "raw":
         images = table.column(shards.COLUMN).combine_chunks()
         table = shards.raw_table(images.to_numpy_ndarray()[kept])
     else:
         table = table.take(pa.array(kept))
-    shard = write_shard(place, table) if len(kept) else None
+    shard = write_shard(place, table, current) if len(kept) else None
     return {"written": [pickle.dumps(Written(shard, rows, written.chunks))]}
 
 

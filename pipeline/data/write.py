@@ -45,13 +45,19 @@ class Target:
         """The folder or prefix that shards are written to."""
         return str(self._staging) if self._staging else self.uri
 
+    @property
+    def current(self) -> str | None:
+        """The folder or prefix of the dataset that is replaced: its shards that do not change stay where they are."""
+        return self.uri if store.exists(store.join(self.uri, MANIFEST_NAME)) else None
+
     def write_file(self, name: str, content: bytes) -> None:
         store.write_bytes(store.join(self.place, name), content)
 
     def commit(self, manifest: Manifest, files: Mapping[str, bytes] | None = None) -> None:
         """Make the dataset visible; ``files`` (name -> content) are put beside the manifest, before it."""
         self._refuse_existing()
-        missing = {shard.file for shard in manifest.shards} - set(store.list_names(self.place))
+        present = {*store.list_names(self.place), *store.list_names(self.uri)}
+        missing = {shard.file for shard in manifest.shards} - present
         if missing:
             raise PipelineError(f"shards of {self.uri} vanished while it was written ({sorted(missing)[0]}); run again")
         if self._staging is None or self._final.exists():
@@ -74,11 +80,12 @@ class Target:
 
     def _replace(self, manifest: Manifest, files: Mapping[str, bytes]) -> None:
         if self._staging is not None:
-            for name in {shard.file for shard in manifest.shards}:
+            for name in {shard.file for shard in manifest.shards} & set(store.list_names(self.place)):
                 os.replace(self._staging / name, self._final / name)
-        for name, content in files.items():
-            store.write_bytes(store.join(self.uri, name), content)
-        store.write_bytes(store.join(self.uri, MANIFEST_NAME), manifest.to_json().encode())
+        for name, content in {**files, MANIFEST_NAME: manifest.to_json().encode()}.items():
+            where = store.join(self.uri, name)
+            if not store.exists(where) or store.read_bytes(where) != content:
+                store.write_bytes(where, content)
         _remove_other_shards(self.uri, manifest)
         if self._staging is not None:
             shutil.rmtree(self._staging)
@@ -189,7 +196,7 @@ class DatasetWriter:
             return
         raw = self.encoding == "raw"
         table = shards.raw_table(np.concatenate(self._pending)) if raw else shards.encoded_table(self._pending)
-        self._shards.append(write_shard(self._target.place, table))
+        self._shards.append(write_shard(self._target.place, table, self._target.current))
         self._pending, self._pending_rows, self._pending_bytes = [], 0, 0
 
 
@@ -283,12 +290,18 @@ def rows_per_shard(shape: tuple[int, int, int], shard_bytes: int) -> int:
     return max(1, shard_bytes // math.prod(shape))
 
 
-def write_shard(place: str, table: pa.Table) -> ShardInfo:
+def write_shard(place: str, table: pa.Table, current: str | None = None) -> ShardInfo:
+    """Write a shard to ``place``, unless the dataset at ``current`` has it, undamaged."""
     content = shards.shard_bytes(table)
     digest = shards.sha256(content)
     name = shards.shard_name(digest)
-    store.write_bytes(store.join(place, name), content)
+    if current is None or not _has(store.join(current, name), digest):
+        store.write_bytes(store.join(place, name), content)
     return ShardInfo(name, table.num_rows, content.size, digest)
+
+
+def _has(uri: str, digest: str) -> bool:
+    return store.exists(uri) and shards.sha256(store.read_bytes(uri)) == digest
 
 
 def make_manifest(

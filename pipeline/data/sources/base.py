@@ -66,6 +66,8 @@ class Source(ABC):
     encoding: str = "raw"
     # Benchmarks keep duplicates, because published numbers include them; elsewhere they leak between the splits.
     keep_duplicates: bool = True
+    # Every order of the plan is a shard, cut where the names of its files say: new files change few shards.
+    grows: bool = False
 
     @abstractmethod
     def plan(self, chunk_rows: int, report: Report) -> Plan:

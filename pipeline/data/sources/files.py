@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -21,6 +22,7 @@ from pipeline.data.sources.tree import Entry
 from pipeline.errors import PipelineError
 
 PNG = b"\x89PNG\r\n\x1a\n"
+MOST = 8
 KEPT_FORMATS = ("PNG", "JPEG", "WEBP")
 # Position of the class, its name, the file: Entry and Member as plain tuples, which are pickled ten times faster.
 Order = list[tuple[int, str, tuple[str, str, tuple[Any, ...] | None]]]
@@ -101,6 +103,22 @@ def cut(entries: Mapping[str, Sequence[Entry]], classes: Sequence[str], chunk_ro
         for entry in entries[name]
     ]
     return [rows[start : start + chunk_rows] for start in range(0, len(rows), chunk_rows)]
+
+
+def cut_by_name(entries: Mapping[str, Sequence[Entry]], classes: Sequence[str], rows: int) -> list[Order]:
+    """The files of all classes, in the order of ``classes``, in orders of ``rows`` images on average.
+
+    An order begins at every file whose name's hash says so, whatever stands before it: new files change the order
+    that they fall into, and no other. None is longer than ``MOST`` times the average.
+    """
+    [whole] = cut(entries, classes, sys.maxsize) or [[]]
+    orders: list[Order] = []
+    for row in whole:
+        number = int.from_bytes(hashlib.blake2b(row[2][0].encode(), digest_size=8).digest())
+        if not orders or number % rows == 0 or len(orders[-1]) == MOST * rows:
+            orders.append([])
+        orders[-1].append(row)
+    return orders
 
 
 def decode(content: bytes, rule: Rule, keep_file: bool = False) -> tuple[np.ndarray, bytes]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from pipeline.data.sources import splits
 from pipeline.data.sources.base import Plan, Report, Skip
-from pipeline.data.sources.files import FileSource, Rule, cut
+from pipeline.data.sources.files import FileSource, Rule, cut, cut_by_name
 from pipeline.data.sources.tree import (
     Entry,
     absolute,
@@ -29,7 +29,11 @@ FRACTIONS = {"train": 0.64, "val": 0.16, "test": 0.20}
 
 
 class Folder(FileSource):
-    """``splits``: a JSON file of class names a split; else classes are drawn by ``seed`` and ``fractions``."""
+    """``splits``: a JSON file of class names a split; else classes are drawn by ``seed`` and ``fractions``.
+
+    ``grows``: classes and images come later. A class keeps its split and the shards that nothing new falls into stay as
+    they are, so that an ingest again is equal to one from nothing and writes little.
+    """
 
     def __init__(
         self,
@@ -41,6 +45,7 @@ class Folder(FileSource):
         seed: int = 0,
         rotations: Sequence[int] = (0,),
         keep_duplicates: bool = False,
+        grows: bool = False,
     ) -> None:
         if path is None:
             raise PipelineError("data.source.path must be given: a folder, or a zip archive, with one folder a class")
@@ -54,7 +59,7 @@ class Folder(FileSource):
             raise PipelineError(f"data.source.rotations={list(rotations)} need square images, not {list(shape)}")
         self.given, self.path = path, absolute(path)
         self.rule = Rule(shape=(shape[0], shape[1], shape[2]))
-        self.encoding, self.keep_duplicates = encoding, keep_duplicates
+        self.encoding, self.keep_duplicates, self.grows = encoding, keep_duplicates, grows
         self.splits_file, self.fractions, self.seed = splits, dict(fractions or FRACTIONS), seed
         self.rotations = tuple(rotations)
 
@@ -65,7 +70,8 @@ class Folder(FileSource):
         refuse_collisions(entries)
         classes = sorted(entries)
         if self.splits_file is None:
-            chosen = splits.by_fractions(classes, self.fractions, self.seed)
+            drawn_by = splits.by_name if self.grows else splits.by_fractions
+            chosen = drawn_by(classes, self.fractions, self.seed)
         else:
             chosen = splits.from_file(absolute(self.splits_file))
             splits.require(chosen, set(entries), self.given)
@@ -74,7 +80,7 @@ class Folder(FileSource):
             if name not in members:
                 skipped += [Skip(entry.name, name, "not_in_split") for entry in entries[name]]
         classes = [name for name in classes if name in members]
-        orders = cut(entries, classes, chunk_rows)
+        orders = (cut_by_name if self.grows else cut)(entries, classes, chunk_rows)
         source = {"kind": "folder", "path": self.given, "seed": self.seed, "splits": self.splits_file or self.fractions}
         archives = [self.path] if os.path.isfile(self.path) else []
         images = sum(map(len, orders))

@@ -62,6 +62,32 @@ def by_fractions(classes: Sequence[str], fractions: Mapping[str, float], seed: i
     return splits
 
 
+def by_name(classes: Sequence[str], fractions: Mapping[str, float], seed: int) -> Splits:
+    """Shares of the classes, drawn by seed from each class's name alone: new classes never move the others.
+
+    Shares are met on average only. A split that gets no class takes, from the largest, the one drawn nearest to it.
+    """
+    by_fractions(classes, fractions, seed)  # refuses what cannot be
+    ends = np.cumsum(list(fractions.values()))
+    drawn = {name: draw(name, seed) for name in classes}
+    members: dict[str, set[str]] = {split: set() for split in fractions}
+    for name, number in drawn.items():
+        position = int(np.searchsorted(ends, number, side="right"))
+        if position == len(ends) and ends[-1] > 1 - 1e-9:
+            position -= 1  # shares that add up to 1, but for rounding, leave no class out
+        if position < len(ends):
+            members[list(fractions)[position]].add(name)
+    for (split, share), end in zip(fractions.items(), ends, strict=True):
+        if not members[split]:
+            largest = max(members, key=lambda other: len(members[other]))
+            middle = end - share / 2
+            pool = members[largest] if len(members[largest]) > 1 else set(classes) - set().union(*members.values())
+            nearest = min(pool, key=lambda name: (abs(drawn[name] - middle), name))
+            members[largest].discard(nearest)
+            members[split].add(nearest)
+    return {split: [name for name in classes if name in names] for split, names in members.items()}
+
+
 def _counts(total: int, fractions: Mapping[str, float]) -> dict[str, int]:
     counts = {split: max(1, int(total * share + 1e-9)) for split, share in fractions.items()}
     first = next(iter(counts))
