@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
+import random
+import re
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 from urllib.parse import urlparse
 
 import pyarrow as pa
@@ -11,16 +18,48 @@ import pyarrow.fs as pafs
 
 from pipeline.errors import PipelineError
 
+PATIENCE_S = 120.0  # how long a store that answers with errors, or not at all, is asked again
+_FIRST_WAIT, _LONGEST_WAIT = 0.5, 8.0  # seconds between two askings
+_ATTEMPTS = 15  # of one request by the S3 client, whose pauses double up to 20 s: two minutes, on average
+_PERMANENT = re.compile(
+    "ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS|INVALID_CLIENT|INVALID_SIGNATURE|SIGNATURE_DOES_NOT_MATCH|UNRECOGNIZED|"
+    "TOKEN_EXPIRED|EXPIRED_TOKEN|MISSING_AUTH|OPT_IN|HTTP status 4(?!08|29)"
+)
+_logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class PatientS3(pafs.S3FileSystem):
+    """An S3 file system that asks a failing store again for two minutes, wherever it is sent.
+
+    (pyarrow's own forgets its retry strategy when it is pickled, and so asks three times on every worker.)
+    """
+
+    def __init__(self, **options: Any) -> None:
+        retries = pafs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS)
+        super().__init__(retry_strategy=retries, connect_timeout=10, request_timeout=30, **options)
+        self._options = options
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _patient, (self._options,)
+
+
+def _patient(options: dict[str, Any]) -> PatientS3:
+    return PatientS3(**options)
+
 
 def is_remote(uri: str) -> bool:
     return "://" in uri and not uri.startswith("file://")
 
 
-def open_store(uri: str) -> tuple[pafs.FileSystem, str]:
+def open_store(uri: str, patient: bool = False) -> tuple[pafs.FileSystem, str]:
     """The file system of a folder and the folder's path on it.
 
     ``uri`` is a local path or ``s3://bucket/prefix``. Endpoint and credentials of S3 come from the standard
     environment variables (``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, ...) or the machine's role.
+
+    Args:
+        patient: the file system itself asks again for two minutes, for callers that do not.
     """
     if not is_remote(uri):
         return pafs.LocalFileSystem(), os.path.abspath(uri.removeprefix("file://"))
@@ -29,10 +68,11 @@ def open_store(uri: str) -> tuple[pafs.FileSystem, str]:
         raise PipelineError(f"{uri!r} is no folder this pipeline reads: give a local path or s3://bucket/prefix")
     path = f"{parsed.netloc}{parsed.path}".rstrip("/")
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    options: dict[str, Any] = {}
     if endpoint:
         scheme, _, host = endpoint.partition("://")
-        return pafs.S3FileSystem(endpoint_override=host.rstrip("/"), scheme=scheme, allow_bucket_creation=False), path
-    return pafs.S3FileSystem(), path
+        options = {"endpoint_override": host.rstrip("/"), "scheme": scheme, "allow_bucket_creation": False}
+    return PatientS3(**options) if patient else pafs.S3FileSystem(**options), path
 
 
 def join(uri: str, *parts: str) -> str:
@@ -41,14 +81,19 @@ def join(uri: str, *parts: str) -> str:
 
 def exists(uri: str) -> bool:
     fs, path = open_store(uri)
-    return fs.get_file_info(path).type != pafs.FileType.NotFound
+    return asking(uri, lambda: fs.get_file_info(path).type != pafs.FileType.NotFound)
 
 
 def read_bytes(uri: str) -> bytes:
     fs, path = open_store(uri)
-    try:
+
+    def read() -> bytes:
         with fs.open_input_stream(path) as stream:
-            return stream.read()
+            content: bytes = stream.read()
+            return content
+
+    try:
+        return asking(uri, read)
     except FileNotFoundError as error:
         raise PipelineError(f"{uri} does not exist") from error
 
@@ -56,21 +101,78 @@ def read_bytes(uri: str) -> bytes:
 def write_bytes(uri: str, content: bytes | pa.Buffer) -> None:
     """Write one file whole or not at all."""
     fs, path = open_store(uri)
-    if isinstance(fs, pafs.LocalFileSystem):
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        partial = f"{path}.partial-{os.getpid()}"
-        with open(partial, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, path)
-    else:  # an object appears when its upload ends, never before
-        with fs.open_output_stream(path) as stream:
-            stream.write(content)
+
+    def write() -> None:
+        if isinstance(fs, pafs.LocalFileSystem):
+            _replace(path, content)
+        else:  # an object appears when its upload ends, never before
+            with fs.open_output_stream(path) as stream:
+                stream.write(content)
+
+    asking(uri, write)
 
 
 def list_names(uri: str) -> list[str]:
     """Names of the files and folders directly under ``uri``, sorted; empty when there is no such folder."""
     fs, path = open_store(uri)
     selector = pafs.FileSelector(path, allow_not_found=True)
-    return sorted(info.base_name for info in fs.get_file_info(selector))
+    return asking(uri, lambda: sorted(info.base_name for info in fs.get_file_info(selector)))
+
+
+def rename(uri: str, name: str) -> None:
+    """Give a file another name in its folder."""
+    fs, path = open_store(uri)
+    asking(uri, lambda: fs.move(path, join(path.rpartition("/")[0], name)))
+
+
+def asking(uri: str, action: Callable[[], T], patience: float | None = None) -> T:
+    """What ``action`` returns; where an object store answers with errors or not at all, it is asked again.
+
+    Raises:
+        FileNotFoundError: as the action does.
+        PipelineError: the store refuses, still fails after ``patience`` seconds, or a disk is full.
+    """
+    began, wait = time.monotonic(), _FIRST_WAIT
+    patience = PATIENCE_S if patience is None else patience
+    while True:
+        try:
+            return action()
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise PipelineError(disk_full(uri)) from error
+            if not is_remote(uri):
+                raise
+            reason = " ".join(str(error).split())
+            if _PERMANENT.search(reason):
+                raise PipelineError(f"{uri}: the object store refuses: {reason}") from error
+            if time.monotonic() - began > patience:
+                raise PipelineError(f"{uri}: the object store fails for {patience:g} s now: {reason}") from error
+            if wait == _FIRST_WAIT:
+                _logger.warning("%s: %s; asking again for up to %g s", uri, reason, patience)
+            time.sleep(wait * random.SystemRandom().uniform(0.5, 1))  # the shared generator is the training step's
+            wait = min(2 * wait, _LONGEST_WAIT)
+
+
+def disk_full(path: str) -> str:
+    """The one line about a full disk."""
+    return (
+        f"the disk of {path} is full: free space there or move the folder: PIPELINE_CACHE for shards, TMPDIR for "
+        "checkpoints on their way, storage=FOLDER for runs"
+    )
+
+
+def _replace(path: str, content: bytes | pa.Buffer) -> None:
+    """Write a local file beside its place, then put it there."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    partial = f"{path}.partial-{os.getpid()}"
+    try:
+        with open(partial, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, path)
+    except OSError:
+        Path(partial).unlink(missing_ok=True)
+        raise
