@@ -21,14 +21,17 @@ from pipeline.data import store
 from pipeline.data.dataset import class_table, read_manifest
 from pipeline.data.episodes import EpisodeSpec, bounds, check_spec
 from pipeline.data.manifest import Manifest
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, Stopped
 from pipeline.model import build_model, build_preprocess
+from pipeline.training.causes import cause_of
+from pipeline.training.checkpoint import STATE
 from pipeline.training.cluster import check_resources, in_submitted_job, start_ray
 from pipeline.training.config import TrainConfig
 from pipeline.training.loop import make_planner
 from pipeline.training.optim import build_optimizer, build_schedule
-from pipeline.training.progress import Display, Entry, Monitor
-from pipeline.training.runs import RUN_FILE, Run, find_run
+from pipeline.training.progress import Display, Entry, asked_to_leave, leaving_on_sigterm, start_monitor
+from pipeline.training.runs import RUN_FILE, START, Run, find_run
+from pipeline.training.telemetry import Restarts, Telemetry
 from pipeline.training.worker import train_worker
 
 GROUPS = ("data", "method", "backbone", "optimizer", "schedule", "tracking")  # whose keys depend on the choice made
@@ -127,10 +130,20 @@ def launch(
     record = {key: getattr(run, key) for key in ("name", "config", "spec", "dataset", "arguments")}
     if not store.exists(store.join(run.uri, RUN_FILE)):
         store.write_bytes(store.join(run.uri, RUN_FILE), json.dumps(record, indent=1).encode())
-    monitor = Monitor.remote()  # type: ignore[attr-defined]
+    start = store.join(run.uri, START)
+    monitor = start_monitor()
+    telemetry = Telemetry(run.name, str(config.method["name"]), str(run.dataset["name"]), config.steps)
+    hooks: list[Any] = [*callbacks, Restarts(monitor)]
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"config": run.config, "spec": run.spec, "dataset": run.dataset, "monitor": monitor},
+        train_loop_config={
+            "config": run.config,
+            "spec": run.spec,
+            "dataset": run.dataset,
+            "monitor": monitor,
+            "uri": run.uri,
+            "start": start if store.exists(store.join(start, STATE)) else None,
+        },
         torch_config=TorchConfig(backend="nccl" if config.cluster.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=config.cluster.workers,
@@ -143,16 +156,18 @@ def launch(
             checkpoint_config=CheckpointConfig(
                 num_to_keep=config.checkpoint.keep, checkpoint_score_attribute="val/accuracy"
             ),
-            callbacks=list(callbacks),
+            callbacks=hooks,
             **_storage(config.storage),
         ),
     )
-    with Display(monitor, config.steps, run.name, on_log):
+    with Display(monitor, config.steps, run.name, telemetry.beside(on_log)), leaving_on_sigterm(monitor):
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
-            raise _cause(error, run) from error
+            raise cause_of(error, run) from error
     stopped = ray.get(monitor.stopped.remote())
+    if stopped and asked_to_leave(monitor):
+        raise Stopped(f"run {run.name}: {stopped}; go on with it: resume={run.name}")
     if stopped:
         raise PipelineError(f"run {run.name}: {stopped}")
     return run
@@ -227,14 +242,5 @@ def _resources(config: TrainConfig) -> dict[str, float]:
 
 
 def _storage(uri: str) -> dict[str, Any]:
-    fs, path = store.open_store(uri)
+    fs, path = store.open_store(uri, patient=True)
     return {"storage_path": path, "storage_filesystem": fs}
-
-
-def _cause(error: Exception, run: Run) -> Exception:
-    """A mistake of the input that a worker met is shown as one line; anything else as it is."""
-    text = str(error)
-    found = re.findall(r"PipelineError: (.+)", text)
-    if found:
-        return PipelineError(f"run {run.name}: {found[-1]}")
-    return error

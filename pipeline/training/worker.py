@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import tempfile
@@ -24,7 +25,10 @@ from pipeline.errors import Diverged, PipelineError
 from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.training.config import TrainConfig
 from pipeline.training.learner import Learner, make_deterministic
-from pipeline.training.loop import Alone, Hooks, Workers, make_planner, train
+from pipeline.training.loop import Alone, Hooks, Notice, Workers, make_planner, train
+from pipeline.training.notice import Notices
+from pipeline.training.restore import free_name, name_of, newest_whole
+from pipeline.training.telemetry import CHECKPOINT_SECONDS
 
 PROGRESS_SECONDS = 0.5
 
@@ -63,15 +67,15 @@ def train_worker(job: dict[str, Any]) -> None:
         raise PipelineError(f"{config.dataset_uri} on this node is not the dataset that the run began with")
 
     learner = Learner(config, job["spec"], rank, device)
+    workers: Workers = Distributed(device) if world_size > 1 else Alone()
     start = ray.train.get_checkpoint()
     if start is not None:
-        with start.as_directory() as folder:
-            learner.restore(load_checkpoint(folder))
-    workers: Workers = Alone()
+        learner.restore(newest_whole(job["uri"], name_of(start.path), workers, _speaker(job)))
+    elif job["start"]:
+        learner.inherit(load_checkpoint(job["start"]))
     if config.compile:
         learner.module = torch.compile(learner.module)  # type: ignore[assignment]
     if world_size > 1:
-        workers = Distributed(device)
         learner.module = DistributedDataParallel(
             learner.module,
             device_ids=[device] if device.type == "cuda" else None,
@@ -82,9 +86,17 @@ def train_worker(job: dict[str, Any]) -> None:
     stream = Stream(
         dataset, planner, learner.step, config.steps, rank, world_size, device, materialize=config.materialize
     )
-    hooks = Hooks(log=_logger(job, rank), save=lambda learner: _report(learner, job, rank), step=_ticker(job, rank))
+    notices = Notices(world_size)
+    hooks = Hooks(
+        log=_logger(job, rank),
+        save=lambda learner: _report(learner, job, rank),
+        step=_ticker(job, rank, notices),
+        notice=notices,
+    )
     try:
         train(learner, stream, dataset, planner.per_step, workers, hooks, waited=lambda: stream.waited)
+        if rank == 0 and notices.left and learner.step < config.steps:
+            ray.get(job["monitor"].stop.remote(f"stopped after step {learner.step:,} as asked, with a checkpoint"))
     except Diverged as error:  # a new try from the last checkpoint would end here again
         if rank == 0:
             ray.get(job["monitor"].stop.remote(str(error)))
@@ -96,16 +108,26 @@ def _logger(job: dict[str, Any], rank: int) -> Any:
     return lambda entry: job["monitor"].log.remote(entry)
 
 
-def _ticker(job: dict[str, Any], rank: int) -> Any:
+def _speaker(job: dict[str, Any]) -> Any:
+    return lambda line: job["monitor"].say.remote(line)
+
+
+def _ticker(job: dict[str, Any], rank: int, notices: Notices) -> Any:
+    """Tells the monitor of the step now and then; what it answers is looked at a step later, so that nobody waits."""
     if rank:
         return lambda step: None
     last = [0.0]
+    answers: list[Any] = []
 
     def tick(step: int) -> None:
+        if answers and ray.wait(answers, timeout=0)[0]:
+            with contextlib.suppress(ray.exceptions.RayError):
+                if ray.get(answers.pop()):
+                    notices.hear(Notice.LEAVE)
         now = time.monotonic()
-        if now - last[0] >= PROGRESS_SECONDS:
+        if not answers and now - last[0] >= PROGRESS_SECONDS:
             last[0] = now
-            job["monitor"].tick.remote(step)
+            answers.append(job["monitor"].tick.remote(step))
 
     return tick
 
@@ -119,13 +141,14 @@ def _report(learner: Learner, job: dict[str, Any], rank: int) -> None:
         "step": learner.step,
         "val/accuracy": learner.metrics["val/accuracy"] if validated else -1.0,  # ranks below every validated one
     }
-    name = f"step_{learner.step:08d}"
     if rank:
-        ray.train.report(metrics, checkpoint_dir_name=name)
+        ray.train.report(metrics)
         return
-    folder = tempfile.mkdtemp(prefix="checkpoint-")
+    name = free_name(job["uri"], learner.step)
+    folder, began = tempfile.mkdtemp(prefix="checkpoint-"), time.perf_counter()
     try:
         save_checkpoint(folder, learner.checkpoint(job["config"], job["dataset"]))
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder), checkpoint_dir_name=name)
+        job["monitor"].log.remote({"step": learner.step, CHECKPOINT_SECONDS: time.perf_counter() - began})
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,211 @@
+"""The manifests for Kubernetes: built, held against the published schemas, and against what they promise."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import shlex
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+import pipeline
+from pipeline.config import compose
+from pipeline.search.arguments import translate
+from tests.infra.kustomize import INFRA, OVERLAYS, build, cluster_of, one, pod_templates
+
+KUBERNETES = "1.33"  # whose schemas the objects are held against
+CRDS = "KUBERAY_CRDS"  # folder or URL that holds ray.io_rayclusters.yaml and ray.io_rayjobs.yaml, KubeRay's release
+RAY = re.search(r"^ray==(\S+)", (INFRA.parent / "constraints.txt").read_text(), flags=re.M)[1]
+CLUSTERS = [name for name in OVERLAYS if name.endswith("/cluster")]
+JOBS = [name for name in OVERLAYS if name.endswith(("/train", "/campaign"))]
+
+
+def test_every_environment_has_its_cluster_and_its_jobs() -> None:
+    wanted = {f"{environment}/{what}" for environment in ("development", "production")
+              for what in ("cluster", "train", "campaign")}  # fmt: skip
+    assert wanted | {"production/mlflow"} <= set(OVERLAYS)
+
+
+@pytest.mark.parametrize("file", sorted(INFRA.rglob("kustomization.yaml")), ids=str)
+def test_what_a_kustomization_names_exists(file: Path) -> None:
+    content = yaml.safe_load(file.read_text())
+    named = content.get("resources", []) + content.get("components", [])
+    named += [name for generator in content.get("configMapGenerator", []) for name in generator["files"]]
+    assert named
+    for name in named:
+        path = file.parent / name
+        assert path.is_file() or (path / "kustomization.yaml").is_file(), path
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_kubernetes_knows_every_field(overlay: str) -> None:
+    """Objects of Kubernetes, and the pod templates inside those of Ray, against the published schemas."""
+    pytest.importorskip("kubernetes_validate", reason="needs the package kubernetes-validate")
+    for manifest in build(overlay):
+        if "." not in manifest["apiVersion"].split("/")[0] or ".k8s.io/" in manifest["apiVersion"]:
+            validate(json.dumps(manifest))
+        for template in pod_templates(manifest):
+            metadata = {**template.get("metadata", {}), "name": "template"}
+            validate(json.dumps({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}))
+
+
+@functools.cache
+def validate(manifest: str) -> None:
+    """Once for objects that several overlays share."""
+    import kubernetes_validate
+
+    kubernetes_validate.validate(json.loads(manifest), KUBERNETES, strict=True)
+
+
+def test_the_schemas_refuse_a_typo() -> None:
+    pytest.importorskip("kubernetes_validate")
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, "spec": {"containers": [], "volume": []}}
+    with pytest.raises(Exception, match="volume"):
+        validate(json.dumps(pod))
+
+
+def closed(schema: Any) -> Any:
+    """The schema of a custom resource with unknown fields refused, as the API server prunes them."""
+    if isinstance(schema, list):
+        return [closed(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    out = {key: closed(value) for key, value in schema.items()}
+    named = isinstance(out.get("properties"), dict) and out.get("type") == "object"
+    if named and not schema.get("x-kubernetes-preserve-unknown-fields"):
+        out.setdefault("additionalProperties", False)
+    if out.pop("x-kubernetes-int-or-string", False):
+        out = {"anyOf": [{"type": "integer"}, {"type": "string"}]}
+    return out
+
+
+def check_custom(manifest: dict[str, Any], definition: dict[str, Any]) -> None:
+    version = manifest["apiVersion"].split("/")[1]
+    found = next(v for v in definition["spec"]["versions"] if v["name"] == version)
+    schema = closed(found["schema"]["openAPIV3Schema"])
+    schema["properties"]["metadata"] = {"type": "object"}  # the API server's own
+    jsonschema.validate(manifest, schema)
+
+
+def test_a_typo_in_a_custom_resource_is_refused() -> None:
+    spec = {"type": "object", "properties": {"a": {"type": "string"}, "n": {"x-kubernetes-int-or-string": True}}}
+    whole = {"type": "object", "properties": {"apiVersion": {}, "kind": {}, "metadata": {}, "spec": spec}}
+    definition = {"spec": {"versions": [{"name": "v1", "schema": {"openAPIV3Schema": whole}}]}}
+    good = {"apiVersion": "ray.io/v1", "kind": "X", "metadata": {"name": "x"}, "spec": {"a": "1", "n": "5%"}}
+    check_custom(good, definition)
+    with pytest.raises(jsonschema.ValidationError, match="'b' was unexpected"):
+        check_custom({**good, "spec": {"b": "1"}}, definition)
+
+
+@pytest.mark.parametrize("overlay", [*CLUSTERS, *JOBS])
+def test_kuberay_knows_every_field(overlay: str) -> None:
+    where = os.environ.get(CRDS)
+    if not where:
+        pytest.skip(f"set {CRDS} to a folder or URL with KubeRay's CRDs (config/crd/bases of its release)")
+    kind = "RayCluster" if overlay in CLUSTERS else "RayJob"
+    name = f"ray.io_{kind.lower()}s.yaml"
+    if "://" in where:
+        with urllib.request.urlopen(f"{where.rstrip('/')}/{name}", timeout=60) as answer:
+            text = answer.read().decode()
+    else:
+        text = (Path(where) / name).read_text()
+    check_custom(one(overlay, kind), yaml.safe_load(text))
+
+
+@pytest.mark.parametrize("overlay", [*CLUSTERS, *JOBS])
+def test_ray_is_the_pinned_one_with_authentication_and_an_idle_head(overlay: str) -> None:
+    spec = cluster_of(one(overlay, "RayCluster" if overlay in CLUSTERS else "RayJob"))
+    assert spec["rayVersion"] == RAY
+    assert spec["authOptions"] == {"mode": "token"}
+    head = spec["headGroupSpec"]
+    assert head["rayStartParams"]["num-cpus"] == head["rayStartParams"]["num-gpus"] == "0"
+    assert head["serviceType"] == "ClusterIP"
+    assert spec["enableInTreeAutoscaling"] and spec["autoscalerOptions"]["version"] == "v2"
+    for group in spec["workerGroupSpecs"]:
+        assert group["replicas"] == group["minReplicas"] == 0 < group["maxReplicas"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_container_is_pinned_limited_and_without_privileges(overlay: str) -> None:
+    templates = [template for manifest in build(overlay) for template in pod_templates(manifest)]
+    assert templates
+    for template in templates:
+        spec = template["spec"]
+        assert spec["securityContext"]["runAsNonRoot"] is True and spec["securityContext"]["runAsUser"] > 0
+        assert not spec.get("hostNetwork")
+        for container in spec["containers"]:
+            image, _, tag = container["image"].rpartition(":")
+            assert image and tag and tag != "latest", container["image"]
+            if image.endswith(("meta-training", "mlflow-server")):
+                variant = "-cuda" if overlay.startswith("production") else "-cpu"
+                assert tag == pipeline.__version__ + (variant if image.endswith("meta-training") else "")
+            for kind in ("requests", "limits"):
+                assert {"cpu", "memory"} <= set(container["resources"][kind]), container["name"]
+            security = container["securityContext"]
+            assert security["allowPrivilegeEscalation"] is False and security["capabilities"] == {"drop": ["ALL"]}
+            if container["name"] != "submitter":
+                assert {"readinessProbe", "livenessProbe"} <= set(container), container["name"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_nothing_is_open_to_the_outside_and_no_secret_is_written_down(overlay: str) -> None:
+    for manifest in build(overlay):
+        assert manifest["kind"] not in ("Ingress", "Secret"), manifest["metadata"]["name"]
+        if manifest["kind"] == "Service":
+            assert manifest["spec"].get("type", "ClusterIP") == "ClusterIP"
+    assert not re.search(r"NodePort|LoadBalancer|hostPort|://[^/\s\"]*:[^/\s\"]*@", json.dumps(build(overlay)))
+
+
+@pytest.mark.parametrize("overlay", [name for name in OVERLAYS if name.startswith("production/")])
+def test_gpus_are_requested_in_production_only_as_limits(overlay: str) -> None:
+    if overlay == "production/mlflow":
+        return
+    spec = cluster_of(one(overlay, "RayCluster" if overlay in CLUSTERS else "RayJob"))
+    markets = {}
+    for group in spec["workerGroupSpecs"]:
+        pod = group["template"]["spec"]
+        resources = pod["containers"][0]["resources"]
+        assert resources["limits"]["nvidia.com/gpu"] == resources["requests"]["nvidia.com/gpu"] == "1"
+        assert pod["terminationGracePeriodSeconds"] >= 120
+        markets[group["groupName"]] = pod["nodeSelector"]["eks.amazonaws.com/capacityType"]
+    assert markets == {"gpu-spot": "SPOT", "gpu-on-demand": "ON_DEMAND"}
+
+
+def test_development_asks_for_no_gpu() -> None:
+    for overlay in OVERLAYS:
+        if overlay.startswith("development/"):
+            assert "nvidia.com/gpu" not in json.dumps(build(overlay))
+
+
+@pytest.mark.parametrize("overlay", JOBS)
+def test_the_command_of_a_job_is_understood(overlay: str) -> None:
+    """Its arguments compose, whether the run is begun or gone on with."""
+    job = one(overlay, "RayJob")["spec"]
+    assert job["backoffLimit"] >= 1 and job["shutdownAfterJobFinishes"] and job["activeDeadlineSeconds"] > 0
+    script, name, run, *arguments = shlex.split(job["entrypoint"])
+    assert (INFRA / "image" / script).is_file()
+    assert name == {"train": "train", "campaign": "tune"}[overlay.split("/")[1]]
+    assert not re.search(r"[|&;$<>`]", job["entrypoint"]), "KubeRay and Ray both put the entrypoint through a shell"
+    if name == "tune":
+        arguments = translate(arguments)
+    config = compose(name, [f"name={run}", *arguments])
+    assert config["name"] == run and config["storage"].startswith("s3://BUCKET/")
+    if name == "train":
+        assert config["data"]["root"].startswith("s3://BUCKET/")
+        spec = cluster_of(one(overlay, "RayJob"))
+        most = sum(group["maxReplicas"] for group in spec["workerGroupSpecs"])
+        assert config["cluster"]["workers"] <= most * (2 if overlay.startswith("development") else 1)
+
+
+def test_the_jobs_run_on_the_cluster_that_the_overlay_describes() -> None:
+    for overlay in JOBS:
+        environment = overlay.split("/")[0]
+        assert cluster_of(one(overlay, "RayJob")) == cluster_of(one(f"{environment}/cluster", "RayCluster"))
+        assert "RayCluster" not in [manifest["kind"] for manifest in build(overlay)]

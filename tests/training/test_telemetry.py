@@ -1,0 +1,97 @@
+"""Metrics of a run: what they say, what happens without Ray, and that they never break a training."""
+
+from __future__ import annotations
+
+import pytest
+import ray
+
+from pipeline.training import telemetry
+from pipeline.training.launch import launch, prepare
+from pipeline.training.telemetry import GAUGES, RESTARTS, Restarts, Telemetry
+from tests.metrics import exported, wait_for
+
+ENTRY = {
+    "step": 50, "train/steps_per_s": 4.0, "train/episodes_per_s": 16.0, "train/wait_share": 0.01, "train/loss": 0.5,
+    "train/lr": 1e-3,
+}  # fmt: skip
+
+
+def test_without_ray_nothing_happens(monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(telemetry, "_gauge", None)  # calling it would raise
+    seen = []
+    Telemetry("r", "m", "d", 10).beside(seen.append)(ENTRY)
+    assert seen == [ENTRY]
+
+
+def test_a_metric_that_cannot_be_set_is_said_once_and_training_goes_on(monkeypatch, caplog):
+    def broken(name, meaning):
+        raise RuntimeError("no agent")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(telemetry, "_gauge", broken)
+    telemetry._complain.cache_clear()
+    seen = []
+    both = Telemetry("r", "m", "d", 10).beside(seen.append)
+    both(ENTRY)
+    both(ENTRY)
+    assert len(seen) == 2
+    assert [r.getMessage() for r in caplog.records] == ["metrics are not exported: RuntimeError: no agent"]
+
+
+def test_every_logged_figure_has_its_value(monkeypatch):
+    values = {}
+
+    class Gauge:
+        def __init__(self, name):
+            self.name = name
+
+        def set(self, value, tags):
+            values[self.name] = (value, tags)
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(telemetry, "_gauge", lambda name, meaning: Gauge(name))
+    told = Telemetry("r", "maml", "glyphs", 100)
+    told(ENTRY)
+    told({"step": 50, "val/accuracy": 0.9, "val/interval": 0.01})
+    told({"step": 50, telemetry.CHECKPOINT_SECONDS: 2.0})
+    tags = {"run": "r", "method": "maml", "dataset": "glyphs"}
+    assert {name: value for name, (value, _) in values.items()} == {
+        "pipeline_step": 50, "pipeline_steps": 100, "pipeline_episodes_per_second": 16.0, "pipeline_step_seconds": 0.25,
+        "pipeline_data_wait_share": 0.01, "pipeline_loss": 0.5, "pipeline_validation_accuracy": 0.9,
+        "pipeline_validation_interval": 0.01, "pipeline_checkpoint_seconds": 2.0, "pipeline_restarts": 0.0,
+    }  # fmt: skip
+    assert all(found == tags for _, found in values.values())
+
+
+def test_lost_workers_are_counted_at_the_step_of_the_last_checkpoint():
+    told = []
+
+    class Monitor:
+        class log:
+            remote = told.append
+
+    lost = Restarts(Monitor)
+    lost.after_exception(None, {0: RuntimeError()})
+    lost.after_report(None, [{"step": 40}, {"step": 40}], None)
+    lost.after_exception(None, {1: RuntimeError()})
+    assert told == [{"step": 0, RESTARTS: 1}, {"step": 40, RESTARTS: 2}]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_training_exports_them_all_and_a_lost_worker_is_counted(ray_session, small_run):
+    from .test_ray import kill_a_worker_after
+
+    config, _, run = prepare(small_run("prototypical", "name=measured", "steps=60", "checkpoint.keep=9"))
+    thread = kill_a_worker_after(run.uri, 1)
+    entries = []
+    launch(config, run, entries.append)
+    assert not thread.is_alive(), "the worker was never killed"
+    assert [entry[RESTARTS] for entry in entries if RESTARTS in entry] == [1]
+    names = {f"ray_{name}" for name, _ in GAUGES.values()}
+    wait_for(lambda: names <= set(exported(run="measured")), 60)
+    wait_for(lambda: exported(run="measured")["ray_pipeline_step"] == [60.0], 30)
+    found = exported(run="measured", method="prototypical")
+    assert found["ray_pipeline_restarts"] == [1.0] and found["ray_pipeline_steps"] == [60.0]
+    assert 0 < found["ray_pipeline_checkpoint_seconds"][0] < 60
