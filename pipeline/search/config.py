@@ -30,7 +30,7 @@ class Search(Section):
 
 
 class Scheduler(Section):
-    kind: Literal["asha", "hyperband", "none"]
+    kind: Literal["asha", "hyperband", "population", "none"]
     grace: Count | None
     factor: Annotated[int, Field(ge=2)]
 

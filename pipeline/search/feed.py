@@ -38,10 +38,11 @@ class Feed(Searcher):
     def suggest(self, trial_id: str) -> Any:
         found = self._plan.next()
         if found is None:
-            return Searcher.FINISHED
+            return None if self._plan.waits() else Searcher.FINISHED
         record, run = found
         self._records[trial_id] = record
-        return {"number": record.number, "name": record.run, "run": json.dumps(asdict(run))}
+        until = self._plan.until()
+        return {"number": record.number, "name": record.run, "run": json.dumps(asdict(run)), "until": until}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         record = self._records[trial_id]
@@ -70,8 +71,7 @@ class Feed(Searcher):
         else:  # Tune stopped it at this validation; what it computed in the meantime does not count
             record = refreshed(record, uri).with_point(int(said[STEP]), float(said[ACCURACY]))
             points = tuple(point for point in record.curve if point[0] <= int(said[STEP]))
-            reason = f"not among the best at step {int(said[STEP]):,}"
-            self._plan.end(replace(record, status="stopped", curve=points, reason=reason))
+            self._plan.stopped(replace(record, curve=points), int(said[STEP]))
 
     def save(self, checkpoint_path: str) -> None:
         Path(checkpoint_path).touch()

@@ -31,6 +31,8 @@ class Record:
     reason: str = ""
     curve: tuple[tuple[int, float], ...] = ()
     seed: int | None = None  # of a finalist's repetition; None: a trial of the search
+    parent: str = ""  # run that it is a copy of, with perturbed values (population-based training)
+    began_at: int = 0  # step at which it was copied
     began: float = 0.0  # seconds since 1970
     ended: float | None = None
 
@@ -70,8 +72,9 @@ class Ledger:
                 record = _record(line, self.uri)
                 self._records[record.run] = record
 
-    def put(self, record: Record) -> None:
-        self._records[record.run] = record
+    def put(self, *records: Record) -> None:
+        """Note what became of trials, all in one write."""
+        self._records |= {record.run: record for record in records}
         lines = [json.dumps(asdict(entry)) for entry in self._records.values()]
         store.write_bytes(self.uri, ("\n".join(lines) + "\n").encode())
 

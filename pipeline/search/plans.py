@@ -42,13 +42,30 @@ class Plan:
             record = self._interrupted.pop(0) if self._interrupted else self.new()
             if record is None:
                 return None
-            try:
-                run = self.campaign.prepare(record.values, record.run, record.seed)
-            except PipelineError as error:
-                self.end(replace(record, status="failed", reason=str(error)))
-                continue
-            self.ledger.put(record)
-            return record, run
+            if (found := self.begin(record)) is not None:
+                return found
+
+    def begin(self, record: Record) -> tuple[Record, Run] | None:
+        """The trial with its run; None: it asks for the impossible and has failed."""
+        try:
+            run = self.campaign.prepare(record.values, record.run, record.seed)
+        except PipelineError as error:
+            self.end(replace(record, status="failed", reason=str(error)))
+            return None
+        self.ledger.put(record)
+        return record, run
+
+    def waits(self) -> bool:
+        """Whether there may be more once those that run are back."""
+        return False
+
+    def until(self) -> int:
+        """The step at which a trial is stopped to be gone on with later; 0: none."""
+        return 0
+
+    def stopped(self, record: Record, step: int) -> None:
+        """The scheduler stopped it at this validation."""
+        self.end(replace(record, status="stopped", reason=f"not among the best at step {step:,}"))
 
     def end(self, record: Record) -> None:
         record = replace(record, ended=time.time())

@@ -18,10 +18,11 @@ from pipeline.search.campaign import Campaign, begin
 from pipeline.search.delivery import Delivery
 from pipeline.search.feed import refreshed
 from pipeline.search.finalists import Verdict, choose, judge, measure
-from pipeline.search.halving import Halving
+from pipeline.search.halving import BRACKETS, Halving
 from pipeline.search.ledger import LEDGER_FILE, Ledger, Record
 from pipeline.search.plans import FinalPlan, SearchPlan
 from pipeline.search.plots import draw_campaign
+from pipeline.search.population import Generations, PopulationPlan
 from pipeline.search.results import finalists_table, statement, summary, trials_table, values_text
 from pipeline.search.schedule import room, run_trials
 from pipeline.training.cluster import capacity, check_resources, start_ray
@@ -57,15 +58,16 @@ def _search(campaign: Campaign, ledger: Ledger, delivery: Delivery) -> None:
         delivery.trial(record)
 
     scheduler = None
-    if config.scheduler.kind != "none" and campaign.grace < campaign.train.steps:
+    if config.scheduler.kind in BRACKETS and campaign.grace < campaign.train.steps:
         how = config.scheduler
         scheduler = Halving(
             how.kind, campaign.train.steps, campaign.grace, how.factor, config.search.seed, len(campaign.first)
         )
         _replay(campaign, ledger, scheduler)
-    plan = SearchPlan(campaign, ledger, ended)
+    population = config.scheduler.kind == "population"
+    plan = (PopulationPlan if population else SearchPlan)(campaign, ledger, ended)
     if plan.open():
-        run_trials(plan, scheduler, config.concurrent)
+        run_trials(plan, Generations() if population else scheduler, config.concurrent)
 
 
 def _replay(campaign: Campaign, ledger: Ledger, scheduler: Halving) -> None:

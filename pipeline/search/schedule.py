@@ -75,4 +75,5 @@ def run_trials(plan: Plan, scheduler: TrialScheduler | None, at_once: int | None
 
 
 def _name(trial: object) -> str:
-    return str(trial.config["name"])  # type: ignore[attr-defined]
+    config = trial.config  # type: ignore[attr-defined]
+    return f"{config['name']}-to-{config['until']}" if config["until"] else str(config["name"])

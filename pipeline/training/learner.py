@@ -159,3 +159,21 @@ class Learner:
         self.step = checkpoint.step
         self.metrics = dict(checkpoint.metrics)
         self.history = list(checkpoint.history)
+
+    @torch.no_grad()
+    def inherit(self, checkpoint: Checkpoint) -> None:
+        """Go on from another run's checkpoint with one's own configuration: its options and rates, and the weights
+        that are not trained, which the configuration gives."""
+        fixed = {name: p.clone() for name, p in self.method.named_parameters() if not p.requires_grad}
+        options = [
+            {key: value for key, value in group.items() if key != "params"}
+            for optimizer in self.optimizers.values()
+            for group in optimizer.param_groups
+        ]
+        self.restore(checkpoint)
+        for name, parameter in self.method.named_parameters():
+            if name in fixed:
+                parameter.copy_(fixed[name])
+        groups = [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
+        for group, own in zip(groups, options, strict=True):
+            group.update(own)

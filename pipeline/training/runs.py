@@ -12,6 +12,7 @@ from pipeline.data import store
 from pipeline.errors import PipelineError
 
 RUN_FILE = "run.json"
+START = "start"  # folder of a run with the checkpoint of another one, from where it goes on
 
 
 @dataclass(frozen=True)

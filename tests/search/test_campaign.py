@@ -21,7 +21,9 @@ from pipeline.search.results import statement, summary, trials_table
 from pipeline.search.schedule import room
 from pipeline.training.config import TrainConfig
 
-DEFAULT = {"method.distance": "squared_euclidean", "method.scale": 1.0, "method.learn_scale": False}
+DEFAULT = {
+    "method": "prototypical", "method.distance": "squared_euclidean", "method.scale": 1.0, "method.learn_scale": False,
+}  # fmt: skip
 
 
 def surrogate(record: Record) -> float:

@@ -19,6 +19,7 @@ from pipeline.search.arguments import translate
 from pipeline.search.halving import Halving
 from pipeline.search.ledger import Ledger
 from pipeline.search.run import tune
+from pipeline.training.checkpoint import load_checkpoint
 from pipeline.training.config import TrainConfig
 from pipeline.training.runs import best_checkpoint, checkpoints, read_run
 
@@ -61,6 +62,32 @@ def test_one_trial_diverges_one_is_stopped_and_the_best_is_registered(ray_sessio
     assert {item.path for item in client.list_artifacts(found["mlflow_run"])} >= {"best.yaml", "space.yaml", "plots"}
     version = client.get_model_version_by_alias(found["name"], "challenger")
     assert version.tags[RUN_TAG] == found["best"]["run"]
+
+
+def test_a_population_trains_on_with_other_values(ray_session, arguments):
+    """Members are stopped and gone on with; a copy begins at its parent's step, with a rate of its own."""
+    given = arguments(
+        "trials=3", "finalists={count: 0, seeds: 0}", "scheduler.kind=population", "scheduler.grace=6", "base.steps=18",
+        "base.optimizer=sgd",
+    )  # fmt: skip
+    raw = compose("tune", translate(given))
+    raw["space"] = {"optimizer.lr": {"low": 1e-4, "high": 1e-1, "log": True}}
+    raw["first"] = [{}]
+    found = tune(raw)
+    assert found["exit_code"] == 0
+    records = Ledger(found["folder"]).search
+    copies = [record for record in records if record.parent]
+    assert [record.began_at for record in copies] == [6, 12] and len(records) == 5
+    assert sorted(record.status for record in records) == ["finished"] * 3 + ["stopped"] * 2
+    for record in copies:
+        run = read_run(f"{found['folder']}/{record.run}")
+        assert run.config["optimizer"]["lr"] == record.values["optimizer.lr"]
+        state = load_checkpoint(checkpoints(run.uri)[-1])
+        steps = [entry["step"] for entry in state.history if "train/loss" in entry]
+        assert steps == sorted(set(steps)) and steps[0] == 3  # what the parent did, and what came after
+        begun = load_checkpoint(f"{run.uri}/start")
+        assert begun.step == record.began_at and state.step > begun.step
+        assert [group["base_lr"] for group in state.groups] == [record.values["optimizer.lr"]] * len(state.groups)
 
 
 def test_a_killed_campaign_is_resumed(arguments, tmp_path):

@@ -1,0 +1,161 @@
+"""Population-based training (Jaderberg et al. 2017): values that change while the trials train."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+from pipeline.data import store
+from pipeline.errors import PipelineError
+from pipeline.search.campaign import Campaign
+from pipeline.search.ledger import Ledger, Record
+from pipeline.search.plans import Plan, SearchPlan
+from pipeline.search.space import Space, Values
+from pipeline.search.trial import ACCURACY, STEP
+from pipeline.training.runs import START, Run, checkpoints
+
+FACTORS = (0.8, 1.2)  # of a number that is perturbed, as in the paper
+
+
+class Generations(FIFOScheduler):
+    """Stops a trial at the end of its generation; it goes on in the next one, or a copy of a better one does."""
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if ACCURACY in result and trial.config["until"] and result[STEP] >= trial.config["until"]:
+            return str(TrialScheduler.STOP)
+        return str(TrialScheduler.CONTINUE)
+
+
+class PopulationPlan(Plan):
+    """As many members as the campaign has trials, trained in generations of ``scheduler.grace`` steps.
+
+    At the end of a generation the worst 1/factor are replaced by copies of the best 1/factor: weights, moments and
+    position, with the values perturbed (exploit and explore, section 3 of the paper). Members that failed are replaced
+    as the worst. The ledger holds all that matters, so that an interrupted campaign goes on in the same generation.
+    """
+
+    def __init__(
+        self, campaign: Campaign, ledger: Ledger, ended: Callable[[Record], None] = lambda record: None
+    ) -> None:
+        self.size = campaign.config.trials
+        factor = campaign.config.scheduler.factor
+        if self.size < factor:
+            raise PipelineError(f"trials={self.size}: a population has at least scheduler.factor={factor} members")
+        if not any(perturbable(campaign.space, key) for key in campaign.space.dimensions):
+            raise PipelineError("scheduler.kind=population perturbs numbers: the space has none outside the backbone")
+        self._begun = SearchPlan(campaign, ledger)
+        self._out: set[str] = set()  # runs that were handed out and are not back
+        super().__init__(campaign, ledger, ended)
+
+    def known(self) -> list[Record]:
+        return self.ledger.search
+
+    def new(self) -> Record | None:
+        """The next member of the first generation."""
+        return self._begun.new() if len(self.known()) < self.size else None
+
+    def alive(self) -> list[Record]:
+        return [record for record in self.known() if record.status == "running"]
+
+    def open(self) -> bool:
+        return self.new() is not None or bool(self.alive())
+
+    def waits(self) -> bool:
+        return bool(self._out)
+
+    def until(self) -> int:
+        """The end of the generation that the members are in; 0: the last one, which ends by itself."""
+        every, steps = self.campaign.grace, self.campaign.train.steps
+        behind = min(record.step for record in self.alive())
+        end = every * (behind // every + 1)
+        return end if end < steps else 0
+
+    def next(self) -> tuple[Record, Run] | None:
+        while True:
+            record = self.new() or self._behind()
+            if record is None:
+                return None
+            if (found := self.begin(record)) is not None:
+                self._out.add(record.run)
+                return found
+
+    def end(self, record: Record) -> None:
+        self._out.discard(record.run)
+        super().end(record)
+
+    def stopped(self, record: Record, step: int) -> None:
+        """A member at the end of its generation: it is not over."""
+        self._out.discard(record.run)
+        self.ledger.put(record)
+
+    def _behind(self) -> Record | None:
+        """A member that has not yet trained in this generation; first, where all have, the next one is made."""
+        alive = self.alive()
+        if not alive:
+            return None
+        if not self._out and len({record.step for record in alive}) == 1 and alive[0].step:
+            self._replace(alive[0].step)
+            alive = self.alive()
+        end = self.until() or math.inf
+        waiting = [record for record in alive if record.run not in self._out and record.step < end]
+        return min(waiting, key=lambda record: (record.step, record.number), default=None)
+
+    def _replace(self, step: int) -> None:
+        """The worst by copies of the best; once a generation, in one write."""
+        records, factor = self.known(), self.campaign.config.scheduler.factor
+        if any(record.parent and record.began_at == step for record in records):
+            return
+        order = sorted(self.alive(), key=lambda record: (-record.curve[-1][1], record.number))
+        count = self.size // factor
+        lost = max(0, count - (self.size - len(order)))  # members that failed make room too
+        best, worst = order[:count], order[len(order) - min(lost, len(order) - 1) :]
+        changed: list[Record] = []
+        for place in range(self.size - len(order) + len(worst)):
+            rng = np.random.default_rng([self.campaign.config.search.seed, step, place])
+            parent, number = best[int(rng.integers(len(best)))], len(records) + place
+            run = f"{self.campaign.name}-{number:04d}"
+            _copy(self.campaign, parent, run)
+            values = perturbed(self.campaign.space, parent.values, rng)
+            changed.append(
+                Record(number, run, values, curve=parent.curve, began=time.time(), parent=parent.run, began_at=step)
+            )
+        for record in worst:
+            reason = f"among the worst at step {step:,}: replaced by a copy of a better one"
+            changed.append(replace(record, status="stopped", reason=reason, ended=time.time()))
+        self.ledger.put(*changed)
+        for record in changed[len(changed) - len(worst) :]:
+            self.ended(record)
+
+
+def perturbable(space: Space, key: str) -> bool:
+    """Whether a copy may have another value than its parent: numbers that are not the network's."""
+    return space.dimensions[key].choices is None and not key.startswith("backbone.")
+
+
+def perturbed(space: Space, values: Values, rng: np.random.Generator) -> Values:
+    """Every number times 0.8 or 1.2, within its range; a whole number moves by at least 1."""
+    new = dict(values)
+    for key, value in values.items():
+        if not perturbable(space, key):
+            continue
+        low, high = space.dimensions[key].low, space.dimensions[key].high
+        assert low is not None and high is not None
+        factor = FACTORS[int(rng.integers(2))]
+        moved = value * factor
+        if space.dimensions[key].integer:
+            moved = min(math.floor(moved), value - 1) if factor < 1 else max(math.ceil(moved), value + 1)
+        new[key] = type(value)(min(max(moved, low), high)) if value else value
+    return new
+
+
+def _copy(campaign: Campaign, parent: Record, run: str) -> None:
+    """The parent's last checkpoint, as what the run begins with: the parent may delete its own."""
+    source, target = checkpoints(store.join(campaign.uri, parent.run))[-1], store.join(campaign.uri, run, START)
+    for name in sorted(store.list_names(source), key=lambda name: name == "state.json"):  # the file that makes it whole
+        store.write_bytes(store.join(target, name), store.read_bytes(store.join(source, name)))
