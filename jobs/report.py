@@ -1,4 +1,4 @@
-"""python -m jobs.report [readme | reproduction | cross_table | clustering | embeddings] ...: see --help."""
+"""python -m jobs.report [readme | reproduction | pages | cross_table | clustering | embeddings] ...: see --help."""
 
 from jobs._main import run
 from pipeline.report.analysis import report

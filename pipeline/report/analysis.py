@@ -18,6 +18,7 @@ from pipeline.inference.files import write_atomic
 from pipeline.report import measured, reproduction
 from pipeline.report.config import ReportConfig
 from pipeline.report.embeddings import side_by_side
+from pipeline.report.pages.build import make_pages
 from pipeline.report.style import Kind
 from pipeline.report.tables import text_table
 from pipeline.training.checkpoint import Checkpoint, load_checkpoint
@@ -34,6 +35,8 @@ def report(raw: Config) -> dict[str, Any]:
         return {"readme": str(measured.README)}
     if config.what == "reproduction":
         return _reproduction(config)
+    if config.what == "pages":
+        return _pages(config)
     subjects = _Subjects(config)
     if config.what == "embeddings":
         found = _embeddings(config, subjects)
@@ -74,6 +77,14 @@ class _Subjects:
             {"name": run.name, "kind": kind, "method": checkpoint.spec["method"]["name"], "steps": checkpoint.step}
             for run, checkpoint, kind in self.trained
         ]
+
+
+def _pages(config: ReportConfig) -> dict[str, Any]:
+    found = make_pages(config.tracking.model_dump(), config.output or "pages")
+    for problem in found["problems"]:
+        print(f"left out: {problem}")
+    print(f"{len(found['pages'])} pages; begin with {found['index']}")
+    return found
 
 
 def _reproduction(config: ReportConfig) -> dict[str, Any]:
@@ -120,20 +131,21 @@ def _clustering(config: ReportConfig, subjects: _Subjects) -> dict[str, Any]:
 
 
 def _embeddings(config: ReportConfig, subjects: _Subjects) -> dict[str, Any]:
-    if not config.output.endswith((".png", ".svg")):
-        raise PipelineError(f"output={config.output}: a picture is a .png or an .svg")
+    output = config.output or "embeddings.png"
+    if not output.endswith((".png", ".svg")):
+        raise PipelineError(f"output={output}: a picture is a .png or an .svg")
     seen = [
         embed_classes(model, subjects.dataset, config.split, config.classes, config.images, config.seed)
         for model in subjects.models
     ]
     headings = [f"{run.name} ({kind})" for run, _, kind in subjects.trained]
     title = f"Classes of split {config.split!r} that training never saw"
-    form: Kind = "svg" if config.output.endswith(".svg") else "png"
+    form: Kind = "svg" if output.endswith(".svg") else "png"
     picture = side_by_side(list(zip(headings, seen, strict=True)), title, config.projection, form)
-    write_atomic(config.output, picture)
-    print(f"drawn in {config.output}")
+    write_atomic(output, picture)
+    print(f"drawn in {output}")
     results = []
     for model, classes in zip(subjects.models, seen, strict=True):
         ratio = spread_clustering(class_spread(*map(torch.from_numpy, (classes.shown, classes.labels))))
         results.append({"run": model.label, "feature_clustering": ratio, "classes": classes.names})
-    return {"picture": config.output, "results": results, "comparisons": []}
+    return {"picture": output, "results": results, "comparisons": []}

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from pipeline.config import Section
+from pipeline.registry.tracking import TrackingConfig
 from pipeline.training.config import Cluster, Count, Name, Positive
 
 Head = Literal["svm", "ridge", "prototypes", "nearest", "linear", "cosine", "maml"]
@@ -19,7 +20,7 @@ class FineTune(Section):
 
 
 class ReportConfig(Section):
-    what: Literal["readme", "reproduction", "cross_table", "clustering", "embeddings"]
+    what: Literal["readme", "reproduction", "pages", "cross_table", "clustering", "embeddings"]
     runs: list[Name]
     storage: str
     dataset: str | None
@@ -36,6 +37,7 @@ class ReportConfig(Section):
     classes: Annotated[int, Field(ge=2)]
     images: Count | None
     projection: Literal["lda", "pca"]
-    output: str
+    output: str | None
     record: str | None
     cluster: Cluster
+    tracking: TrackingConfig

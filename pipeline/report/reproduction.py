@@ -47,8 +47,17 @@ class Entry:
 
 
 def entries(folder: Path) -> list[Entry]:
+    """All methods, with the measured files of a folder."""
+    return entries_of(measured_files(folder))
+
+
+def measured_files(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+
+
+def entries_of(files: Sequence[dict[str, Any]]) -> list[Entry]:
     """All methods, in the order of ``published.json``; every measured file is an entry of its own."""
-    rows, files = published(), [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    rows = published()
     order: dict[str, int] = {}
     groups: dict[tuple[str, str, str], dict[str, Row]] = {}
     for row in rows:
@@ -72,7 +81,7 @@ def entries(folder: Path) -> list[Entry]:
 def text(found: Sequence[Entry]) -> str:
     """For a terminal: a table a data set, and the commands under them."""
     parts, commands = [], []
-    for heading, mine in _tables(found):
+    for heading, mine in tables_of(found):
         numbers = []
         for entry in mine:
             if entry.run is not None:
@@ -86,7 +95,7 @@ def text(found: Sequence[Entry]) -> str:
 def markdown(found: Sequence[Entry]) -> str:
     """For the README: the same, every command in its row."""
     parts = []
-    for heading, mine in _tables(found):
+    for heading, mine in tables_of(found):
         commands = [f"`{entry.run['command']}`" if entry.run is not None else "" for entry in mine]
         parts.append(f"**{heading}**\n\n" + _table(mine, "trained by", commands, markdown_table))
     return "\n\n".join([*parts, _legend(found)])
@@ -103,7 +112,7 @@ def summary(found: Sequence[Entry]) -> list[dict[str, Any]]:
                 "measured": entry.measured.get(key, {}).get("accuracy"),
                 "interval": entry.measured.get(key, {}).get("interval"),
             }
-            for key in _settings([entry])
+            for key in settings_of([entry])
         }
         run = {k: entry.run[k] for k in ("command", "evaluation", "steps", "train_seconds")} if entry.run else {}
         what = {"method": entry.label, "dataset": entry.dataset, "protocol": entry.protocol}
@@ -135,12 +144,12 @@ def _measured(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def _table(
     mine: Sequence[Entry], last: str, values: list[str], table: Callable[[Sequence[str], Sequence[Any]], str]
 ) -> str:
-    settings = _settings(mine)
+    settings = settings_of(mine)
     rows = []
     for number, entry in enumerate(mine):
         run = entry.run or {}
         cells = [_cell(entry.published.get(key), entry.measured.get(key)) for key in settings]
-        taken = [_steps(run), f"{run['train_seconds'] / 60:.0f}"] if run else ["", ""]
+        taken = [steps_text(run), f"{run['train_seconds'] / 60:.0f}"] if run else ["", ""]
         rows.append([entry.label, *cells, *taken, values[number]])
     return table(["method", *settings, "steps", "minutes", last], rows)
 
@@ -156,7 +165,7 @@ def _cell(paper: Row | None, measured: dict[str, Any] | None) -> str:
     return text
 
 
-def _steps(run: dict[str, Any]) -> str:
+def steps_text(run: dict[str, Any]) -> str:
     """The steps of a run, and those of its recipe where it has others."""
     named = re.search(r"\brecipe=(\w+)", run["command"])
     path = CONF / "recipe" / f"{named[1]}.yaml" if named else None
@@ -179,7 +188,7 @@ def _legend(found: Sequence[Entry]) -> str:
     )
 
 
-def _tables(found: Sequence[Entry]) -> list[tuple[str, list[Entry]]]:
+def tables_of(found: Sequence[Entry]) -> list[tuple[str, list[Entry]]]:
     """Headings and entries, a table for each data set and protocol, by how much was measured."""
     groups: dict[str, list[Entry]] = {}
     for entry in found:
@@ -187,7 +196,7 @@ def _tables(found: Sequence[Entry]) -> list[tuple[str, list[Entry]]]:
     return sorted(groups.items(), key=lambda item: -sum(entry.run is not None for entry in item[1]))
 
 
-def _settings(mine: Sequence[Entry]) -> list[str]:
+def settings_of(mine: Sequence[Entry]) -> list[str]:
     """Every setting of some entries, fewer ways and shots first, those in words last."""
     keys = {key for entry in mine for key in (*entry.published, *entry.measured)}
 

@@ -1,0 +1,168 @@
+"""The leaderboard: every evaluated run by data set, way and shot, with the published figure where a paper has one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from markupsafe import Markup
+from mlflow.entities import Run
+
+from pipeline.registry.publish import EVALUATION, REPORT
+from pipeline.report.pages import charts
+from pipeline.report.pages.facts import Result, checked
+from pipeline.report.pages.reading import RUN_TAG, Files, Site
+from pipeline.report.pages.tables import Cell, Table, number, share
+from pipeline.report.published import Row, by_setting, matching, protocol, published
+
+MOST_MARKS = 14  # rows of a plot; the table has all
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A run with its test accuracies."""
+
+    run: Run
+    label: str  # of the method: as published, or its name
+    method: str
+    dataset: str
+    results: dict[str, Result]  # by setting
+    paper: dict[str, Row]  # by setting
+
+    @property
+    def name(self) -> str:
+        return str(self.run.data.tags.get(RUN_TAG) or self.run.info.run_name)
+
+
+def results_of(files: Files, run: Run) -> list[Result]:
+    """The figures of a run's evaluation; those that are none are left out."""
+    content = files.json(run.info.run_id, f"{REPORT}/{EVALUATION}")
+    found = [checked(Result, entry) for entry in content] if isinstance(content, list) else []
+    return [result for result in found if result is not None]
+
+
+def parameters(run: Run) -> dict[str, Any]:
+    """A run's configuration by dotted keys, as far as short texts tell."""
+    return {key: _value(text) for key, text in run.data.params.items()}
+
+
+def paper_rows(params: Mapping[str, Any], dataset: str) -> tuple[str | None, dict[str, Row]]:
+    """The method's published name, and its published figures on a data set by setting."""
+    rows = [row for row in published() if protocol(row) == "episodic"]
+    mine = matching(rows, str(params.get("method.name", "")), params)
+    here = by_setting(mine, dataset)
+    label = next(iter([*here.values(), *mine[::-1]]), {"label": None})["label"]
+    return label, here
+
+
+def scored_runs(site: Site) -> list[Scored]:
+    found = []
+    for run in site.runs:
+        results = results_of(site.files, run)
+        if results:
+            params = parameters(run)
+            method = str(params.get("method.name", "unknown method"))
+            dataset = run.data.tags.get("dataset.name") or "unknown data set"
+            label, paper = paper_rows(params, dataset)
+            named = {f"{result.way}-way {result.shot}-shot": result for result in results}
+            found.append(Scored(run, label or method, method, dataset, named, paper))
+    return found
+
+
+@dataclass(frozen=True)
+class Board:
+    """One data set's part."""
+
+    dataset: str
+    table: Table
+    plots: list[tuple[str, Markup]]
+
+
+def boards(scored: Sequence[Scored], pages: Mapping[str, tuple[str, str]]) -> list[Board]:
+    """A part a data set, the one with most runs first.
+
+    Args:
+        pages: of run ids, the registered version's name and the file of its page.
+    """
+    groups: dict[str, list[Scored]] = {}
+    for entry in scored:
+        groups.setdefault(entry.dataset, []).append(entry)
+    return [_board(name, mine, pages) for name, mine in sorted(groups.items(), key=lambda item: -len(item[1]))]
+
+
+def _board(dataset: str, mine: Sequence[Scored], pages: Mapping[str, tuple[str, str]]) -> Board:
+    settings = sorted(
+        {s for entry in mine for s in entry.results}, key=lambda s: [int(w.split("-")[0]) for w in s.split()]
+    )
+    best = {s: max(e.results[s].accuracy for e in mine if s in e.results) for s in settings}
+    rows = []
+    for entry in sorted(mine, key=lambda e: [-e.results[s].accuracy if s in e.results else 1.0 for s in settings]):
+        version, page = pages.get(entry.run.info.run_id, ("", ""))
+        cells = [_cell(entry, setting, best[setting]) for setting in settings]
+        rows.append(
+            [
+                Cell(entry.label, note="" if entry.label == entry.method else entry.method),
+                *cells,
+                number(_int(entry.run.data.params.get("steps")), ","),
+                Cell(version or "not registered", version or "~", href=page),
+                Cell(entry.name, code=True),
+            ]
+        )
+    header = ["method", *settings, "steps", "model", "run"]
+    table = Table(header, rows, f"Accuracy on the test classes of {dataset}, in percent ± 95 % interval", True,
+                  f"leaderboard-{dataset}", sticky=True)  # fmt: skip
+    return Board(dataset, table, [(setting, _plot(dataset, setting, mine)) for setting in settings])
+
+
+def _cell(entry: Scored, setting: str, best: float) -> Cell:
+    result = entry.results.get(setting)
+    paper = entry.paper.get(setting)
+    note = f"paper {paper_text(paper)}" if paper is not None else ""
+    if result is None:
+        return Cell(note=note)
+    return share(result.accuracy, result.interval, note=note, mark="best" if result.accuracy == best else "")
+
+
+def _plot(dataset: str, setting: str, mine: Sequence[Scored]) -> Markup:
+    """The best run of every method."""
+    chosen: dict[str, Scored] = {}
+    for entry in mine:
+        known = chosen.get(entry.label)
+        if setting in entry.results and (
+            known is None or entry.results[setting].accuracy > known.results[setting].accuracy
+        ):
+            chosen[entry.label] = entry
+    marks = [
+        charts.Mark(label, e.results[setting].accuracy, e.results[setting].interval, _accuracy(e.paper.get(setting)))
+        for label, e in chosen.items()
+    ]
+    kept = sorted(marks, key=lambda mark: -mark.value)[:MOST_MARKS]
+    return charts.intervals(kept, f"Accuracy on {dataset}, {setting}")
+
+
+def paper_text(row: Row) -> str:
+    """A published share in percent, with the decimals that it was printed with, and ° where it is from memory."""
+    spread = f" ± {_printed(row['interval'])}" if "interval" in row else ""
+    return f"{_printed(row['accuracy'])}{spread}{'°' if row.get('memory') else ''}"
+
+
+def _printed(value: float) -> str:
+    text = f"{100 * value:.2f}"
+    return text[:-1] if text.endswith("0") else text
+
+
+def _accuracy(row: Row | None) -> float | None:
+    return None if row is None else float(row["accuracy"])
+
+
+def _value(text: str) -> Any:
+    try:
+        return yaml.safe_load(text) if len(text) < 200 and not text.startswith(("&", "*", "!")) else text
+    except (ValueError, yaml.YAMLError):
+        return text
+
+
+def _int(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isascii() and text.isdigit() and len(text) < 16 else None

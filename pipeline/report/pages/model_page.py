@@ -1,0 +1,363 @@
+"""The page of a registered model: its model card, of the version that is champion or is to become it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from pipeline.registry.promotion import CHALLENGER, CHAMPION, DECISION_TAG
+from pipeline.registry.publish import CALIBRATION, REPORT
+from pipeline.registry.record import CONFIG, ENVIRONMENT
+from pipeline.report.card import CARD, SHEET
+from pipeline.report.pages import charts
+from pipeline.report.pages.facts import Calibration, Card, Decision, Failure, Result, checked
+from pipeline.report.pages.images import Sheet
+from pipeline.report.pages.leaderboard import paper_rows, paper_text, parameters, results_of
+from pipeline.report.pages.reading import RUN_TAG, Files, Registered, Version
+from pipeline.report.pages.render import when
+from pipeline.report.pages.tables import Cell, Table, number, share
+
+RECIPE = {  # what of a configuration is shown without asking
+    "method.name": "method", "backbone.name": "backbone", "data.name": "data set", "train.split": "training split",
+    "train.way": "way", "train.shot": "shot", "train.query": "queries a class", "train.tasks": "episodes a step",
+    "steps": "steps", "optimizer.name": "optimiser", "optimizer.lr": "learning rate", "schedule.name": "schedule",
+    "validation.select": "checkpoint chosen by", "seed": "seed", "cluster.workers": "workers",
+}  # fmt: skip
+HEAT = 9  # levels of a confusion's colour
+PUBLISHED = "published"
+
+
+def shown_version(model: Registered) -> Version | None:
+    """The champion; or the challenger; or the newest."""
+    by_number = {version.number: version for version in model.versions}
+    for alias in (CHAMPION, CHALLENGER):
+        if model.aliases.get(alias) in by_number:
+            return by_number[model.aliases[alias]]
+    return model.versions[0] if model.versions else None
+
+
+def headline(version: Version | None) -> tuple[str, float, float] | None:
+    """The first of a version's accuracies: its setting, the share and its interval."""
+    tags = version.entity.tags if version else {}
+    for key in sorted(tags):
+        setting = key.removeprefix("accuracy.")
+        if setting != key:
+            try:
+                value, interval = float(tags[key]), float(tags.get(f"interval.{setting}", "nan"))
+            except ValueError:
+                continue
+            if 0 <= value <= 1:
+                return setting.replace("way_", "-way ").replace("shot", "-shot"), value, interval
+    return None
+
+
+def model_context(model: Registered, files: Files) -> dict[str, Any]:
+    """What the template shows."""
+    version = shown_version(model)
+    context: dict[str, Any] = {
+        "model": model,
+        "version": version,
+        "names": [alias for alias, of in model.aliases.items() if version and of == version.number],
+        "versions": _versions(model),
+        "decisions": _decisions(model),
+        "missing": [],
+    }
+    if version is None or version.run is None:
+        context["missing"].append("its run is no longer in the tracking store, and with it all but the versions below")
+        return context
+    run_id = version.run.info.run_id
+    params = parameters(version.run)
+    context["run"] = version.run.data.tags.get(RUN_TAG) or version.run.info.run_name
+    context["accuracy"] = _accuracy(results_of(files, version.run), params, version)
+    context["curve"] = _curve(files, run_id)
+    context["recipe"] = [(name, str(params[key])) for key, name in RECIPE.items() if key in params]
+    context["config"] = files.text(run_id, CONFIG)
+    context["environment"] = _environment(files.json(run_id, ENVIRONMENT), version)
+    calibration = checked(Calibration, files.json(run_id, f"{REPORT}/{CALIBRATION}"))
+    context["calibration"] = _calibration(calibration) if calibration else None
+    card = checked(Card, files.json(run_id, f"{REPORT}/{CARD}"))
+    if card is not None and card.consistent:
+        context["card"] = _card(card, Sheet(files.read(run_id, f"{REPORT}/{SHEET}"), card.tiles))
+        step = version.entity.tags.get("step")
+        if step is not None and step != str(card.step):
+            context["missing"].append(f"the sections on mistakes are of the same run's step {card.step}, not of {step}")
+    else:
+        context["missing"].append(
+            "confusion, reliability, projection and failed episodes: the run was evaluated without them; add them with "
+            f"python -m jobs.evaluate run={context['run']} publish=true"
+        )
+    return context
+
+
+def _versions(model: Registered) -> Table:
+    aliases: dict[int, list[str]] = {}
+    for alias, of in model.aliases.items():
+        aliases.setdefault(of, []).append(f"@{alias}")
+    tagged = [key for version in model.versions for key in sorted(version.entity.tags)]
+    settings = list(dict.fromkeys(key.removeprefix("accuracy.") for key in tagged if key.startswith("accuracy.")))[:6]
+    rows = []
+    for version in model.versions:
+        tags = version.entity.tags
+        rows.append(
+            [
+                Cell(str(version.number), float(version.number), note=" ".join(aliases.get(version.number, []))),
+                *(share(_float(tags.get(f"accuracy.{s}")), _float(tags.get(f"interval.{s}"))) for s in settings),
+                Cell(when(version.entity.creation_timestamp), float(version.entity.creation_timestamp)),
+                Cell(tags.get("dataset.name", ""), note=tags.get("dataset.fingerprint", "")[:12]),
+                Cell(tags.get(RUN_TAG, ""), code=True),
+            ]
+        )
+    header = [
+        "version",
+        *(s.replace("way_", "-way ").replace("shot", "-shot") for s in settings),
+        "made",
+        "data",
+        "run",
+    ]
+    return Table(header, rows, "Versions, accuracies in percent ± 95 % interval", name="versions")
+
+
+def _decisions(model: Registered) -> Table | None:
+    rows = []
+    for version in model.versions:
+        try:
+            found = checked(Decision, json.loads(version.entity.tags.get(DECISION_TAG, "null")))
+        except (ValueError, RecursionError):
+            continue
+        if found is not None:
+            against = "none" if found.champion is None else f"version {found.champion}"
+            verdict = Cell("promoted", mark="good") if found.promoted else Cell("refused", mark="warn")
+            rows.append(
+                [
+                    Cell(f"version {found.challenger}", float(found.challenger)),
+                    Cell(against),
+                    verdict,
+                    Cell(found.reason),
+                ]
+            )
+    return (
+        Table(["challenger", "champion then", "decision", "why"], rows, "Promotions", name="promotions")
+        if rows
+        else None
+    )
+
+
+def _accuracy(results: Sequence[Result], params: dict[str, Any], version: Version) -> dict[str, Any] | None:
+    if not results:
+        return None
+    _, paper = paper_rows(params, str(version.entity.tags.get("dataset.name", "")))
+    lines = []
+    for way in sorted({result.way for result in results})[:7]:
+        mine = sorted((r for r in results if r.way == way), key=lambda r: r.shot)
+        published = [(float(r["shot"]), float(r["accuracy"])) for r in paper.values() if r.get("way") == way]
+        points = [(float(r.shot), r.accuracy, r.interval) for r in mine]
+        lines.append(charts.Line(f"{way}-way", points, published, 1 / way if way else None))
+    rows = []
+    for r in sorted(results, key=lambda r: (r.way, r.shot)):
+        row = paper.get(f"{r.way}-way {r.shot}-shot")
+        printed = Cell(paper_text(row), float(row["accuracy"]), note=str(row["source"])) if row else Cell()
+        rows.append(
+            [
+                number(r.way, "d"), number(r.shot, "d"), share(r.accuracy, r.interval), printed,
+                number(r.episodes, ",") if r.episodes else Cell(), number(r.query, ",") if r.query else Cell(),
+                Cell(r.split), number(r.seed, "d") if r.seed is not None else Cell(),
+            ]
+        )  # fmt: skip
+    header = ["way", "shot", "accuracy, %", PUBLISHED, "episodes", "queries a class", "split", "seed"]
+    table = Table(header, rows, "Accuracy with 95 % intervals", name="accuracy")
+    return {"plot": charts.by_shot(lines, "Accuracy by way and shot"), "table": table}
+
+
+def _curve(files: Files, run_id: str) -> dict[str, Any] | None:
+    accuracy = files.metric(run_id, "val/accuracy")
+    if not accuracy:
+        return None
+    half = dict(files.metric(run_id, "val/interval"))
+    loss = _thin([(float(s), v) for s, v in files.metric(run_id, "train/loss")])
+    points = [
+        (float(s), v, half.get(s, 0.0) if math.isfinite(half.get(s, 0.0)) else 0.0)
+        for s, v in accuracy
+        if math.isfinite(v)
+    ]
+    rows = [[number(s, ",.0f"), share(v, h)] for s, v, h in points]
+    table = Table(["step", "validation accuracy, %"], rows, "Validation accuracy", name="learning-curve")
+    return {"plot": charts.curve(charts.Line("", points), loss, "Learning curve"), "table": table}
+
+
+def _thin(points: list[tuple[float, float]], most: int = 300) -> list[tuple[float, float]]:
+    """Means of neighbours, so that a long training draws as fast as a short one."""
+    each = -(-len(points) // most)
+    groups = [points[i : i + each] for i in range(0, len(points), each)] if points else []
+    return [(g[-1][0], sum(v for _, v in g) / len(g)) for g in groups]
+
+
+def _environment(content: Any, version: Version) -> list[tuple[str, str]]:
+    found = content if isinstance(content, dict) else {}
+    rows = [(key, str(found[key])[:200]) for key in ("python", "torch", "platform", "code") if key in found]
+    gpus = found.get("gpus")
+    if isinstance(gpus, list) and gpus:
+        rows.append(("GPUs", ", ".join(str(name)[:60] for name in gpus[:16])))
+    return [*rows, ("configuration's hash", version.entity.tags.get("config.hash", "")[:16])]
+
+
+def _calibration(found: Calibration) -> dict[str, Any]:
+    points = sorted(found.points, key=lambda p: (p.way, p.shot))
+    rows = [
+        [
+            number(p.way, "d"), number(p.shot, "d"), number(p.threshold, ".4g"), share(p.false_acceptance),
+            share(p.false_rejection), share(p.equal_error), share(p.accuracy),
+            number(p.enrolled_queries, ","), number(p.stranger_queries, ","),
+        ]
+        for p in points
+    ]  # fmt: skip
+    header = ["classes", "images each", "threshold", "strangers that pass, %", "enrolled that fail, %",
+              "equal error, %", "accuracy, %", "enrolled queries", "strangers"]  # fmt: skip
+    marks = [
+        (f"{p.way} classes, {p.shot} image{'s' if p.shot > 1 else ''}",
+         [("strangers that pass", p.false_acceptance), ("enrolled that fail", p.false_rejection)])
+        for p in points
+    ]  # fmt: skip
+    return {
+        "target": 100 * found.target,
+        "split": found.split,
+        "plot": charts.rates(marks, "Error rates of the threshold for unknown"),
+        "table": Table(header, rows, "Thresholds and their error rates", name="calibration"),
+    }
+
+
+def _card(card: Card, sheet: Sheet) -> dict[str, Any]:
+    names = [known.name for known in card.classes]
+    samples = [sheet.uris(known.tiles[:3]) for known in card.classes]
+    pairs = [
+        [
+            Cell(names[p.true], images=samples[p.true]), Cell(names[p.given], images=samples[p.given]),
+            Cell(f"{p.count:,} of {p.asked:,}", p.count / p.asked, note=f"{100 * p.count / p.asked:.0f} %"),
+        ]
+        for p in card.pairs
+    ]  # fmt: skip
+    return {
+        "facts": card,
+        "data": _data(card),
+        "pairs": Table(["class", "taken for", "queries"], pairs, "The classes that are confused most", name="confusion")
+        if pairs
+        else None,
+        "matrix": _matrix(card, names, samples) if card.matrix else None,
+        "reliability": _reliability(card),
+        "projection": _projection(card, names),
+        "failures": [_failure(failure, names, sheet) for failure in card.failures if failure.accuracy < 1],
+        "worst": Table(
+            ["episode", "accuracy, %"], [[number(n, "d"), share(a)] for n, a in card.worst], "The worst episodes",
+            name="episodes",
+        ),
+    }  # fmt: skip
+
+
+def _data(card: Card) -> list[tuple[str, str]]:
+    data = card.data
+    c, h, w = data.shape
+    rows = [
+        ("data set", data.name),
+        ("images", f"{data.images:,}, {w} × {h} pixels, {'grey' if c == 1 else f'{c} channels'}"),
+        ("classes", ", ".join(f"{count:,} {split}" for split, count in data.classes.items())),
+        ("fingerprint", data.fingerprint),
+    ]
+    if data.counts:
+        few, many = data.counts
+        rows.insert(2, ("images of a class", f"{few:,}" if few == many else f"{few:,} to {many:,}"))
+    if len(data.rotations) > 1:
+        rows.insert(3, ("turned copies", "each class turned by " + ", ".join(f"{turn}°" for turn in data.rotations)))
+    return rows
+
+
+def _matrix(card: Card, names: Sequence[str], samples: Sequence[tuple[str, ...]]) -> dict[str, Any]:
+    found = card.matrix
+    assert found is not None
+    rows = []
+    for i, member in enumerate(found.classes):
+        cells = []
+        for j, other in enumerate(found.classes):
+            asked, count = found.asked[i][j], found.counts[i][j]
+            part = min(1.0, count / asked) if asked else 0.0
+            tip = f"{names[member]} taken for {names[other]}: {count:,} of {asked:,}" if i != j else ""
+            tip = tip or f"{names[member]} recognised: {count:,} of {asked:,}"
+            text = f"{100 * part:.0f}" if part >= 0.005 else ""
+            level = math.ceil(HEAT * math.sqrt(part)) if part >= 0.005 else 0
+            cells.append({"text": text, "kind": f"{'right' if i == j else 'wrong'}{level}", "tip": tip})
+        rows.append({"name": names[member], "image": next(iter(samples[member]), None), "cells": cells})
+    heads = [{"name": names[m], "image": next(iter(samples[m]), None)} for m in found.classes]
+    figures = [
+        [Cell(names[a]), Cell(names[b]), number(found.counts[i][j], ","), number(found.asked[i][j], ",")]
+        for i, a in enumerate(found.classes)
+        for j, b in enumerate(found.classes)
+        if found.counts[i][j]
+    ]
+    table = Table(["class", "answer", "queries so answered", "queries asked"], figures, "Confusion in figures",
+                  name="confusion-matrix")  # fmt: skip
+    return {"rows": rows, "heads": heads, "facts": found, "table": table}
+
+
+def _reliability(card: Card) -> dict[str, Any]:
+    bins = [(b.confidence, b.accuracy, b.queries) for b in card.reliability.bins]
+    rows = [[share(b.confidence), share(b.accuracy), number(b.queries, ",")] for b in card.reliability.bins]
+    header = ["stated probability, %", "right answers, %", "queries"]
+    return {
+        "plot": charts.reliability(bins, "Stated probability against share of right answers"),
+        "table": Table(header, rows, "By the stated probability", name="reliability"),
+        "error": 100 * card.reliability.error,
+    }
+
+
+def _projection(card: Card, names: Sequence[str]) -> dict[str, Any] | None:
+    found = card.embedding
+    if not found.points:
+        return None
+    members = list(dict.fromkeys(member for _, _, member in found.points))
+    place = {member: number for number, member in enumerate(members)}
+    first, second = (f"{axis} principal component ({100 * v:.0f} % of variance)" for axis, v in
+                     zip(("first", "second"), found.variance, strict=True))  # fmt: skip
+    shown = [(x, y, place[member]) for x, y, member in found.points]
+    rows = [[Cell(names[m]), number(x, ".4f"), number(y, ".4f")] for x, y, m in found.points]
+    return {
+        "plot": charts.plane(
+            shown, [names[m] for m in members], "Images of unseen classes on a plane", (first, second)
+        ),
+        "table": Table(["class", "first", "second"], rows, "Coordinates", name="projection"),
+        "classes": len(members),
+        "images": found.images,
+    }
+
+
+def _failure(failure: Failure, names: Sequence[str], sheet: Sheet) -> dict[str, Any]:
+    classes = []
+    mistaken = {wrong.given for c in failure.classes for wrong in c.wrong}
+    for place, member in enumerate(failure.classes):
+        if not member.wrong and place not in mistaken:
+            continue
+        wrong = [
+            {"image": sheet.uri(w.tile), "given": names[failure.classes[w.given].member],
+             "like": next(iter(sheet.uris(failure.classes[w.given].support[:1])), None)}
+            for w in member.wrong
+        ]  # fmt: skip
+        support: tuple[str, ...] | list[Markup] = sheet.uris(member.support)
+        classes.append(
+            {
+                "name": names[member.member],
+                "support": support,
+                "wrong": wrong,
+                "right": member.right,
+                "asked": member.asked,
+            }
+        )
+    others = len(failure.classes) - len(classes)
+    return {"number": failure.number, "accuracy": 100 * failure.accuracy, "classes": classes, "others": others}
+
+
+def _float(text: str | None) -> float | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return None

@@ -1,0 +1,94 @@
+"""Tables of a page: cells with what they are sorted by, and the same figures as CSV."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would compute instead of show
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What stands in a table. ``value`` is what it is sorted by; a number puts it to the right."""
+
+    text: str = ""
+    value: float | str | None = None
+    note: str = ""  # small, under the text
+    href: str = ""  # a page of these, never a text of the store
+    images: tuple[str, ...] = ()  # data URIs
+    code: bool = False
+    mark: str = ""  # a class of the style sheet
+
+    @property
+    def key(self) -> str:
+        if isinstance(self.value, float | int):
+            return repr(float(self.value)) if math.isfinite(self.value) else ""
+        return self.text if self.value is None else self.value
+
+    @property
+    def numeric(self) -> bool:
+        return isinstance(self.value, float | int) and not isinstance(self.value, bool)
+
+
+@dataclass(frozen=True)
+class Table:
+    header: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    caption: str = ""
+    filtered: bool = False  # has a box that leaves the rows with a word
+    name: str = "figures"  # of the CSV file
+    sticky: bool = False  # the first column stays where the others scroll
+
+    @property
+    def numeric(self) -> list[bool]:
+        """Of every column, whether it holds numbers alone."""
+        columns: list[bool] = []
+        for number in range(len(self.header)):
+            cells = [row[number] for row in self.rows if row[number].text]
+            columns.append(bool(cells) and all(cell.numeric for cell in cells))
+        return columns
+
+    @property
+    def file(self) -> str:
+        """Name of the CSV file: letters, digits and hyphens."""
+        return f"{re.sub(r'[^a-z0-9]+', '-', self.name.lower()).strip('-')[:60] or 'figures'}.csv"
+
+    @property
+    def csv(self) -> str:
+        """As a data URI."""
+        buffer = io.StringIO()
+        writer = csv.writer(buffer)
+        writer.writerow([_plain(name) for name in self.header])
+        for row in self.rows:
+            writer.writerow([_plain(f"{cell.text} ({cell.note})" if cell.note else cell.text) for cell in row])
+        return "data:text/csv;charset=utf-8;base64," + base64.b64encode(buffer.getvalue().encode()).decode()
+
+
+def number(value: float | None, form: str = ",.4g", text: str | None = None, note: str = "", mark: str = "") -> Cell:
+    """A number, or an empty cell."""
+    if value is None or not math.isfinite(value):
+        return Cell(note=note, mark=mark)
+    return Cell(format(value, form) if text is None else text, float(value), note=note, mark=mark)
+
+
+def share(value: float | None, interval: float | None = None, note: str = "", mark: str = "") -> Cell:
+    """A share in percent, perhaps with the half-width of its interval."""
+    if value is None or not math.isfinite(value):
+        return Cell(note=note, mark=mark)
+    spread = f" ± {100 * interval:.2f}" if interval is not None and math.isfinite(interval) else ""
+    return Cell(f"{100 * value:.2f}{spread}", float(value), note=note, mark=mark)
+
+
+def _plain(text: str) -> str:
+    """A text that a spreadsheet takes as one; a number stays a number."""
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}" if text.startswith(_FORMULA) else text
+    return text
