@@ -65,6 +65,12 @@ def promote(config: PromoteConfig) -> Decision:
     if challenger == champion:
         print(f"version {champion} of {config.name} is champion already")
         return Decision(config.name, challenger, champion, True, "is champion already")
+    return settle(tracking, measure(config, challenger, champion))
+
+
+def measure(config: PromoteConfig, challenger: int, champion: int | None) -> Decision:
+    """Both versions on the same episodes, and the rule; nothing is recorded or moved."""
+    tracking = config.tracking.model_dump()
     start_ray(config.cluster)
     check_resources(config.cluster)
     first = pull(f"models:/{config.name}/{challenger}", tracking)
@@ -81,7 +87,7 @@ def promote(config: PromoteConfig) -> Decision:
     measured = [evaluate(model, [question], config.cluster.gpus_per_worker)[0].accuracies for model in models]
     decision = decide(config, challenger, champion, measured, uri)
     _show(models, measured, decision)
-    return settle(tracking, decision)
+    return decision
 
 
 def decide(
@@ -128,4 +134,4 @@ def _summary(decision: Decision) -> dict[str, Any]:
     }
 
 
-__all__ = ["CHALLENGER", "KEPT", "PromoteConfig", "decide", "promote", "promote_job"]
+__all__ = ["CHALLENGER", "KEPT", "PromoteConfig", "decide", "measure", "promote", "promote_job"]

@@ -116,7 +116,7 @@ def _write_all(
     """Read all orders and write all shards; ``written`` grows as shards are done."""
     orders = [{"number": number, "order": pickle.dumps(order)} for number, order in enumerate(plan.orders)]
     dataset = _dataset(orders, progress)
-    places = {"layout": layout, "place": target.place, "current": target.current}
+    places: dict[str, Any] = {"layout": layout, "place": target.place, "current": target.current}
     if source.grows:
         done = dataset.map_batches(partial(write_order, source=source, **places), batch_size=1)
     else:
@@ -150,7 +150,7 @@ def _drop(
     if not dropped:
         return
     work = [{"work": pickle.dumps((written[position], rows))} for position, rows in dropped.items()]
-    places = {"layout": layout, "place": target.place, "current": target.current}
+    places: dict[str, Any] = {"layout": layout, "place": target.place, "current": target.current}
     done = _dataset(work, progress).map_batches(partial(rewrite, **places), batch_size=1)
     for changed, result in zip(dropped, done.iter_rows(), strict=True):
         written[changed] = pickle.loads(result["written"])

@@ -52,11 +52,16 @@ def alias_version(client: MlflowClient, name: str, alias: str) -> int | None:
     return int(aliases[alias]) if alias in aliases else None
 
 
-def settle(tracking: Mapping[str, Any], decision: Decision, lock_wait: float = LOCK_WAIT) -> Decision:
+def settle(
+    tracking: Mapping[str, Any], decision: Decision, lock_wait: float = LOCK_WAIT, again: bool = False
+) -> Decision:
     """Record a decision and, where it promotes, move ``@champion`` and ``@previous``.
 
     Of two promotions at once one waits, finds that the champion is no longer the one it was measured against, and is
     refused. Interrupted between two aliases it leaves the old champion in office, and can be done again.
+
+    Args:
+        again: an earlier call with this decision may have been interrupted: what it did stands and is completed.
 
     Raises:
         PipelineError: another version became champion meanwhile, or the store is away.
@@ -65,15 +70,17 @@ def settle(tracking: Mapping[str, Any], decision: Decision, lock_wait: float = L
         store = connect(tracking)
         with promotion_lock(store.client, decision.name, lock_wait) as still_held:
             now = alias_version(store.client, decision.name, CHAMPION)
-            if now != decision.champion:
+            moved = again and decision.promoted and now == decision.challenger
+            if now != decision.champion and not moved:
                 raise PipelineError(
                     f"version {now} of {decision.name!r} became champion meanwhile: version {decision.challenger} was "
                     f"measured against {decision.champion or 'none'}; measure again"
                 )
-            if decision.promoted:
+            if decision.promoted and not moved:
                 still_held()
                 _move(store.client, decision.name, now, decision.challenger)
-            _record(store, decision)
+            if not (again and _is_recorded(store, decision)):
+                _record(store, decision)
     return decision
 
 
@@ -151,10 +158,17 @@ def _move(client: MlflowClient, name: str, champion: int | None, challenger: int
     client.set_registered_model_alias(name, CHAMPION, str(challenger))
 
 
+def _is_recorded(store: Store, decision: Decision) -> bool:
+    tags = store.client.get_model_version(decision.name, str(decision.challenger)).tags
+    return tags.get(DECISION_TAG) == _text(decision)
+
+
+def _text(decision: Decision) -> str:
+    return json.dumps(asdict(decision), sort_keys=True)[:5000]
+
+
 def _record(store: Store, decision: Decision) -> None:
-    """On the challenger's version, and as an MLflow run with the figures."""
-    text = json.dumps(asdict(decision), sort_keys=True)
-    store.client.set_model_version_tag(decision.name, str(decision.challenger), DECISION_TAG, text[:5000])
+    """As an MLflow run with the figures, and on the challenger's version, which shows that all is recorded."""
     run = store.client.create_run(
         store.experiment_id,
         run_name=f"promotion {decision.name} v{decision.challenger}",
@@ -169,3 +183,4 @@ def _record(store: Store, decision: Decision) -> None:
     )
     store.client.log_text(run.info.run_id, json.dumps(asdict(decision), indent=1), "decision.json")
     store.client.set_terminated(run.info.run_id)
+    store.client.set_model_version_tag(decision.name, str(decision.challenger), DECISION_TAG, _text(decision))

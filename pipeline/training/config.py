@@ -142,6 +142,7 @@ class TrainConfig(Section):
     tracking: dict[str, Any]
     register_as: Name | None
     resume: Name | None
+    initial: str | None = None
 
     @property
     def dataset_uri(self) -> str:

@@ -1,0 +1,97 @@
+"""The champion that is challenged: what it was trained on, how old it is, its weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mlflow.exceptions import MlflowException
+
+from pipeline.data import store
+from pipeline.data.manifest import Manifest
+from pipeline.errors import PipelineError
+from pipeline.registry.promotion import CHAMPION
+from pipeline.registry.tracking import connect, reaching
+from pipeline.registry.versions import pull
+from pipeline.training.checkpoint import STATE, Checkpoint, save_checkpoint
+
+DATASETS = "datasets"
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The version in office."""
+
+    name: str
+    version: int
+    made: float  # seconds since 1970
+    fingerprint: str | None  # of the data it was trained on; None: it does not say
+
+    @property
+    def uri(self) -> str:
+        return f"models:/{self.name}/{self.version}"
+
+
+def champion_of(tracking: Mapping[str, Any], name: str) -> Champion | None:
+    """The champion of a registered model; None where there is none, or no such model yet."""
+    with reaching(tracking, "nothing was done; run again"):
+        client = connect(tracking).client
+        try:
+            aliases = client.get_registered_model(name).aliases
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+        if CHAMPION not in aliases:
+            return None
+        found = client.get_model_version(name, aliases[CHAMPION])
+        fingerprint = found.tags.get("dataset.fingerprint")
+        return Champion(name, int(found.version), found.creation_timestamp / 1000, fingerprint)
+
+
+def keep_classes(folder: str, manifest: Manifest) -> None:
+    """Note which classes were in which split, so that a champion can be asked what it has seen when they change."""
+    where = _classes_file(folder, manifest.fingerprint)
+    if not store.exists(where):
+        names = {split: [manifest.class_names[n] for n in members] for split, members in manifest.splits.items()}
+        store.write_bytes(where, (json.dumps({"name": manifest.name, "splits": names}) + "\n").encode())
+
+
+def refuse_seen_classes(folder: str, champion: Champion, manifest: Manifest, train_split: str, test_split: str) -> None:
+    """Refuse to measure a champion on classes that it was trained on, as far as that is known.
+
+    Raises:
+        PipelineError: names one of them, and what to do.
+    """
+    if champion.fingerprint is None or champion.fingerprint == manifest.fingerprint:
+        return
+    where = _classes_file(folder, champion.fingerprint)
+    if not store.exists(where):
+        return
+    trained = json.loads(store.read_bytes(where))["splits"]
+    seen = {name for split in train_split.split("+") for name in trained.get(split, [])}
+    asked = [manifest.class_names[n] for split in test_split.split("+") for n in manifest.splits.get(split, [])]
+    moved = [name for name in asked if name in seen]
+    if moved:
+        raise PipelineError(
+            f"{len(moved)} classes of split {test_split!r}, such as {moved[0]!r}, were in training when champion "
+            f"{champion.version} of {champion.name!r} was made: no fair comparison; keep every class in its split, by "
+            "data.source.splits=FILE or, for a folder, data.source.grows=true"
+        )
+
+
+def keep_weights(folder: str, champion: Champion, tracking: Mapping[str, Any]) -> str:
+    """The champion's weights as a checkpoint that every worker reaches; its URI."""
+    uri = store.join(folder, f"champion-{champion.version}")
+    if not store.exists(store.join(uri, STATE)):
+        classifier = pull(champion.uri, tracking)
+        weights = dict(classifier.method.state_dict())
+        origin = {"name": "", "fingerprint": champion.fingerprint, "uri": ""}
+        save_checkpoint(uri, Checkpoint(0, classifier.spec, {}, origin, {}, [], weights))
+    return uri
+
+
+def _classes_file(folder: str, fingerprint: str) -> str:
+    return store.join(folder, DATASETS, f"{fingerprint}.json")

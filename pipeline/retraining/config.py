@@ -1,0 +1,123 @@
+"""The configuration of ``jobs.retrain``: that of a training, and a section of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from pipeline.config import Config, Section, config_hash, validate
+from pipeline.data import store
+from pipeline.errors import PipelineError
+from pipeline.promotion import PromoteConfig
+from pipeline.training.config import Count, Name, Positive, Real, Share, TrainConfig
+from pipeline.training.launch import absolute
+
+ELSEWHERE = ("name", "storage", "resume", "cluster", "tracking", "register_as", "initial")  # change no result
+Word = Annotated[bool | str, BeforeValidator(lambda value: str(value) if type(value) in (int, float) else value)]
+
+
+class Promotion(Section):
+    """On which episodes the two meet, and by how much the challenger must be better."""
+
+    split: str
+    episodes: Count
+    way: Count
+    shot: Count
+    query: Count
+    tasks: Count
+    seed: int
+    margin: Real
+    confidence: Share
+
+
+class RetrainSection(Section):
+    """Keys of the section ``retrain`` of ``conf/retrain.yaml``."""
+
+    ingest: bool
+    max_skipped_share: Annotated[Real, Field(ge=0, le=1)]
+    shard_mb: Annotated[int, Field(ge=1, le=1024)]
+    max_age_days: Positive | None
+    force: Word
+    start: Literal["scratch", "warm"]
+    attempts: Count
+    promotion: Promotion
+    exit_zero: bool
+    lease: Positive
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A checked configuration."""
+
+    train: TrainConfig
+    raw: Config  # of the training, as plain containers
+    retrain: RetrainSection
+    name: Name  # of the registered model
+
+    @property
+    def uri(self) -> str:
+        """The folder that keeps what retrainings of this model did."""
+        return store.join(self.train.storage, f"{self.name}.retraining")
+
+    @property
+    def recipe(self) -> str:
+        """What the challenger is, apart from its data: a hash of how it is trained."""
+        kept = {key: value for key, value in self.raw.items() if key not in ELSEWHERE}
+        kept["data"] = self.raw["data"]["name"]
+        return config_hash({**kept, "start": self.retrain.start})[:16]
+
+    def promotion(self, version: int) -> PromoteConfig:
+        """As ``jobs.promote`` would be asked for this version."""
+        return PromoteConfig(
+            name=self.name,
+            challenger=str(version),
+            rollback=False,
+            dataset=self.train.dataset_uri,
+            cluster=self.train.cluster,
+            tracking=self.train.tracking,  # type: ignore[arg-type]
+            **self.retrain.promotion.model_dump(),
+        )
+
+    def ingest(self) -> dict[str, Any]:
+        """As ``jobs.ingest`` would be asked."""
+        how = self.retrain
+        return {
+            "data": self.raw["data"],
+            "overwrite": True,
+            "max_skipped_share": how.max_skipped_share,
+            "shard_mb": how.shard_mb,
+        }
+
+
+def settings_of(raw: Config) -> Settings:
+    """Check everything that needs neither data nor store.
+
+    Raises:
+        PipelineError: a wrong key or value.
+    """
+    raw = dict(raw)
+    section = validate(_Whole, {"retrain": raw.pop("retrain", {})}).retrain
+    data = {**raw["data"], "root": absolute("data.root", str(raw["data"]["root"]))}
+    raw = {**raw, "data": data, "storage": absolute("storage", str(raw["storage"]))}
+    train = validate(TrainConfig, raw)
+    for key, instead in (
+        ("name", "a retraining names its runs itself"),
+        ("resume", "the same command goes on with it"),
+    ):
+        if getattr(train, key) is not None:
+            raise PipelineError(f"{key}={getattr(train, key)}: {instead}; leave it out")
+    if train.initial is not None:
+        raise PipelineError(f"initial={train.initial}: retrain.start=warm begins with the champion's weights")
+    if train.register_as is None:
+        raise PipelineError("register_as must be given: the name of the registered model whose champion is challenged")
+    if train.tracking.get("uri") is None:
+        raise PipelineError(
+            "tracking.uri is null: champions live in an MLflow store; give tracking=embedded or =server"
+        )
+    return Settings(train, raw, section, train.register_as)
+
+
+class _Whole(Section):
+    retrain: RetrainSection

@@ -1,0 +1,124 @@
+"""What a retraining did, for people and for machines: a page beside the journal, a run in MLflow, the last lines."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from typing import Any
+
+from mlflow.entities import Metric
+
+from pipeline.data import store
+from pipeline.registry.tracking import connect, reaching
+from pipeline.retraining.champion import Champion
+from pipeline.retraining.config import Settings
+from pipeline.retraining.journal import Entry, Journal
+
+RETRAINING_TAG = "pipeline.retraining"  # of the MLflow run: the name of the challenger's run
+PAGE = "retraining.md"
+
+
+def write_report(settings: Settings, entry: Entry) -> str:
+    """The page's place. In MLflow a retraining is one run, whoever comes to write it."""
+    page = page_of(settings, entry)
+    where = store.join(settings.uri, f"{entry.run}.md")
+    store.write_bytes(where, page.encode())
+    tracking = settings.train.tracking
+    with reaching(tracking, "run again"):
+        made = connect(tracking)
+        wanted = f"tags.`{RETRAINING_TAG}` = '{entry.run}'"
+        found = made.client.search_runs([made.experiment_id], wanted, max_results=1)
+        tags = {RETRAINING_TAG: entry.run, "model": settings.name, "outcome": entry.outcome, "reason": entry.reason}
+        if found:
+            run_id = found[0].info.run_id
+        else:
+            run_id = made.client.create_run(
+                made.experiment_id, run_name=f"retraining {entry.run}", tags=tags
+            ).info.run_id
+        known = made.client.get_run(run_id).data.metrics
+        figures = entry.decision.get("figures", {})
+        now = int(time.time() * 1000)
+        metrics = [Metric(k, v, now, 0) for k, v in figures.items() if isinstance(v, float) and k not in known]
+        if metrics:
+            made.client.log_batch(run_id, metrics=metrics)
+        made.client.log_text(run_id, page, PAGE)
+        made.client.log_text(run_id, json.dumps(asdict(entry), indent=1), "retraining.json")
+        made.client.set_terminated(run_id)
+    return where
+
+
+def page_of(settings: Settings, entry: Entry) -> str:
+    """In Markdown."""
+    figures = entry.decision.get("figures", {})
+    lines = [
+        f"# Retraining of {settings.name}: {'a new champion' if entry.outcome == 'promoted' else 'the champion stays'}",
+        "",
+        f"- why it was done: {'; '.join(entry.reasons)}",
+        f"- what came of it: {entry.reason}",
+        f"- data: {settings.train.dataset_uri}, fingerprint `{entry.fingerprint}`",
+        f"- run: `{entry.run}`, seed {entry.seed}, first weights: {entry.initial or 'by seed'}",
+        f"- begun: {_when(entry.began)}",
+    ]
+    if entry.version is not None:
+        lines.append(f"- challenger: version {entry.version}; champion before: {entry.decision.get('champion')}")
+    if figures:
+        q = figures
+        lines += [
+            "",
+            f"| {q['way']}-way {q['shot']}-shot, {q['episodes']:,} episodes of split {q['split']} | accuracy, % |",
+            "|---|---|",
+            f"| challenger | {100 * q['accuracy.challenger']:.2f} |",
+        ]
+        if "accuracy.champion" in q:
+            interval = f"{100 * q['low']:+.2f} … {100 * q['high']:+.2f}"
+            lines += [
+                f"| champion | {100 * q['accuracy.champion']:.2f} |",
+                f"| difference, {100 * q['confidence']:.0f} % interval | {100 * q['difference']:+.2f} ({interval}) |",
+            ]
+    return "\n".join(lines) + "\n"
+
+
+def say_end(settings: Settings, entry: Entry, page: str) -> dict[str, Any]:
+    """The final lines, and the summary."""
+    what = "new champion" if entry.outcome == "promoted" else "the champion stays"
+    print(f"\noutcome    {what}: {entry.reason}")
+    print(f"run        {store.join(settings.train.storage, entry.run)}")
+    if entry.version is not None:
+        print(f"challenger models:/{settings.name}/{entry.version}")
+    print(f"report     {page}", flush=True)
+    return {
+        "outcome": entry.outcome,
+        "name": settings.name,
+        "reasons": list(entry.reasons),
+        "reason": entry.reason,
+        "run": entry.run,
+        "version": entry.version,
+        "champion": entry.version if entry.outcome == "promoted" else entry.decision.get("champion", entry.champion),
+        "champion_before": entry.decision.get("champion", entry.champion),
+        "fingerprint": entry.fingerprint,
+        "report": page,
+        **entry.decision.get("figures", {}),
+    }
+
+
+def say_nothing(settings: Settings, journal: Journal, champion: Champion | None, fingerprint: str) -> dict[str, Any]:
+    """Nothing was due, and why."""
+    version = None if champion is None else champion.version
+    tried = [entry for entry in journal.entries if entry.fingerprint == fingerprint and entry.outcome == "kept"]
+    if champion is not None and champion.fingerprint == fingerprint:
+        reason = f"champion {version} was trained on these data"
+    elif tried:
+        reason = f"a challenger was trained on these data already ({tried[-1].run}), and the champion stayed"
+    else:
+        reason = "nothing asks for it"
+    print(f"\noutcome    nothing to do: {reason}")
+    print(f"data       {settings.train.dataset_uri}, fingerprint {fingerprint[:12]}", flush=True)
+    return {
+        "outcome": "unchanged", "name": settings.name, "reason": reason, "champion": version,
+        "fingerprint": fingerprint,
+    }  # fmt: skip
+
+
+def _when(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))

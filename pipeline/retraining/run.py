@@ -1,0 +1,159 @@
+"""``jobs.retrain``: from data that may have changed to a champion that is measurably better, or the old one.
+
+    lease ─► ingest ─► reason? ─► train ─► register ─► measure ─► decide ─► settle ─► report
+                                 └──────────── every arrow is a line of the journal ────────┘
+
+Whatever is interrupted is done again by the next run from the last line that was written; each part finds what it did
+before (a run goes on from its checkpoint, a version is registered once, aliases move once).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any
+
+from pipeline import workflow
+from pipeline.config import Config, compose
+from pipeline.data import store
+from pipeline.data.dataset import read_manifest
+from pipeline.data.ingest import ingest
+from pipeline.data.manifest import MANIFEST_NAME, Manifest
+from pipeline.errors import PipelineError
+from pipeline.promotion import KEPT, measure
+from pipeline.registry.promotion import CHAMPION, Decision, alias_version, settle
+from pipeline.registry.tracking import check_tracking, connect, reaching
+from pipeline.retraining.champion import champion_of, keep_classes, keep_weights, refuse_seen_classes
+from pipeline.retraining.config import Settings, settings_of
+from pipeline.retraining.journal import Entry, Journal, Outcome
+from pipeline.retraining.lease import Busy, lease
+from pipeline.retraining.report import say_end, say_nothing, write_report
+from pipeline.retraining.trigger import find_work
+from pipeline.training.cluster import start_ray
+from pipeline.training.runs import RUN_FILE
+
+PROMOTED, UNCHANGED, BUSY = 0, 4, 5  # exit codes, beside KEPT
+CODES = {"promoted": PROMOTED, "kept": KEPT, "unchanged": UNCHANGED, "busy": BUSY}
+
+
+def retrain(raw: Config) -> dict[str, Any]:
+    """Do what is due, or finish what was interrupted; what became of it."""
+    settings = settings_of(raw)
+    tracking = settings.train.tracking
+    check_tracking(tracking)
+    try:
+        with lease(tracking, settings.name, settings.retrain.lease) as still_held:
+            summary = _retrain(settings, still_held)
+    except Busy as busy:
+        print(str(busy), flush=True)
+        summary = {"outcome": "busy", "name": settings.name, "reason": str(busy)}
+    code = CODES[summary["outcome"]]
+    return {**summary, "exit_code": 0 if settings.retrain.exit_zero and code != BUSY else code}
+
+
+def _retrain(settings: Settings, still_held: Callable[[], None]) -> dict[str, Any]:
+    journal = Journal(settings.uri)
+    entry = journal.open
+    if entry is not None and entry.stage in ("decided", "settled"):
+        print(f"{entry.run} was interrupted after its decision: going on with it", flush=True)
+        return _finish(settings, journal, entry, still_held)
+    manifest = _bring_up_to_date(settings)
+    if entry is not None and (entry.fingerprint, entry.recipe) != (manifest.fingerprint, settings.recipe):
+        why = "data" if entry.fingerprint != manifest.fingerprint else "recipe"
+        print(f"{entry.run} was interrupted, and its {why} changed since: given up", flush=True)
+        reason = f"interrupted, and its {why} changed"
+        journal.put(replace(entry, stage="done", outcome="superseded", reason=reason, ended=time.time()))
+        entry = None
+    if entry is not None:
+        print(f"{entry.run} was interrupted: going on with it", flush=True)
+        return _finish(settings, journal, entry, still_held)
+    champion = champion_of(settings.train.tracking, settings.name)
+    entry = find_work(settings, journal, champion, manifest.fingerprint, time.time())
+    if entry is None:
+        return say_nothing(settings, journal, champion, manifest.fingerprint)
+    if champion is not None:
+        how = settings.retrain.promotion
+        refuse_seen_classes(settings.uri, champion, manifest, settings.train.train.split, how.split)
+        if settings.retrain.start == "warm":
+            entry = replace(entry, initial=keep_weights(settings.uri, champion, settings.train.tracking))
+    print(f"retraining {settings.name}: {'; '.join(entry.reasons)}", flush=True)
+    return _finish(settings, journal, journal.put(entry), still_held)
+
+
+def _bring_up_to_date(settings: Settings) -> Manifest:
+    """The dataset with what is new in its source; the classes of the old one are noted first."""
+    uri = settings.train.dataset_uri
+    if store.exists(store.join(uri, MANIFEST_NAME)):
+        keep_classes(settings.uri, read_manifest(uri))
+    if settings.retrain.ingest:
+        start_ray(settings.train.cluster)
+        ingest(settings.ingest(), progress=False)
+    manifest = read_manifest(uri)
+    keep_classes(settings.uri, manifest)
+    return manifest
+
+
+def _finish(settings: Settings, journal: Journal, entry: Entry, still_held: Callable[[], None]) -> dict[str, Any]:
+    """From where an entry is to its end."""
+    if entry.stage == "begun":
+        still_held()
+        entry = _train(settings, journal, entry)
+    if entry.stage == "decided" and _overtaken(settings, entry):
+        entry = journal.put(replace(entry, stage="trained"))
+    if entry.stage == "trained":
+        still_held()
+        entry = _decide(settings, journal, entry)
+    if entry.stage == "decided":
+        still_held()
+        settle(settings.train.tracking, Decision(**entry.decision), again=True)
+        entry = journal.put(replace(entry, stage="settled"))
+    report = write_report(settings, entry)
+    if entry.open:
+        entry = journal.put(replace(entry, stage="done", ended=time.time()))
+    return say_end(settings, entry, report)
+
+
+def _train(settings: Settings, journal: Journal, entry: Entry) -> Entry:
+    """Train and register the challenger, or go on with it; settled against it where it fails again and again."""
+    try:
+        made = workflow.train(_training(settings, entry))
+        if "version" not in made:
+            raise PipelineError(f"{entry.run} is trained but not registered ({made.get('undelivered')}); run again")
+    except Exception as error:
+        entry = journal.put(replace(entry, failures=entry.failures + 1))
+        if entry.failures < settings.retrain.attempts:
+            raise
+        reason = f"training failed {entry.failures} times, the last time with: {' '.join(str(error).split())[:500]}"
+        return journal.put(replace(entry, stage="settled", outcome="kept", reason=reason))
+    return journal.put(replace(entry, stage="trained", version=int(made["version"])))
+
+
+def _training(settings: Settings, entry: Entry) -> Config:
+    """The configuration for ``jobs.train``: of a new run, or of one that goes on."""
+    places = {key: settings.raw[key] for key in ("storage", "cluster", "tracking")}
+    if store.exists(store.join(settings.train.storage, entry.run, RUN_FILE)):
+        return {**compose("train"), **places, "resume": entry.run}
+    return {**settings.raw, **places, "name": entry.run, "seed": entry.seed, "initial": entry.initial}
+
+
+def _decide(settings: Settings, journal: Journal, entry: Entry) -> Entry:
+    """Measure challenger and champion, and write the decision down before anything is moved."""
+    assert entry.version is not None
+    with reaching(settings.train.tracking, "run again"):
+        champion = alias_version(connect(settings.train.tracking).client, settings.name, CHAMPION)
+    if champion == entry.version:
+        reason = "somebody promoted it meanwhile"
+        return journal.put(replace(entry, stage="settled", outcome="promoted", reason=reason))
+    decision = measure(settings.promotion(entry.version), entry.version, champion)
+    outcome: Outcome = "promoted" if decision.promoted else "kept"
+    return journal.put(
+        replace(entry, stage="decided", decision=asdict(decision), outcome=outcome, reason=decision.reason)
+    )
+
+
+def _overtaken(settings: Settings, entry: Entry) -> bool:
+    """Whether the champion that the decision was about is in office no more, and the challenger is not either."""
+    with reaching(settings.train.tracking, "run again"):
+        now = alias_version(connect(settings.train.tracking).client, settings.name, CHAMPION)
+    return now not in (entry.decision["champion"], entry.version if entry.decision["promoted"] else None)
