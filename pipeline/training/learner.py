@@ -18,6 +18,7 @@ from pipeline.errors import Diverged
 from pipeline.model import build_model, build_preprocess
 from pipeline.training.checkpoint import Checkpoint, flatten_optimizers, restore_optimizers
 from pipeline.training.config import TrainConfig
+from pipeline.training.initial import begin_with
 from pipeline.training.optim import build_optimizer, build_schedule, set_rate
 
 
@@ -49,6 +50,8 @@ class Learner:
         self.config, self.spec, self.rank, self.device = config, spec, rank, torch.device(device)
         seed_everything("weights", config.seed)
         self.method = build_model(spec).to(self.device)
+        if config.initial is not None:
+            begin_with(self.method, config.initial)
         self.preprocess = build_preprocess(spec).to(self.device)
         self.optimizers = {phase: build_optimizer(self.method, config.optimizer) for phase in self.method.phases}
         self.schedule = build_schedule(config.schedule, config.steps)
