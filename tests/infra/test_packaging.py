@@ -95,22 +95,10 @@ def test_pins_name_versions_only() -> None:
     assert not re.search(r"@|://|\+|^-", re.sub(r"^#.*$", "", text, flags=re.M), flags=re.M)
 
 
-def test_the_image_installs_the_same_pins_as_a_user_without_privileges() -> None:
-    lines = (ROOT / "infra" / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
-    installs = [line for line in lines if "pip install" in line]
-    assert installs and all("--constraint constraints.txt" in line for line in installs)
-    commands = [line for line in lines if line.split(" ")[0] in {"RUN", "COPY", "USER", "CMD", "ENTRYPOINT"}]
-    assert commands[-2:] == ["USER ray", 'CMD ["bash"]']
+def test_the_image_has_a_python_that_the_package_allows() -> None:
+    lines = (ROOT / "infra" / "Dockerfile").read_text().splitlines()
     python = next(line for line in lines if line.startswith("ARG PYTHON=")).split("=")[1]
     assert Version(python) in SpecifierSet(PROJECT["requires-python"])
-
-
-def test_the_image_is_given_all_that_it_copies() -> None:
-    text = (ROOT / "infra" / "Dockerfile").read_text()
-    ignore = (ROOT / "infra" / "Dockerfile.dockerignore").read_text().splitlines()
-    given = {line[1:] for line in ignore if line.startswith("!")}
-    copied = {name for line in re.findall(r"^COPY (.+) \S+$", text, flags=re.M) for name in line.split()}
-    assert copied == given and all((ROOT / name).exists() for name in copied)
 
 
 def test_a_wheel_carries_every_module_and_configuration(tmp_path: Path) -> None:
