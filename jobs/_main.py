@@ -10,10 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 from pipeline.config import Config, compose, help_text
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, Stopped
 
 INPUT_ERROR = 2
 INTERRUPTED = 130
+TERMINATED = 143
 WORD = re.compile(r"[A-Za-z_]+")
 
 
@@ -25,7 +26,8 @@ def run(
 ) -> None:
     """Run ``function`` on the composed configuration and exit.
 
-    Status 0: done; 2: the input was wrong, one line on stderr says how; 130: interrupted; 1: a bug, with traceback;
+    Status 0: done; 2: the input was wrong, one line on stderr says how; 130: interrupted; 143: asked to end by
+    SIGTERM, and ended in order; 1: a bug, with traceback;
     another where the summary has an "exit_code", which the job's help explains.
     With ``--json`` stdout holds the function's summary as one JSON object and nothing else.
 
@@ -42,6 +44,9 @@ def run(
     try:
         with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
             summary = function(compose(job, arguments))
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(TERMINATED)
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(INPUT_ERROR)

@@ -10,3 +10,7 @@ class PipelineError(Exception):
 
 class Diverged(PipelineError):
     """Training met a loss that is no number: on all workers alike, and again wherever it is repeated."""
+
+
+class Stopped(PipelineError):
+    """The job was asked to end (SIGTERM) and did, with a checkpoint: no mistake of anybody's. Jobs exit with 143."""

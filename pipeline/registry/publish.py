@@ -115,8 +115,9 @@ def _put_checkpoint(store: Store, run_id: str, uri: str, state: dict[str, Any]) 
         return
     with tempfile.TemporaryDirectory() as folder:
         for name in folders.list_names(uri):
-            if name == STATE:
-                content = json.dumps(mask(state), indent=1).encode()
+            if name == STATE:  # masked, it no longer has its digest
+                shown = mask({key: value for key, value in state.items() if key != "digest"})
+                content = json.dumps(shown, indent=1).encode()
             elif name in state["sha256"]:
                 content = folders.read_bytes(folders.join(uri, name))
             else:

@@ -20,6 +20,10 @@ SCHEMA_VERSION = 1
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 
 
+class Damaged(PipelineError):
+    """A checkpoint that is not what was written."""
+
+
 @dataclass
 class Checkpoint:
     """A position of a run: what it takes to go on from it, bit for bit, and to know what it is."""
@@ -48,26 +52,46 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
         },
         "sha256": {name: sha256(content) for name, content in files.items()},
     }
+    state["digest"] = _digest(state)
     store.write_bytes(f"{folder}/{STATE}", json.dumps(state, indent=1).encode())
 
 
 def load_checkpoint(uri: str) -> Checkpoint:
-    """Read a checkpoint from a local folder or ``s3://``; a damaged one is refused by name."""
+    """Read a checkpoint from a local folder or ``s3://``.
+
+    Raises:
+        Damaged: it is not what was written; its name and what is wrong with it.
+        PipelineError: it is of another version, or the store fails.
+    """
     try:
-        state = json.loads(store.read_bytes(store.join(uri, STATE)))
+        state = json.loads(_read(uri, STATE))
         if state["schema"] != SCHEMA_VERSION:
             raise PipelineError(f"checkpoint {uri} has schema {state['schema']}; this code reads {SCHEMA_VERSION}")
+        if state.pop("digest", None) not in (None, _digest(state)):  # those of earlier versions have none
+            raise Damaged(f"checkpoint {uri} is damaged: {STATE} is not as it was written")
         tensors = {}
         for name in (MODEL, OPTIMIZER):
-            content = store.read_bytes(store.join(uri, name))
+            content = _read(uri, name)
             if sha256(content) != state["sha256"][name]:
-                raise PipelineError(f"checkpoint {uri} is damaged: {name} does not have the SHA-256 of {STATE}")
+                raise Damaged(f"checkpoint {uri} is damaged: {name} does not have the SHA-256 of {STATE}")
             tensors[name] = load(content)
         keys = ("step", "spec", "config", "dataset", "metrics", "history", "groups")
         values = {key: state[key] for key in keys}
         return Checkpoint(**values, model=tensors[MODEL], optimizer=tensors[OPTIMIZER])
-    except (ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise PipelineError(f"{uri} is not a checkpoint ({type(error).__name__}: {error})") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
+        raise Damaged(f"{uri} is not a checkpoint ({type(error).__name__}: {error})") from error
+
+
+def _read(uri: str, name: str) -> bytes:
+    where = store.join(uri, name)
+    if not store.exists(where):
+        raise Damaged(f"checkpoint {uri} is damaged: it has no {name}")
+    return store.read_bytes(where)
+
+
+def _digest(state: dict[str, Any]) -> str:
+    """SHA-256 of the state as JSON, whatever the order of its keys."""
+    return sha256(json.dumps(state, sort_keys=True).encode())
 
 
 def flatten_optimizers(

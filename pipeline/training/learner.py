@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from dataclasses import replace
 from typing import Any
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 from pipeline.batch import Batch, CoTraining, Episodes, Images
 from pipeline.data.augment import augment, step_generator
 from pipeline.data.philox import key_of, uniforms
-from pipeline.errors import Diverged
 from pipeline.model import build_model, build_preprocess
 from pipeline.training.checkpoint import Checkpoint, flatten_optimizers, restore_optimizers
 from pipeline.training.config import TrainConfig
@@ -127,13 +125,6 @@ class Learner:
 
     def learning_rate(self) -> float:
         return float(self.optimizer.param_groups[0]["base_lr"]) * self.schedule(self.step)
-
-    def check_finite(self, figures: dict[str, float]) -> None:
-        if not math.isfinite(figures["loss"]):
-            raise Diverged(
-                f"the loss is {figures['loss']} at step {self.step}: lower optimizer.lr, or set clip.norm; "
-                "the last checkpoint is kept"
-            )
 
     def record(self, figures: dict[str, float]) -> dict[str, float]:
         """Add a line to the run's history."""

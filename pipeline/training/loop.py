@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import Protocol
 
 import numpy as np
@@ -21,7 +22,16 @@ from pipeline.evaluation.episodic import episode_accuracies
 from pipeline.evaluation.statistics import Estimate, estimate
 from pipeline.methods.base import Method
 from pipeline.training.config import TrainConfig
+from pipeline.training.divergence import check_finite
 from pipeline.training.learner import Learner
+
+
+class Notice(IntEnum):
+    """What the workers have been told, from outside, to do after a step."""
+
+    NONE = 0
+    SAVE = 1  # a machine will go: write a checkpoint, once
+    LEAVE = 2  # the job shall end: write a checkpoint and stop
 
 
 class Workers(Protocol):
@@ -56,6 +66,7 @@ class Hooks:
     log: Callable[[dict[str, float]], None] = lambda entry: None
     save: Callable[[Learner], None] = lambda learner: None
     step: Callable[[int], None] = lambda step: None  # after every step, on every worker: must not wait
+    notice: Callable[[], Notice] = lambda: Notice.NONE  # after every step: the same answer on all workers
 
 
 @dataclass
@@ -67,8 +78,10 @@ class _Window:
     steps: int = 0
     began: float = field(default_factory=time.perf_counter)
     waited: float = 0.0
+    losses: list[Tensor] = field(default_factory=list)  # of every step, to tell where it stopped being a number
 
     def add(self, figures: dict[str, Tensor]) -> None:
+        self.losses.append(figures.get("loss", torch.zeros(())))
         for key, value in figures.items():
             self.sums[key] = self.sums[key] + value.float() if key in self.sums else value.float()
             self.counts[key] += 1
@@ -149,10 +162,11 @@ def train(
         done, last = learner.step, learner.step == config.steps
         logs = done % config.log_every == 0 or last
         validates = done % config.validation.every == 0 or last
-        saves = done % config.checkpoint.every == 0 or validates
+        notice = hooks.notice()
+        saves = done % config.checkpoint.every == 0 or validates or notice
         if logs or saves:
             figures = window.close(workers, per_step, waited())
-            learner.check_finite(figures)
+            check_finite(learner, window.losses, per_step, workers)
             if logs:
                 rate = learner.learning_rate()
                 entry = learner.record({**{f"train/{k}": v for k, v in figures.items()}, "train/lr": rate})
@@ -165,6 +179,8 @@ def train(
         if saves:
             hooks.save(learner)
         if validates and not last and should_stop(learner.history, config.validation.patience):
+            return
+        if notice is Notice.LEAVE:
             return
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
@@ -26,12 +29,27 @@ class Monitor:
         self._entries: list[Entry] = []
         self._step = 0
         self._stopped = ""
+        self._leave = False
+        self._said: list[str] = []
+
+    def say(self, line: str) -> None:
+        """A line for whoever watches."""
+        self._said.append(line)
 
     def log(self, entry: Entry) -> None:
         self._entries.append(entry)
 
-    def tick(self, step: int) -> None:
+    def tick(self, step: int) -> bool:
+        """Note the step; whether the workers shall save and leave."""
         self._step = step
+        return self._leave
+
+    def leave(self) -> None:
+        """Ask the workers to save a checkpoint after their step, and to end."""
+        self._leave = True
+
+    def asked_to_leave(self) -> bool:
+        return self._leave
 
     def stop(self, reason: str) -> None:
         self._stopped = reason
@@ -40,9 +58,38 @@ class Monitor:
         """Why training ended before its time, if it did."""
         return self._stopped
 
-    def read(self, after: int) -> tuple[int, list[Entry]]:
-        """The latest step, and the entries from number ``after`` on."""
-        return self._step, self._entries[after:]
+    def read(self, after: int, said: int = 0) -> tuple[int, list[Entry], list[str]]:
+        """The latest step, the entries from number ``after`` on, and the lines from number ``said`` on."""
+        return self._step, self._entries[after:], self._said[said:]
+
+
+def start_monitor() -> Any:
+    """A monitor on this process' node: what it holds is lost with its node, and without this one there is no run."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    return Monitor.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+
+
+@contextmanager
+def leaving_on_sigterm(monitor: Any) -> Iterator[None]:
+    """In here the first SIGTERM asks the workers to save and to end; the second one does what it did before."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+
+    def leave(*_: object) -> None:
+        signal.signal(signal.SIGTERM, before)
+        monitor.leave.remote()
+
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def asked_to_leave(monitor: Any) -> bool:
+    return bool(ray.get(monitor.asked_to_leave.remote()))
 
 
 class Display:
@@ -57,7 +104,7 @@ class Display:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
         self._figures: Entry = {}
-        self._seen = 0
+        self._seen = self._shown = 0
         self._step = 0
         self._began: tuple[float, int] | None = None  # time and step of the first sign of life
 
@@ -96,10 +143,13 @@ class Display:
 
     def _read(self) -> None:
         try:
-            step, entries = ray.get(self._monitor.read.remote(self._seen), timeout=5)
+            step, entries, lines = ray.get(self._monitor.read.remote(self._seen, self._shown), timeout=5)
         except (ray.exceptions.RayError, TimeoutError):
             return  # the next reading tells
         self._seen += len(entries)
+        self._shown += len(lines)
+        for line in lines:
+            self._console.print(f"{self._label}  {line}", markup=False, highlight=False, soft_wrap=True)
         for entry in entries:
             self._figures.update(entry)
             if self._on_log:

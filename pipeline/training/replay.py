@@ -1,0 +1,197 @@
+"""A step of a run again, without Ray, to see which of its episodes gave a loss that is no number.
+
+The steps from the last checkpoint before it are taken again with the same episodes, shared as the run's workers shared
+them: the gradient is the mean over the shares, as it is over workers. Then every episode of the step is looked at
+alone, with the weights that the step began with.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.batch import Batch, CoTraining, Episodes
+from pipeline.config import Config, Section, validate
+from pipeline.data.batches import Planner, to_batch
+from pipeline.data.dataset import Dataset
+from pipeline.data.episodes import AnyPlan, CoPlan, ImagePlan, Plan
+from pipeline.errors import PipelineError
+from pipeline.report.tables import text_table
+from pipeline.training.checkpoint import Damaged, load_checkpoint
+from pipeline.training.config import Count, TrainConfig
+from pipeline.training.learner import Learner, make_deterministic, seed_everything
+from pipeline.training.loop import make_planner
+from pipeline.training.runs import Run, checkpoints, find_run
+
+
+class ReplayConfig(Section):
+    """Keys of ``conf/replay.yaml``."""
+
+    run: str
+    step: Count
+    storage: str
+
+
+@dataclass(frozen=True)
+class Looked:
+    """One episode (or share of images) alone."""
+
+    number: int  # of the episode; of the first image
+    loss: float
+    gradient: float  # 2-norm over all parameters
+    classes: list[str]
+    rows: list[int]  # of the dataset
+
+    @property
+    def sound(self) -> bool:
+        return math.isfinite(self.loss) and math.isfinite(self.gradient)
+
+
+class Shares(nn.Module):
+    """The mean over the workers' shares, as ``DistributedDataParallel`` gives it; each share draws as its worker."""
+
+    def __init__(self, learner: Learner) -> None:
+        super().__init__()
+        self._learner = [learner]  # in a list, since the learner is no part of this module but holds it
+
+    def forward(self, shares: list[Batch], phase: str = "loss") -> tuple[Tensor, dict[str, Tensor]]:
+        learner, losses = self._learner[0], []
+        buffers = {name: value.clone() for name, value in learner.method.named_buffers()}
+        kept = buffers
+        for rank, share in enumerate(shares):
+            seed_everything("step", learner.config.seed, learner.step, rank)
+            for name, value in learner.method.named_buffers():
+                value.data.copy_(buffers[name])
+            losses.append(learner.method(share, phase)[0])
+            if rank == 0:  # whose running averages all workers have
+                kept = {name: value.clone() for name, value in learner.method.named_buffers()}
+        for name, value in learner.method.named_buffers():
+            value.data.copy_(kept[name])
+        return torch.stack(losses).mean(), {}
+
+
+class Replayed(Learner):
+    """A learner whose batch is the list of all workers' shares."""
+
+    def prepare_share(self, share: Batch, rank: int) -> Batch:
+        self.rank = rank  # augmentation is the worker's own
+        return super()._prepare(share)
+
+    def _prepare(self, batch: Any) -> Any:
+        if not isinstance(batch, list):
+            return super()._prepare(batch)
+        shares = [self.prepare_share(share, rank) for rank, share in enumerate(batch)]
+        if isinstance(shares[0], CoTraining):
+            return CoTraining([share.episodes for share in shares], [share.images for share in shares])  # type: ignore
+        return shares
+
+
+def replay_job(raw: Config) -> dict[str, Any]:
+    """Print what every episode of a step gives."""
+    config = validate(ReplayConfig, raw)
+    run = find_run(config.run, config.storage)
+    looked, began = replay(run, config.step)
+    rows = [
+        [
+            str(one.number),
+            f"{one.loss:.4g}",
+            f"{one.gradient:.4g}",
+            ", ".join(one.classes),
+            "" if one.sound else "no number",
+        ]
+        for one in looked
+    ]
+    print(
+        f"run {run.name}, step {config.step}, with the weights after step {config.step - 1} (from checkpoint {began})"
+    )
+    print(text_table(["episode", "loss", "gradient norm", "classes", ""], rows))
+    wrong = [one.number for one in looked if not one.sound]
+    for one in looked:
+        if not one.sound:
+            print(f"episode {one.number} is made of rows {', '.join(map(str, one.rows))} of {run.dataset['uri']}")
+    if not wrong:
+        print("every episode gives numbers when it is alone")
+    return {
+        "run": run.name,
+        "step": config.step,
+        "from": began,
+        "not_finite": wrong,
+        "episodes": [vars(o) for o in looked],
+    }
+
+
+def replay(run: Run, step: int) -> tuple[list[Looked], int]:
+    """What each episode of step ``step`` (1 is the first) gives, and the step of the checkpoint that it began with.
+
+    Raises:
+        PipelineError: the run has no such step, or its dataset is another now.
+    """
+    config = validate(TrainConfig, run.config)
+    if step > config.steps:
+        raise PipelineError(f"step={step}: run {run.name} has {config.steps} steps")
+    dataset = Dataset(config.dataset_uri)
+    if dataset.manifest.fingerprint != run.dataset["fingerprint"]:
+        raise PipelineError(f"run={run.name}: the dataset at {config.dataset_uri} has changed since the run began")
+    make_deterministic(config.cluster.threads_per_worker, config.deterministic)
+    learner = Replayed(config, run.spec)
+    learner.module = Shares(learner)
+    _restore_before(learner, run, step)
+    began, workers = learner.step, config.cluster.workers
+    planner = make_planner(config, dataset, learner.method)
+    while learner.step < step - 1:
+        learner.train_step(_shares(dataset, planner, learner.step, workers))  # type: ignore[arg-type]
+    looked = []
+    for rank in range(workers):
+        plan = planner.plan(step - 1, rank, workers)
+        for part in _episodes(plan):
+            looked.append(_look(learner, dataset, part, rank))
+    return looked, began
+
+
+def _restore_before(learner: Learner, run: Run, step: int) -> None:
+    for uri in reversed(checkpoints(run.uri)):
+        try:
+            checkpoint = load_checkpoint(uri)
+        except Damaged as error:
+            print(f"{error}; an older one is taken", flush=True)
+            continue
+        if checkpoint.step < step:
+            learner.restore(checkpoint)
+            return
+
+
+def _shares(dataset: Dataset, planner: Planner, step: int, workers: int) -> list[Batch]:
+    return [_batch(dataset, planner.plan(step, rank, workers)) for rank in range(workers)]
+
+
+def _batch(dataset: Dataset, plan: AnyPlan) -> Batch:
+    return to_batch(plan, torch.from_numpy(dataset.gather(plan.rows)), dataset.manifest.rotations)
+
+
+def _episodes(plan: AnyPlan) -> list[Plan | ImagePlan]:
+    """One by one; a share of images stays whole."""
+    if isinstance(plan, CoPlan):
+        return [*_episodes(plan.episodes), plan.images]
+    return [plan[number : number + 1] for number in range(len(plan))] if isinstance(plan, Plan) else [plan]
+
+
+def _look(learner: Replayed, dataset: Dataset, plan: Plan | ImagePlan, rank: int) -> Looked:
+    """Loss and gradient of a part of a step; the learner stays as it is."""
+    method = copy.deepcopy(learner.method).train()
+    batch = learner.prepare_share(_batch(dataset, plan), rank)
+    assert not isinstance(batch, CoTraining)
+    seed_everything("step", learner.config.seed, learner.step, rank)
+    phase = "loss" if isinstance(batch, Episodes) else method.phases[-1]
+    loss, _ = method(batch, phase)
+    loss.backward()
+    gradients = [p.grad.norm() for p in method.parameters() if p.grad is not None]
+    names, rotations = dataset.manifest.class_names, len(dataset.manifest.rotations)
+    classes = [names[int(number) // rotations] for number in np.unique(plan.classes)]
+    norm = float(torch.stack(gradients).norm()) if gradients else 0.0
+    return Looked(int(plan.numbers.reshape(-1)[0]), float(loss.detach()), norm, classes, plan.rows.reshape(-1).tolist())

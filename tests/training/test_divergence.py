@@ -1,0 +1,97 @@
+"""A loss that is no number: told with its episodes, found again by a replay; nothing of it is kept."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from pipeline.data import store
+from pipeline.data.batches import local_batches
+from pipeline.data.dataset import Dataset
+from pipeline.errors import Diverged, PipelineError
+from pipeline.model import build_preprocess
+from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.training.launch import prepare
+from pipeline.training.learner import Learner, make_deterministic
+from pipeline.training.loop import Hooks, make_planner, train
+from pipeline.training.replay import Replayed, Shares, replay, replay_job
+from pipeline.training.runs import checkpoints
+from tests.cluster.recorded import digests
+
+RECORDED = "method.name=tests.cluster.recorded.Recorded"
+
+
+@pytest.fixture
+def poisoned(small_run):
+    """Configuration of a run of 12 steps, one of whose episodes, number 26 of step 7, gives no number."""
+    raw = small_run("prototypical", "name=poisoned", RECORDED, "cluster.workers=1")
+    config, _, run = prepare(raw)
+    dataset, preprocess = Dataset(config.dataset_uri), build_preprocess(run.spec)
+    planner = make_planner(config, dataset, Learner(config, run.spec).method)
+    ((_, batch),) = local_batches(dataset, planner, 6, 1)
+    prepared = type(batch)(**{**vars(batch), "support": preprocess(batch.support), "query": preprocess(batch.query)})
+    return {**raw, "method": {**raw["method"], "poison": digests(prepared)[2]}}
+
+
+def run_here(raw: dict) -> tuple[object, object]:
+    """Train without Ray, with checkpoints in the run's folder."""
+    config, raw, run = prepare(raw)
+    record = {key: getattr(run, key) for key in ("name", "config", "spec", "dataset", "arguments")}
+    store.write_bytes(f"{run.uri}/run.json", json.dumps(record).encode())
+    make_deterministic(1, True)
+    learner, dataset = Learner(config, run.spec), Dataset(config.dataset_uri)
+    planner = make_planner(config, dataset, learner.method)
+
+    def save(learner: Learner) -> None:
+        save_checkpoint(f"{run.uri}/step_{learner.step:08d}", learner.checkpoint(run.config, run.dataset))
+
+    stream = local_batches(dataset, planner, 0, config.steps)
+    try:
+        train(learner, stream, dataset, planner.per_step, hooks=Hooks(save=save))
+    except Diverged as error:
+        return run, error
+    return run, learner
+
+
+def test_the_episodes_of_the_step_are_told_and_the_one_is_found(poisoned, capsys):
+    run, error = run_here(poisoned)
+    assert "the loss is no number in step 7, with episodes 24..27" in str(error) and "\n" not in str(error)
+    assert f"python -m jobs.replay run={run.name} step=7" in str(error)
+    kept = [load_checkpoint(uri) for uri in checkpoints(run.uri)]
+    assert [checkpoint.step for checkpoint in kept] == [4, 6]
+    assert all(torch.isfinite(value).all() for checkpoint in kept for value in checkpoint.model.values())
+    found = replay_job({"run": run.name, "storage": poisoned["storage"], "step": 7})
+    assert found["not_finite"] == [26] and found["from"] == 6
+    assert "episode 26 is made of rows" in capsys.readouterr().out
+
+
+def test_weights_that_broke_are_not_saved(small_run):
+    """With so large a step the first loss is a number and the weights after it are none."""
+    _, error = run_here(small_run("prototypical", "name=broken", "optimizer=sgd", "optimizer.lr=1e38",
+                                  "cluster.workers=1", "checkpoint.every=1"))  # fmt: skip
+    assert "the weights are no numbers" in str(error) and "step 1, with episodes 0..3" in str(error)
+
+
+@pytest.mark.parametrize("method", ["prototypical", "maml", "tadam"])
+def test_a_replay_takes_the_steps_that_the_run_took(small_run, method):
+    """From the beginning, with one worker: bit for bit."""
+    raw = small_run(method, f"name=whole-{method}", "cluster.workers=1", "augmentation.flip=true")
+    run, learner = run_here(raw)
+    config, _, _ = prepare({**raw, "name": "again"})
+    again, dataset = Replayed(config, run.spec), Dataset(config.dataset_uri)
+    again.module = Shares(again)
+    planner = make_planner(config, dataset, again.method)
+    for _, batch in local_batches(dataset, planner, 0, config.steps):
+        again.train_step([batch])
+    for (name, a), (_, b) in zip(learner.method.state_dict().items(), again.method.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
+    looked, began = replay(run, 12)
+    assert began == 8 and all(one.sound for one in looked)
+
+
+def test_a_step_that_the_run_does_not_have_is_refused(small_run):
+    run, _ = run_here(small_run("prototypical", "name=short", "cluster.workers=1"))
+    with pytest.raises(PipelineError, match="step=13: run short has 12 steps"):
+        replay(run, 13)
