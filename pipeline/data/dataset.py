@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import functools
+import logging
 import os
 import tempfile
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pipeline.data import images, shards, store
 from pipeline.data.manifest import MANIFEST_NAME, Manifest
 from pipeline.errors import PipelineError
 
+_logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ClassTable:
@@ -152,12 +154,14 @@ def _fetch(uri: str, name: str, expected: str, cache: str, fingerprint: str, att
         if target.exists():
             if shards.file_sha256(str(target)) == expected:
                 return str(target)
+            _logger.warning("shard %s is damaged in this node's cache; fetching it again", target)
             target.unlink()
         for _ in range(attempts):  # a download can end early or be altered on its way: take it again
             content = store.read_bytes(store.join(uri, name))
             if shards.sha256(content) == expected:
                 store.write_bytes(str(target), content)
                 return str(target)
+            _logger.warning("shard %s: what arrived does not have the manifest's SHA-256; fetching it again", name)
     raise PipelineError(
         f"shard {store.join(uri, name)} is damaged: {attempts} downloads did not give the manifest's SHA-256"
     )

@@ -190,6 +190,13 @@ def _resumed(raw: Config) -> tuple[TrainConfig, Config, Run]:
             stored[part][name] = raw[part][name]
     stored["storage"] = run.uri.removesuffix(f"/{run.name}")  # the folder of runs may have moved
     config = validate(TrainConfig, stored)
+    if config.cluster.workers != run.config["cluster"]["workers"]:
+        print(
+            f"run {run.name}: {config.cluster.workers} workers from here on, {run.config['cluster']['workers']} at its "
+            "beginning: every step has the same episodes, and their sums differ in the last bits; batch-norm's "
+            "statistics and augmentation's draws are each worker's own, and so are others where a run has them",
+            flush=True,
+        )
     found = read_manifest(config.dataset_uri).fingerprint
     if found != run.dataset["fingerprint"]:
         raise PipelineError(f"resume={run.name}: the dataset at {config.dataset_uri} has changed since the run began")

@@ -187,7 +187,7 @@ def _look(learner: Replayed, dataset: Dataset, plan: Plan | ImagePlan, rank: int
     batch = learner.prepare_share(_batch(dataset, plan), rank)
     assert not isinstance(batch, CoTraining)
     seed_everything("step", learner.config.seed, learner.step, rank)
-    phase = "loss" if isinstance(batch, Episodes) else method.phases[-1]
+    phase = next((name for name in method.phases if (name == "loss") == isinstance(batch, Episodes)), "loss")
     loss, _ = method(batch, phase)
     loss.backward()
     gradients = [p.grad.norm() for p in method.parameters() if p.grad is not None]

@@ -26,10 +26,11 @@ class Recorded(Prototypical):
 
     Args:
         notes: folder of the test, seen by all nodes; nothing of the run is kept there.
-        fault: what happens, where and when: ``forward``, ``all_reduce`` or ``validation``; ``all_reduce``
+        fault: what happens, where and when: ``forward``, ``all_reduce``, ``validation`` or ``memory``; ``all_reduce``
             holds one worker back so that the other waits for it, and says so in a file.
         at: the number, from 0, of the training batch (or of the validation batch) at which it happens.
         rank: the worker that it happens to.
+        pause: seconds that every training batch takes longer, for tests that need time.
         poison: the digest of an episode whose loss is no number, wherever it is met.
     """
 
@@ -40,11 +41,13 @@ class Recorded(Prototypical):
         fault: str = "",
         at: int = 0,
         rank: int = 0,
+        pause: float = 0.0,
         poison: str = "",
         **options: Any,
     ) -> None:
         super().__init__(backbone, **options)
         self.notes, self.fault, self.at, self.fault_rank, self.poison = notes, fault, at, rank, poison
+        self.pause = pause
         self.trained = self.validated = 0
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -57,8 +60,11 @@ class Recorded(Prototypical):
     def _noted(self, batch: Episodes) -> tuple[Tensor, dict[str, Tensor]]:
         number, self.trained = self.trained, self.trained + 1
         self._note(batch)
+        time.sleep(self.pause)
         if self.fault == "forward" and self._now(number):
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.fault == "memory" and number == self.at:
+            torch.empty(2**50)
         value, figures = super().loss(batch)
         if self.fault == "all_reduce" and self._now(number):
             value.register_hook(self._hold)  # runs at the start of the backward pass: the other one goes on without
