@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Protocol
@@ -150,11 +150,31 @@ def train(
     waited: Callable[[], float] = lambda: 0.0,
 ) -> None:
     """Train to the end of the stream, or until validation has not improved for ``validation.patience`` rounds."""
+    body = training(learner, dataset, per_step, workers, hooks, waited)
+    try:
+        next(body)
+        for item in stream:
+            body.send(item)
+    except StopIteration:
+        return
+
+
+def training(
+    learner: Learner,
+    dataset: Dataset,
+    per_step: int,
+    workers: Workers | None = None,
+    hooks: Hooks | None = None,
+    waited: Callable[[], float] = lambda: 0.0,
+) -> Generator[None, tuple[int, Batch], None]:
+    """What :func:`train` does, as a coroutine that is sent ``(step, batch)`` and ends when the run does: several runs
+    can share a stream."""
     config, workers, hooks = learner.config, workers or Alone(), hooks or Hooks()
     if should_stop(learner.history, config.validation.patience):
         return
     window = _Window()
-    for step, batch in stream:
+    while learner.step < config.steps:
+        step, batch = yield
         if step != learner.step:
             raise RuntimeError(f"the stream is at step {step}, the learner at {learner.step}")
         window.add(learner.train_step(batch))
