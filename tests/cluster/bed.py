@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from pipeline.training.checkpoint import Checkpoint, load_checkpoint
 from pipeline.training.launch import launch, prepare
 from pipeline.training.runs import Run, checkpoints
 from tests.cluster.consumed import Group, check_once, planned, read_groups
-from tests.cluster.nodes import BUCKET, WORKER_CPUS, Nodes, ObjectStore
+from tests.cluster.nodes import BUCKET, WORKER_CPUS, Nodes, ObjectStore, workers_of
 
 STEPS, TASKS = 40, 4
 SMALL = [
@@ -38,12 +39,15 @@ class Bed:
     references: dict[int, tuple[Checkpoint, float]] = field(default_factory=dict)
     plan: dict[str, int] = field(default_factory=dict)
 
-    def config(self, name: str, *overrides: str) -> Config:
-        """A run of this name, from the store and to the store."""
+    def overrides(self, name: str, *more: str) -> list[str]:
+        """The arguments of a run of this name, from the store and to the store."""
         notes = self.notes / name
         notes.mkdir(exist_ok=True)
         place = [f"data.root=s3://{BUCKET}/datasets", "data.name=glyphs", f"storage=s3://{BUCKET}/runs"]
-        return compose("train", [*SMALL, *place, f"name={name}", f"+method.notes={notes}", *overrides])
+        return [*SMALL, *place, f"name={name}", f"+method.notes={notes}", *more]
+
+    def config(self, name: str, *overrides: str) -> Config:
+        return compose("train", self.overrides(name, *overrides))
 
     def train(self, name: str, *overrides: str) -> tuple[Run, float]:
         """Train to the end in this process' cluster; the run and its seconds."""
@@ -62,10 +66,52 @@ class Bed:
             self.references[workers] = final(run), seconds
         return self.references[workers]
 
-    def groups(self, name: str) -> list[Group]:
+    def episodes(self) -> dict[str, int]:
+        """Every episode of the plan: digest -> number."""
         if not self.plan:
             self.plan = planned(self.config("plan"), self.datasets)
-        return read_groups(self.notes / name, self.plan, TASKS)
+        return self.plan
+
+    def groups(self, name: str) -> list[Group]:
+        return read_groups(self.notes / name, self.episodes(), TASKS)
+
+    def notes_of(self, name: str) -> list[tuple[int, list[dict[str, Any]]]]:
+        """What every process of the run has noted so far, latest process last: its id and its lines."""
+        found = []
+        for file in (self.notes / name).glob("*.jsonl"):
+            lines = [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")]
+            if lines:
+                found.append((int(file.stem.rpartition("-")[2]), lines))
+        return sorted(found, key=lambda item: item[1][0]["time"])
+
+    def taken(self, name: str) -> int:
+        """The most training batches that one process has been given."""
+        return max((len(lines) for _, lines in self.notes_of(name)), default=0)
+
+    def starts(self, name: str) -> set[str]:
+        """The starts of the worker group that came to training."""
+        return {lines[0]["group"] for _, lines in self.notes_of(name)}
+
+    def pid(self, name: str, rank: int) -> int:
+        """The latest process of a rank."""
+        return [pid for pid, lines in self.notes_of(name) if lines[0]["rank"] == rank][-1]
+
+    def node_of(self, name: str, rank: int) -> Any:
+        """The node on which the latest process of a rank runs."""
+        pid = self.pid(name, rank)
+        return next(node for node in self.nodes.nodes if pid in {worker.pid for worker in workers_of(node)})
+
+    def saved_between(self, name: str) -> list[int]:
+        """Steps with a checkpoint that is due to nothing but a notice."""
+        steps = [int(uri.rpartition("_")[2]) for uri in checkpoints(f"s3://{BUCKET}/runs/{name}")]
+        return [step for step in steps if step % 10]
+
+    def cached_shards(self) -> list[Path]:
+        return [path for path in self.nodes.folder.glob("*/cache/*/shard-*.arrow")]
+
+    def forget_shards(self) -> None:
+        for shard in self.cached_shards():
+            shard.unlink()
 
     def check(self, run: Run, workers: int = 2, starts: int = 2) -> float:
         """The run ended with the untouched run's bits, from every episode once a step; the untouched run's seconds."""

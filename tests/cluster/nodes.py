@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -111,25 +112,58 @@ class Nodes:
         )
 
     def add(self, **environment: str) -> Any:
-        self.started += 1
-        node = self.cluster.add_node(
-            num_cpus=NODE_CPUS,
-            object_store_memory=120 * 2**20,
-            env_vars=self._local(f"node{self.started}") | environment,
-        )
-        self.nodes.append(node)
-        return node
+        """A node, which on a busy machine may take several tries: Ray gives each of them half a minute."""
+        for last in (False, False, True):
+            self.started += 1
+            local = self._local(f"node{self.started}")
+            try:
+                node = self.cluster.add_node(
+                    num_cpus=NODE_CPUS, object_store_memory=120 * 2**20, env_vars=local | environment
+                )
+            except Exception:
+                end_all(local["TMPDIR"])
+                if last:
+                    raise
+            else:
+                self.nodes.append(node)
+                return node
+        raise AssertionError
 
     def kill(self, node: Any) -> None:
         """The machine is gone: every process of the node gets SIGKILL at once."""
-        raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-        for process in [raylet, *raylet.children(recursive=True)]:
-            process.kill()
+        end_all(node._ray_params.env_vars["TMPDIR"])
         self.cluster.remove_node(node, allow_graceful=False)
         self.nodes.remove(node)
 
+    def drain(self, node: Any, seconds: float) -> None:
+        """Tell Ray that the node will be reclaimed, as ``ray drain-node`` does."""
+        reason = 2  # DRAIN_NODE_REASON_PREEMPTION
+        deadline = int((time.time() + seconds) * 1000)
+        client = ray._raylet.GcsClient(address=self.cluster.address)
+        accepted, why = client.drain_node(node.node_id, reason, "reclaimed by a test", deadline)
+        assert accepted, why
+
+    @contextmanager
+    def frozen(self, node: Any) -> Iterator[None]:
+        """Every process of the node stands still."""
+        raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+        processes = [raylet, *raylet.children(recursive=True)]
+        for process in processes:
+            process.suspend()
+        try:
+            yield
+        finally:
+            for process in processes:
+                with suppress(psutil.NoSuchProcess):
+                    process.resume()
+
+    def alive(self, node: Any) -> bool:
+        return any(entry["Alive"] for entry in ray.nodes() if entry["NodeID"] == node.node_id)
+
     def replace(self, wanted: int) -> None:
         """As many nodes as a test begins with."""
+        for extra in self.nodes[wanted:]:
+            self.kill(extra)
         while len(self.nodes) < wanted:
             self.add()
 
@@ -140,6 +174,7 @@ class Nodes:
     def stop(self) -> None:
         ray.shutdown()
         self.cluster.shutdown()
+        end_all(str(self.folder))
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _local(self, name: str) -> dict[str, str]:
@@ -147,6 +182,15 @@ class Nodes:
         for place in places.values():
             place.mkdir(parents=True)
         return {**self.environment, **{key: str(place) for key, place in places.items()}}
+
+
+def end_all(temporary: str) -> None:
+    """SIGKILL to every process whose temporary folder is this one or within it."""
+    wanted = f"TMPDIR={temporary}".encode()
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if any(part.startswith(wanted) for part in (entry / "environ").read_bytes().split(b"\0")):
+                os.kill(int(entry.name), signal.SIGKILL)
 
 
 def workers_of(node: Any) -> list[psutil.Process]:
