@@ -10,10 +10,10 @@ RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 PIP := $(RUN) -m pip --quiet --quiet --disable-pip-version-check install --constraint constraints.txt
 
-.PHONY: help install train test test-all lint clean
+.PHONY: help install train test test-all test-faults lint clean
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 install: $(INSTALLED) ## make .venv with the pinned versions (done once; about two minutes)
 
@@ -36,6 +36,9 @@ test: install lint ## lint, types and the default tests
 
 test-all: install lint ## the same with the slow tests
 	@$(RUN) -m pytest -q -m ""
+
+test-faults: install ## what is done to a training on several nodes, and what it costs: a table (about half an hour)
+	@$(RUN) -m tests.cluster.faults
 
 lint: install ## ruff and mypy
 	@$(VENV)/bin/ruff check .

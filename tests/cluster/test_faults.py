@@ -33,7 +33,7 @@ from tests.cluster.nodes import BUCKET, ROOT, Nodes, environment_for, object_sto
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(600)]
 
-Says = Callable[[str, str, float, float], None]
+Says = Callable[[str, str, float, float | None], None]
 RUNS = f"s3://{BUCKET}/runs"
 SAME = "same weights, bit for bit; every episode once"
 PATIENT = 240  # seconds to wait for a state of a run on a busy machine
@@ -70,8 +70,9 @@ def bed(whole_bed: Bed) -> Iterator[Bed]:
 def says(record_property: Callable[[str, object], None]) -> Says:
     """Put a line into the table of faults."""
 
-    def note(fault: str, outcome: str, seconds: float, untouched: float) -> None:
-        record_property("fault", {"fault": fault, "outcome": outcome, "seconds": seconds, "lost": seconds - untouched})
+    def note(fault: str, outcome: str, seconds: float, untouched: float | None) -> None:
+        lost = None if untouched is None else seconds - untouched
+        record_property("fault", {"fault": fault, "outcome": outcome, "seconds": seconds, "lost": lost})
 
     return note
 
@@ -161,7 +162,7 @@ def test_a_shard_that_is_damaged_in_the_store_is_refused_by_name(bed: Bed, says:
         bed.train("shard-broken", "cluster.restarts=0")
     assert "\n" not in str(error.value)
     assert bed.taken("shard-broken") == 0, "nothing was trained on it"
-    says("shard damaged in the store", "refused by name; no step taken", time.monotonic() - began, 0)
+    says("shard damaged in the store", "refused by name; no step taken", time.monotonic() - began, None)
 
 
 def test_a_shard_that_is_damaged_in_a_nodes_cache_is_fetched_again(bed: Bed, says: Says) -> None:
@@ -212,7 +213,7 @@ def test_a_loss_that_is_no_number(bed: Bed, says: Says) -> None:
     assert all(torch.isfinite(value).all() for value in kept[-1].model.values())
     found = replay_job({"run": "poisoned", "storage": RUNS, "step": 24})
     assert found["not_finite"] == [93] and found["from"] == 20
-    says("loss is no number", "stopped; checkpoint of step 20 kept; episode 93 found by jobs.replay", seconds, 0)
+    says("loss is no number", "stopped; checkpoint of step 20 kept; episode 93 found by jobs.replay", seconds, None)
 
 
 # 3. Notices
@@ -378,7 +379,7 @@ def test_another_number_of_workers_after_the_restart(
         torch.testing.assert_close(b.model[key], value, rtol=1e-5, atol=1e-7, msg=key)
         largest = max(largest, float((b.model[key] - value).abs().max()))
     outcome = f"same episodes a step; weights differ by at most {largest:.1e}"
-    says(f"{after} instead of {before} workers after the restart", outcome, time.monotonic() - began, 0)
+    says(f"{after} instead of {before} workers after the restart", outcome, time.monotonic() - began, None)
 
 
 # 5. What is full
@@ -411,7 +412,7 @@ def test_a_full_disk(bed: Bed, says: Says, folder: str, knob: str) -> None:
     resume(bed, name)
     config = prepare(compose("train", [f"resume={name}", f"storage={RUNS}", "tracking=none"]))
     assert_same(bed.reference()[0], final(config[2]))
-    says(f"disk full ({folder})", "one line that names the knob; resumed: same weights", time.monotonic() - began, 0)
+    says(f"disk full ({folder})", "one line that names the knob; resumed: same weights", time.monotonic() - began, None)
 
 
 def test_a_full_object_store(bed: Bed, says: Says) -> None:
@@ -436,7 +437,7 @@ def test_a_worker_without_memory(bed: Bed, says: Says) -> None:
     with pytest.raises(PipelineError, match="out of memory: lower train.tasks") as error:
         bed.train("memory", "+method.fault=memory", "+method.at=3", "cluster.restarts=0")
     assert "\n" not in str(error.value)
-    says("worker out of memory", "one line that names the knob", time.monotonic() - began, 0)
+    says("worker out of memory", "one line that names the knob", time.monotonic() - began, None)
 
 
 def test_a_worker_that_ray_ends_for_want_of_memory(bed: Bed, says: Says) -> None:
@@ -448,7 +449,7 @@ def test_a_worker_that_ray_ends_for_want_of_memory(bed: Bed, says: Says) -> None
             bed.train("memory-monitor", "cluster.workers=3", "train.tasks=3", "cluster.restarts=0", "+method.pause=1")
     finally:
         bed.nodes.kill(node)
-    says("worker ended by Ray for want of memory", "one line that names the knob", time.monotonic() - began, 0)
+    says("worker ended by Ray for want of memory", "one line that names the knob", time.monotonic() - began, None)
 
 
 def test_what_a_full_object_store_says(bed: Bed) -> None:
