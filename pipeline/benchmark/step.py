@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import torch
@@ -18,7 +19,7 @@ SIDES = ("training step", "forward and backward")
 
 
 def method_steps(method: Method, shape: made.Shape, steps: int, **form: int) -> Iterator[float]:
-    """Seconds a step of a method: forward, backward and Adam, on a batch that is there already."""
+    """CPU seconds a step of a method, on one thread: forward, backward and Adam, on a batch that is there already."""
     batch = made.episodes(shape=shape, **form)
     optimizer = torch.optim.Adam(method.parameters(), lr=1e-3)
     method.train()
@@ -29,7 +30,7 @@ def method_steps(method: Method, shape: made.Shape, steps: int, **form: int) -> 
         loss.backward()
         optimizer.step()
 
-    return repeatedly(step, steps)
+    return repeatedly(step, steps, time.process_time)
 
 
 def prototypical_steps(steps: int, tasks: int = 1) -> Iterator[float]:
@@ -41,7 +42,7 @@ def backbone_steps(steps: int, images: int = 400) -> Iterator[float]:
     """Seconds a pass of the backbone alone over the images of one such step."""
     backbone = made.model("prototypical", made.OMNIGLOT, way=20).backbone
     pixels = torch.rand(images, *made.OMNIGLOT)
-    return repeatedly(lambda: forward_backward(backbone, pixels), steps)
+    return repeatedly(lambda: forward_backward(backbone, pixels), steps, time.process_time)
 
 
 def meta_lstm_steps(steps: int) -> Iterator[float]:
@@ -55,7 +56,7 @@ def meta_lstm_loop(steps: int) -> Iterator[float]:
     form = LoopForm(width=32, way=5, updates=8)
     batch = made.episodes(1, made.MINI_IMAGENET, way=5, shot=5, query=15)
     task = (batch.support[0], batch.support_labels[0], batch.query[0], batch.query_labels[0])
-    return repeatedly(lambda: form.episode(*task), steps)
+    return repeatedly(lambda: form.episode(*task), steps, time.process_time)
 
 
 @row("step")
@@ -67,7 +68,7 @@ def step_limit(bench: Bench) -> Iterator[Finding]:
     found = {name: [1e3 * value for value in values] for name, values in found.items()}
     yield ratio(
         "prototypical step, 20-way 5-shot 15-query, Conv-4-64, against the backbone's forward and backward alone",
-        found, SIDES, "ms",
+        found, SIDES, "CPU ms",
     )  # fmt: skip
 
 
@@ -79,6 +80,6 @@ def meta_lstm(bench: Bench) -> Iterator[Finding]:
         found = interleaved({"loop form": loop, "method=meta_lstm": ours}, bench.repetitions)
     yield ratio(
         "meta-LSTM training episode, 84x84x3 5-way 5-shot, 8 updates, against the public PyTorch port's loop form",
-        found, ("loop form", "method=meta_lstm"), "s", least=3,
+        found, ("loop form", "method=meta_lstm"), "CPU s", least=3,
         note="the port's computation is written down in pipeline/benchmark/lstm_loop.py",
     )  # fmt: skip

@@ -73,18 +73,18 @@ def draw(shot: int, seed: int) -> Tasks:
 
 
 def step(head: Head, tasks: Tasks) -> tuple[float, Tensor]:
-    """Milliseconds of a forward and backward pass, and the gradient of the support."""
+    """CPU milliseconds of a forward and backward pass, and the gradient of the support."""
     support, labels, query, query_labels = tasks
     support, query = support.clone().requires_grad_(), query.clone().requires_grad_()
-    start = time.perf_counter()
+    start = time.process_time()
     F.cross_entropy(head(support, labels, query).flatten(0, 1), query_labels.flatten()).backward()
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     assert support.grad is not None
     return 1e3 * seconds, support.grad
 
 
 def rounds(shot: int, ours: str, *others: str) -> Iterator[dict[str, tuple[float, float]]]:
-    """Milliseconds of every head on the same tasks, one after the other, and the error of the support's gradient.
+    """CPU milliseconds of every head on the same tasks, one after the other, and the error of the support's gradient.
 
     The error is against this project's head in float64, which is exact.
     """
@@ -110,7 +110,7 @@ def _compare(bench: Bench, what: str, least: float, shot: int, ours: str, *other
         apart()  # warms up
         found = [apart() for _ in range(4 * bench.repetitions)]
     times, errors = ({name: [r[name][part] for r in found] for name in (ours, *others)} for part in (0, 1))
-    yield ratio(what, times, (others[0], ours), "ms", least=least)
+    yield ratio(what, times, (others[0], ours), "CPU ms", least=least)
     yield ratio(f"{what}: error of the gradient", errors, (ours, others[0]), "of its norm", most=1)
 
 
