@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from pipeline.benchmark.table import markdown as benchmark_table
 from pipeline.errors import PipelineError
 from pipeline.inference.files import write_atomic
 from pipeline.report import findings, reproduction
@@ -110,6 +111,8 @@ def render(name: str) -> str:
         job = "jobs.evaluate run=..." if kind is None else f"jobs.report {kind} runs=[...]"
         raise PipelineError(f"no measurement {path}: make it with {job} record={path.name}")
     measured = json.loads(path.read_text())
+    if measured["protocol"] == "benchmark":
+        return benchmark_table(measured)
     if measured["protocol"] in COMPARISONS:
         return _comparison(measured)
     table = _joint(measured) if measured["protocol"] == "generalized" else _episodic(measured)
