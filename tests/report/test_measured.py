@@ -24,6 +24,9 @@ def test_the_readme_is_up_to_date():
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.json")), ids=lambda path: path.stem)
 def test_measured_files_hold_all_it_takes_to_measure_again(path):
     content = json.loads(path.read_text())
+    if content["protocol"] == "benchmark":  # of no run
+        assert content["rows"] and content["machine"] and content["command"] in render(path.stem)
+        return
     runs = content.get("runs", [content])  # a comparison has several
     for part in (content, *runs):
         assert "/" not in part["command"].replace("s3://", ""), "a path of the machine it ran on"
