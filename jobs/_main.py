@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from pipeline.config import Config, compose, help_text
+from pipeline.credentials import refuse_logins, split_login
 from pipeline.errors import PipelineError, Stopped
 
 INPUT_ERROR = 2
@@ -43,7 +45,10 @@ def run(
         arguments[0] = f"{word}={arguments[0]}"
     try:
         with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
-            summary = function(compose(job, arguments))
+            split_login(os.environ)
+            config = compose(job, arguments)
+            refuse_logins(arguments, config)
+            summary = function(config)
     except Stopped as stop:
         print(stop, file=sys.stderr)
         sys.exit(TERMINATED)
