@@ -18,9 +18,11 @@ from pipeline.evaluation.generalized import JointQuestion, JointResult, evaluate
 from pipeline.evaluation.one_shot_runs import HUMAN_ERROR, OneShotResult, evaluate_one_shot_runs
 from pipeline.evaluation.statistics import paired
 from pipeline.inference.calibration import calibrate, class_images
+from pipeline.methods.base import Method
 from pipeline.model import build_model, build_preprocess
+from pipeline.nets.preprocess import Preprocess
 from pipeline.registry.masking import mask_argument
-from pipeline.registry.publish import CALIBRATION, EVALUATION, REPORT, publish
+from pipeline.registry.publish import CALIBRATION, EVALUATION, REPORT, evaluation_of, publish
 from pipeline.registry.tracker import Tracker
 from pipeline.registry.tracking import check_tracking
 from pipeline.registry.versions import pull, register_run, set_alias
@@ -80,6 +82,8 @@ def register(run_uri: str, config: TrainConfig) -> dict[str, Any]:
 def evaluate_job(raw: Config) -> dict[str, Any]:
     """Measure a run or a registered model; compare it with another on the same episodes."""
     config = validate(EvaluateConfig, raw)
+    if config.publish and (config.run is None or config.protocol != "episodic" or config.dataset is not None):
+        raise PipelineError("publish=true adds episodic figures on a run's own dataset: give run=NAME, no dataset")
     if (config.run is None) == (config.model is None):
         raise PipelineError("give one of run=NAME and model=models:/NAME@ALIAS; see: python -m jobs.evaluate --help")
     model, run = _subject(config.run or config.model or "", config)
@@ -107,6 +111,8 @@ def evaluate_job(raw: Config) -> dict[str, Any]:
         checkpoint = load_checkpoint(best_checkpoint(run.uri))
         record(config.record, run, checkpoint, results, config.protocol, summary.get("comparison"))
         print(f"recorded in {config.record}")
+    if config.publish and run is not None:
+        _publish_evaluation(config, model, run, summary)
     return summary
 
 
@@ -246,12 +252,37 @@ def _evaluate_run(config: TrainConfig, run: Run, model: Model) -> list[dict[str,
         _write_report(run, CALIBRATION, json.dumps(calibration.to_dict(), indent=1).encode())
     for name, content in draw_pictures(method, preprocess, dataset, how.split, trained).items():
         _write_report(run, name, content)
+    _write_card(run, method, preprocess, dataset, questions[0], measured[0][1][0].accuracies)
+    return results
+
+
+def _publish_evaluation(config: EvaluateConfig, model: Model, run: Run, summary: dict[str, Any]) -> None:
+    """Figures and model card into the run's report, beside or instead of what is there, and to the tracking store."""
+    mine = [entry for entry in summary["results"] if entry["model"] == model.label]
+    known = {(entry["split"], entry["way"], entry["shot"]): entry for entry in evaluation_of(run)}
+    for entry in mine:
+        figures = {key: value for key, value in entry.items() if key != "accuracies"}
+        known[entry["split"], entry["way"], entry["shot"]] = figures
+    _write_report(run, EVALUATION, json.dumps(list(known.values()), indent=1).encode())
+    method, preprocess = build_model(model.spec), build_preprocess(model.spec)
+    if model.weights is not None:
+        method.load_state_dict(model.weights)
+    question = Question(
+        str(model.dataset), config.split, config.way[0], config.shot[0], config.query, config.episodes, config.seed
+    )
+    accuracies = np.asarray(mine[0]["accuracies"])
+    _write_card(run, method, preprocess, Dataset(str(model.dataset), verify=False), question, accuracies)
+    published = publish(run.uri, config.tracking)
+    print(f"published in MLflow run {published.run_id}; for its model's tags: python -m jobs.register run={run.name}")
+
+
+def _write_card(
+    run: Run, method: Method, preprocess: Preprocess, dataset: Dataset, question: Question, accuracies: np.ndarray
+) -> None:
     origin: dict[str, Any] = {"run": run.name, "step": load_checkpoint(best_checkpoint(run.uri)).step}
     origin["arguments"] = [mask_argument(argument) for argument in run.arguments]
-    card = draw_card(method, preprocess, dataset, questions[0], measured[0][1][0].accuracies, origin)
-    for name, content in card.items():
+    for name, content in draw_card(method, preprocess, dataset, question, accuracies, origin).items():
         _write_report(run, name, content)
-    return results
 
 
 def _write_report(run: Run, name: str, content: bytes) -> None:

@@ -46,5 +46,6 @@ class EvaluateConfig(Section):
     fine_tune: FineTune | None
     output: str | None
     record: str | None
+    publish: bool
     cluster: Cluster
     tracking: dict[str, Any]

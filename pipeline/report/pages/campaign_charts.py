@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +15,13 @@ from pipeline.report.pages.svg import Drawing, Scale, series, spread
 
 STATUS = {"finished": "good", "stopped": "warn", "failed": "bad"}
 WIDE, HEAT = 760.0, 10
+
+
+def value_text(value: Any) -> str:
+    """As it stands on a command line."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def is_number(value: Any) -> bool:
@@ -129,6 +137,10 @@ def trials_over_time(trials: Sequence[Trial], select: str) -> Markup:
         tip = f"{_who(trial)}: {percent_text(score)}, {trial.status}"
         drawing.marker(x, up(score), f"s-{STATUS.get(trial.status, 'faint')}", _shape(trial), tip)
     drawing.path([(x, up(score)) for x, score in best], "ink thin")
+    ticks = across.ticks(6)
+    for tick in ticks:
+        drawing.line(across(tick), TOP + upper + 16, across(tick), height - BOTTOM, "grid")
+        drawing.text(across(tick), height - BOTTOM + 16, f"{tick:g}", "tick", "middle")
     for row, trial in enumerate(begun):
         y = TOP + upper + 20 + step * row
         x1, x2 = (across((at - start) / unit) for at in (trial.began, trial.ended or trial.began))
@@ -136,11 +148,7 @@ def trials_over_time(trials: Sequence[Trial], select: str) -> Markup:
         drawing.bar(x1, y, max(2.0, x2 - x1), step - 5, f"b-{STATUS.get(trial.status, 'faint')}", tip)
         drawing.text(left - 6, y + 10, short(_who(trial), 15), "tick", "end")
         if trial.status != "finished":
-            drawing.text(x2 + 5, y + 10, short(f"{trial.status} at step {trial.step:,}", 28), "tick")
-    ticks = across.ticks(6)
-    for tick in ticks:
-        drawing.line(across(tick), TOP + upper + 16, across(tick), height - BOTTOM, "grid")
-        drawing.text(across(tick), height - BOTTOM + 16, f"{tick:g}", "tick", "middle")
+            drawing.text(x2 + 5, y + 10, short(f"{trial.status} at step {trial.step:,}", 28), "tick halo")
     drawing.text((left + WIDE - 150) / 2, height - 6, f"{name} since the campaign began", "name", "middle")
     return drawing.svg()
 
@@ -156,10 +164,10 @@ def _shape(trial: Trial) -> int:
 def _axis(dimension: Dimension, values: Sequence[Any], frame: Scale) -> tuple[Any, list[tuple[float, str]]]:
     """From a value to its height (None: it has no place), and the labels of the axis."""
     if dimension.choices is not None:
-        names = [str(choice) for choice in dimension.choices]
+        names = [value_text(choice) for choice in dimension.choices]
         gap = (frame.end - frame.start) / max(1, len(names))
         places = {name: frame.start + gap * (number + 0.5) for number, name in enumerate(names)}
-        return (lambda value: places.get(str(value))), [(y, name) for name, y in places.items()]
+        return (lambda value: places.get(value_text(value))), [(y, name) for name, y in places.items()]
     numbers = [float(v) for v in [*values, dimension.low, dimension.high] if is_number(v)]
     low, high = spread(numbers, dimension.log, 0.0)
     scale = Scale(low, high, frame.start, frame.end, dimension.log)

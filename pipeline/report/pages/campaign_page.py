@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -121,7 +120,7 @@ def _plots(
             (k for k, d in space.items() if d.choices is not None and len({str(t.values.get(k)) for t in mine}) > 1),
             None,
         )
-        groups = {t.number: f"{_last(colour)} {_text(t.values.get(colour))}" if colour else "trials" for t in mine}
+        groups = {t.number: _group(colour, t) for t in mine}
         drawn = charts.accuracy_over(key, dimension, mine, select, groups, default, finalists)
         rows = [
             [
@@ -138,6 +137,10 @@ def _plots(
         )
         out.append({"key": key, "plot": drawn, "table": table})
     return out
+
+
+def _group(key: str | None, trial: Trial) -> str:
+    return f"{_last(key)} {charts.value_text(trial.values.get(key))}" if key else "trials"
 
 
 def _trials(records: Sequence[Trial], space: dict[str, Dimension], select: str, best: Best | None) -> Table:
@@ -180,7 +183,7 @@ def _finalists(finalists: Sequence[Finalist]) -> Table | None:
             number(f.number, "d", note="default" if f.default else ""),
             share(f.accuracy, f.interval),
             Cell(" ".join(f"{100 * value:.2f}" for value in f.by_seed)),
-            Cell(" ".join(f"{_last(k)}={_text(v)}" for k, v in f.values.items()), code=True),
+            Cell(" ".join(f"{_last(k)}={charts.value_text(v)}" for k, v in f.values.items()), code=True),
         ]
         for f in finalists
     ]
@@ -191,7 +194,7 @@ def _finalists(finalists: Sequence[Finalist]) -> Table | None:
 def _space_table(space: dict[str, Dimension]) -> Table:
     rows = []
     for key, d in space.items():
-        kind = "one of " + ", ".join(map(_text, d.choices or []))
+        kind = "one of " + ", ".join(map(charts.value_text, d.choices or []))
         if d.low is not None and d.high is not None:
             kind = f"{d.low:g} to {d.high:g}{', logarithmic' if d.log else ''}"
         rows.append([Cell(key, code=True), Cell(kind)])
@@ -199,17 +202,11 @@ def _space_table(space: dict[str, Dimension]) -> Table:
 
 
 def _values(values: dict[str, Any]) -> list[tuple[str, str]]:
-    return [(key, _text(value)) for key, value in values.items()]
+    return [(key, charts.value_text(value)) for key, value in values.items()]
 
 
 def _value(value: Any) -> Cell:
-    return number(float(value), ".4g") if charts.is_number(value) else Cell(_text(value))
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return value if isinstance(value, str) else json.dumps(value)
+    return number(float(value), ".4g") if charts.is_number(value) else Cell(charts.value_text(value))
 
 
 def _last(key: str | None) -> str:

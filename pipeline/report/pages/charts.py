@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from pipeline.report.pages.svg import Drawing, Scale, series, spread
 
-WIDTH, LEFT, RIGHT, TOP, BOTTOM = 460.0, 52.0, 14.0, 12.0, 40.0
+WIDTH, LEFT, RIGHT, TOP, BOTTOM = 460.0, 52.0, 14.0, 24.0, 40.0
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,14 @@ def intervals(marks: Sequence[Mark], title: str) -> Markup:
     """A row a figure, best first; a diamond is the published figure."""
     marks = sorted(marks, key=lambda mark: -mark.value)
     left, step = 150.0, 24.0
-    drawing = Drawing(WIDTH, TOP + step * len(marks) + BOTTOM, title)
+    drawing = Drawing(WIDTH, 6.0 + step * len(marks) + BOTTOM, title)
     ends = [m.value + sign * (m.interval or 0.0) for m in marks for sign in (-1, 1)]
     low, high = spread([*ends, *(m.paper for m in marks if m.paper is not None)])
     scale = Scale(max(0.0, low), min(1.0, high), left, WIDTH - RIGHT)
-    bottom = TOP + step * len(marks)
-    _bottom_axis(drawing, scale, bottom, "accuracy", TOP)
+    bottom = 6.0 + step * len(marks)
+    _bottom_axis(drawing, scale, bottom, "accuracy", 6.0)
     for row, mark in enumerate(marks):
-        y = TOP + step * (row + 0.5)
+        y = 6.0 + step * (row + 0.5)
         drawing.text(left - 8, y + 4, short(mark.label, 22), "label", "end")
         half = mark.interval or 0.0
         drawing.line(
@@ -91,11 +91,11 @@ def by_shot(lines: Sequence[Line], title: str) -> Markup:
 
 def curve(line: Line, loss: Sequence[tuple[float, float]], title: str) -> Markup:
     """Validation accuracy with its interval over the steps, and under it the training loss."""
-    upper, lower = 170.0, 90.0
-    drawing = Drawing(WIDTH, TOP + upper + 18 + lower + BOTTOM, title)
+    upper, gap, lower = 170.0, 34.0, 90.0
+    drawing = Drawing(WIDTH, TOP + upper + gap + lower + BOTTOM, title)
     steps = [x for x, _, _ in line.points] + [x for x, _ in loss]
     across = Scale(min(steps, default=0.0), max(steps, default=1.0), LEFT, WIDTH - RIGHT)
-    bottom = TOP + upper + 18 + lower
+    bottom = TOP + upper + gap + lower
     low, high = spread([y + sign * half for _, y, half in line.points for sign in (-1, 1)])
     scale = Scale(max(0.0, low), min(1.0, high), TOP + upper, TOP)
     left_axis(drawing, scale, LEFT, WIDTH - RIGHT, "validation accuracy")
@@ -190,7 +190,8 @@ def left_axis(
     for tick, text in zip(ticks, labels(ticks, percent), strict=True):
         drawing.line(left, scale(tick), right, scale(tick), "grid")
         drawing.text(left - 6, scale(tick) + 4, text, "tick", "end")
-    drawing.text(left + 4, scale(scale.high) + 10, name, "name")
+    if name:
+        drawing.text(2, scale(scale.high) - 11, name, "name")
 
 
 def _bottom_axis(drawing: Drawing, scale: Scale, y: float, name: str, top: float) -> None:

@@ -67,7 +67,8 @@ def model_context(model: Registered, files: Files) -> dict[str, Any]:
         "missing": [],
     }
     if version is None or version.run is None:
-        context["missing"].append("its run is no longer in the tracking store, and with it all but the versions below")
+        gone = "its run is no longer in the tracking store, and with it all but the versions below"
+        context["missing"].append((gone, ""))
         return context
     run_id = version.run.info.run_id
     params = parameters(version.run)
@@ -84,12 +85,11 @@ def model_context(model: Registered, files: Files) -> dict[str, Any]:
         context["card"] = _card(card, Sheet(files.read(run_id, f"{REPORT}/{SHEET}"), card.tiles))
         step = version.entity.tags.get("step")
         if step is not None and step != str(card.step):
-            context["missing"].append(f"the sections on mistakes are of the same run's step {card.step}, not of {step}")
+            other = f"the mistakes of this version; those below are of the same run at step {card.step}, not {step}"
+            context["missing"].append((other, ""))
     else:
-        context["missing"].append(
-            "confusion, reliability, projection and failed episodes: the run was evaluated without them; add them with "
-            f"python -m jobs.evaluate run={context['run']} publish=true"
-        )
+        parts = "confusion, reliability, projection and failed episodes; add them with"
+        context["missing"].append((parts, f"python -m jobs.evaluate run={context['run']} publish=true"))
     return context
 
 

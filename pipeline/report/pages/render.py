@@ -46,7 +46,7 @@ def render(template: str, **context: Any) -> bytes:
 def file_name(kind: str, name: str) -> str:
     """``model-NAME.html``: of any name a plain one, and of different names different ones."""
     plain = re.sub(r"[^a-z0-9_]+", "-", name.lower()).strip("-")[:60]
-    if plain != name:
+    if plain != name or not plain or re.search(r"-[0-9a-f]{8}$", plain):
         plain = f"{plain or 'name'}-{hashlib.sha256(name.encode('utf-8', 'replace')).hexdigest()[:8]}"
     return f"{kind}-{plain}.html"
 
