@@ -119,6 +119,12 @@ def list_names(uri: str) -> list[str]:
     return asking(uri, lambda: sorted(info.base_name for info in fs.get_file_info(selector)))
 
 
+def remove(uri: str) -> None:
+    """Delete a folder with all that is in it."""
+    fs, path = open_store(uri)
+    asking(uri, lambda: fs.delete_dir(path))
+
+
 def rename(uri: str, name: str) -> None:
     """Give a file another name in its folder."""
     fs, path = open_store(uri)

@@ -64,6 +64,7 @@ class CampaignConfig(Section):
     search: Search
     scheduler: Scheduler
     finalists: Finalists
+    together: Count
     cpus_per_trial: Positive | None
     gpus_per_trial: Positive | None
     concurrent: Count | None

@@ -20,6 +20,7 @@ from pipeline.search.feed import refreshed
 from pipeline.search.finalists import Verdict, choose, judge, measure
 from pipeline.search.halving import BRACKETS, Halving
 from pipeline.search.ledger import LEDGER_FILE, Ledger, Record
+from pipeline.search.packs import check_packs, run_packs
 from pipeline.search.plans import FinalPlan, SearchPlan
 from pipeline.search.plots import draw_campaign
 from pipeline.search.population import Generations, PopulationPlan
@@ -34,6 +35,7 @@ NOTHING = 3  # exit code: not one trial finished
 def tune(raw: Config) -> dict[str, Any]:
     """Run a campaign, or go on with one that was interrupted, to its best configuration."""
     campaign = begin(raw)
+    check_packs(campaign)
     check_tracking(campaign.config.tracking)
     start_ray(campaign.train.cluster)
     check_resources(campaign.train.cluster)
@@ -67,7 +69,10 @@ def _search(campaign: Campaign, ledger: Ledger, delivery: Delivery) -> None:
     population = config.scheduler.kind == "population"
     plan = (PopulationPlan if population else SearchPlan)(campaign, ledger, ended)
     if plan.open():
-        run_trials(plan, Generations() if population else scheduler, config.concurrent)
+        if config.together > 1:
+            run_packs(plan, scheduler, config.concurrent)
+        else:
+            run_trials(plan, Generations() if population else scheduler, config.concurrent)
 
 
 def _replay(campaign: Campaign, ledger: Ledger, scheduler: Halving) -> None:
@@ -100,7 +105,10 @@ def _finals(campaign: Campaign, ledger: Ledger, delivery: Delivery) -> Verdict |
         plan = FinalPlan(campaign, ledger, chosen, seeds, ended)
         if plan.open():
             print(f"\n{len(chosen)} configurations, the default among them, with {len(seeds)} other seeds", flush=True)
-            run_trials(plan, None, config.concurrent)
+            if config.together > 1:
+                run_packs(plan, None, config.concurrent)
+            else:
+                run_trials(plan, None, config.concurrent)
         runs = {record.number: [f"{record.run}-seed{seed}" for seed in seeds] for record in chosen}
         trained = [record for record in ledger.repetitions if record.status == "finished"]
     if not trained:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 import re
 import sys
@@ -30,7 +29,7 @@ from pipeline.training.config import TrainConfig
 from pipeline.training.loop import make_planner
 from pipeline.training.optim import build_optimizer, build_schedule
 from pipeline.training.progress import Display, Entry, asked_to_leave, leaving_on_sigterm, start_monitor
-from pipeline.training.runs import RUN_FILE, START, Run, find_run
+from pipeline.training.runs import RUN_FILE, START, Run, find_run, write_run
 from pipeline.training.telemetry import Restarts, Telemetry
 from pipeline.training.worker import train_worker
 
@@ -127,9 +126,7 @@ def launch(
     """
     start_ray(config.cluster)
     check_resources(config.cluster)
-    record = {key: getattr(run, key) for key in ("name", "config", "spec", "dataset", "arguments")}
-    if not store.exists(store.join(run.uri, RUN_FILE)):
-        store.write_bytes(store.join(run.uri, RUN_FILE), json.dumps(record, indent=1).encode())
+    write_run(run)
     start = store.join(run.uri, START)
     monitor = start_monitor()
     telemetry = Telemetry(run.name, str(config.method["name"]), str(run.dataset["name"]), config.steps)

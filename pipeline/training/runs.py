@@ -50,6 +50,14 @@ def best_checkpoint(run_uri: str) -> str:
     return max(validated)[2] if validated else found[-1]
 
 
+def write_run(run: Run) -> None:
+    """Make the run's folder, unless it is there."""
+    where = store.join(run.uri, RUN_FILE)
+    if not store.exists(where):
+        record = {key: getattr(run, key) for key in ("name", "config", "spec", "dataset", "arguments")}
+        store.write_bytes(where, json.dumps(record, indent=1).encode())
+
+
 def read_run(uri: str) -> Run:
     """A run by its folder."""
     where = store.join(uri, RUN_FILE)

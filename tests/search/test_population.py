@@ -103,7 +103,8 @@ def test_a_member_that_failed_is_replaced(campaign):
 
 def test_values_are_perturbed_within_their_ranges():
     space = Space({
-        "optimizer.lr": {"low": 1.0e-3, "high": 1.1e-3, "log": True}, "method.steps": {"low": 1, "high": 9, "integer": True},
+        "optimizer.lr": {"low": 1.0e-3, "high": 1.1e-3, "log": True},
+        "method.steps": {"low": 1, "high": 9, "integer": True},
         "method.kind": {"choices": ["a", "b"]}, "backbone.width": {"low": 8, "high": 64, "integer": True},
     })  # fmt: skip
     values = {"optimizer.lr": 1e-3, "method.steps": 2, "method.kind": "a", "backbone.width": 16}
