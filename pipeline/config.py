@@ -46,9 +46,12 @@ def compose(job: str, overrides: list[str] | None = None) -> Config:
             composed = hydra_compose(config_name=job, overrides=overrides)
             config = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except OverrideParseException as error:
-        raise PipelineError(f"{error.override}: the value cannot be read; quote it, or see: --help") from error
+        shown = " ".join(str(error.override).split())
+        raise PipelineError(f"{shown}: the value cannot be read; quote it, or see: --help") from error
     except (HydraException, OmegaConfBaseException) as error:
         raise PipelineError(_one_line(str(error), job)) from error
+    except (ValueError, TypeError, AttributeError, AssertionError, RecursionError) as error:  # Hydra's, of odd values
+        raise PipelineError(f"{' '.join(overrides)}: cannot be read ({' '.join(str(error).split())})") from error
     assert isinstance(config, dict)
     return {str(key): value for key, value in config.items()}
 

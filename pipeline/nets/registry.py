@@ -42,7 +42,8 @@ def construct(kind: str, cls: type[T], options: Mapping[str, Any], given: Mappin
     """``cls(**options)``, with those of ``given`` that the constructor names.
 
     Raises:
-        PipelineError: an option that the constructor does not know, or a required one that is missing.
+        PipelineError: an option that the constructor does not know, a required one that is missing, or values that
+            the constructor cannot use.
     """
     parameters = inspect.signature(cls).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -57,7 +58,12 @@ def construct(kind: str, cls: type[T], options: Mapping[str, Any], given: Mappin
     missing = [n for n in names if n not in arguments and parameters[n].default is inspect.Parameter.empty]
     if missing:
         raise PipelineError(f"{kind} {cls.__name__} needs {', '.join(missing)}: set it in the configuration")
-    return cls(**arguments)
+    try:
+        return cls(**arguments)
+    except (TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError, MemoryError) as error:
+        shown = ", ".join(f"{name}={value!r:.60}" for name, value in options.items())
+        why = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        raise PipelineError(f"{kind} {cls.__name__} cannot be made with {shown or 'its defaults'} ({why})") from error
 
 
 def choose(option: str, value: object, known: Mapping[Any, Any] | tuple[Any, ...]) -> Any:
