@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,39 +95,35 @@ class Nodes:
     started: int = 0
 
     def start(self, count: int) -> None:
-        self.cluster = Cluster(
-            initialize_head=True,
-            head_node_args={
-                "num_cpus": 1, "include_dashboard": False, "object_store_memory": 120 * 2**20,
-                "env_vars": self._local("head"),
-            },
-            shutdown_at_exit=False,
-        )  # fmt: skip
+        local = self._local("head")
+        head = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 120 * 2**20, "env_vars": local}
+        self.cluster = self._tried(
+            local, lambda: Cluster(initialize_head=True, head_node_args=head, shutdown_at_exit=False)
+        )
         for _ in range(count):
             self.add()
-        ray.init(
-            address=self.cluster.address,
-            log_to_driver=True,
-            runtime_env={"env_vars": {"PYTHONPATH": str(ROOT), "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}},
-        )
+        ray.init(address=self.cluster.address, log_to_driver=True)
 
-    def add(self, **environment: str) -> Any:
-        """A node, which on a busy machine may take several tries: Ray gives each of them half a minute."""
-        for last in (False, False, True):
-            self.started += 1
-            local = self._local(f"node{self.started}")
+    def _tried(self, local: dict[str, str], begin: Callable[[], Any]) -> Any:
+        """What ``begin`` returns; on a busy machine it takes several tries: Ray gives each of them half a minute."""
+        for _ in range(3):
             try:
-                node = self.cluster.add_node(
-                    num_cpus=NODE_CPUS, object_store_memory=120 * 2**20, env_vars=local | environment
-                )
+                return begin()
             except Exception:
                 end_all(local["TMPDIR"])
-                if last:
-                    raise
-            else:
-                self.nodes.append(node)
-                return node
-        raise AssertionError
+        return begin()
+
+    def add(self, **environment: str) -> Any:
+        self.started += 1
+        local = self._local(f"node{self.started}")
+        node = self._tried(
+            local,
+            lambda: self.cluster.add_node(
+                num_cpus=NODE_CPUS, object_store_memory=120 * 2**20, env_vars=local | environment
+            ),
+        )
+        self.nodes.append(node)
+        return node
 
     def kill(self, node: Any) -> None:
         """The machine is gone: every process of the node gets SIGKILL at once."""
@@ -220,4 +216,12 @@ def _answers(store: ObjectStore) -> bool:
 
 def environment_for(store: ObjectStore) -> dict[str, str]:
     """What this process and every node need to know."""
-    return {**store.environment, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": os.environ["PATH"]}
+    return {
+        **store.environment,
+        "PYTHONPATH": str(ROOT),
+        "PATH": os.environ["PATH"],
+        "OMP_NUM_THREADS": "1",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+        "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+        "RAY_prestart_worker_first_driver": "0",  # fewer processes: the machine may be busy
+    }
