@@ -20,7 +20,7 @@ from pipeline.data import store
 from pipeline.data.dataset import read_manifest
 from pipeline.data.ingest import ingest
 from pipeline.data.manifest import MANIFEST_NAME, Manifest
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, Stopped
 from pipeline.promotion import KEPT, measure
 from pipeline.registry.promotion import CHAMPION, Decision, alias_version, settle
 from pipeline.registry.tracking import check_tracking, connect, reaching
@@ -120,6 +120,8 @@ def _train(settings: Settings, journal: Journal, entry: Entry) -> Entry:
         made = workflow.train(_training(settings, entry))
         if "version" not in made:
             raise PipelineError(f"{entry.run} is trained but not registered ({made.get('undelivered')}); run again")
+    except Stopped:  # asked to end, with a checkpoint: no failure
+        raise
     except Exception as error:
         entry = journal.put(replace(entry, failures=entry.failures + 1))
         if entry.failures < settings.retrain.attempts:

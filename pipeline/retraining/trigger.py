@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 
 from pipeline.retraining.champion import Champion
 from pipeline.retraining.config import Settings
@@ -45,7 +46,7 @@ def find_work(
     return Entry(
         key=key,
         number=number,
-        run=f"{settings.name.replace(' ', '_')}-{key}-{number}",
+        run=f"{_run_name(settings.name)}-{key}-{number}",
         reasons=tuple(reasons),
         fingerprint=fingerprint,
         recipe=settings.recipe,
@@ -54,6 +55,11 @@ def find_work(
         began=now,
         word=word,
     )
+
+
+def _run_name(name: str) -> str:
+    """The part of a model's name that a run's name may have."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", name).lstrip("._-") or "model"
 
 
 def _hash(*parts: object) -> str:
