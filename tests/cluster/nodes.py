@@ -105,13 +105,14 @@ class Nodes:
         ray.init(address=self.cluster.address, log_to_driver=True)
 
     def _tried(self, local: dict[str, str], begin: Callable[[], Any]) -> Any:
-        """What ``begin`` returns; on a busy machine it takes several tries: Ray gives each of them half a minute."""
-        for _ in range(3):
-            try:
+        """What ``begin`` returns, at the second try if need be."""
+        try:
+            with _patience_for_raylets():
                 return begin()
-            except Exception:
-                end_all(local["TMPDIR"])
-        return begin()
+        except Exception:
+            end_all(local["TMPDIR"])
+            with _patience_for_raylets():
+                return begin()
 
     def add(self, **environment: str) -> Any:
         self.started += 1
@@ -178,6 +179,28 @@ class Nodes:
         for place in places.values():
             place.mkdir(parents=True)
         return {**self.environment, **{key: str(place) for key, place in places.items()}}
+
+
+@contextmanager
+def _patience_for_raylets(seconds: float = 240) -> Iterator[None]:
+    """Ray gives a raylet half a minute to appear; on a busy machine its agents alone take longer to be imported."""
+    ask = ray._private.services.get_node
+
+    def ask_again(*arguments: Any, **options: Any) -> Any:
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                return ask(*arguments, **options)
+            except RuntimeError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
+
+    ray._private.services.get_node = ask_again
+    try:
+        yield
+    finally:
+        ray._private.services.get_node = ask
 
 
 def end_all(temporary: str) -> None:

@@ -1,0 +1,129 @@
+"""Where a group of workers goes on, and how they leave together."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.data import store
+from pipeline.errors import PipelineError
+from pipeline.training.checkpoint import Checkpoint, Damaged, load_checkpoint, save_checkpoint
+from pipeline.training.loop import Alone, Notice
+from pipeline.training.restore import free_name, newest_whole
+from pipeline.training.runs import checkpoints
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> str:
+    """A folder with checkpoints of steps 10, 20 and 30."""
+    for step in (10, 20, 30):
+        weights = {"weight": torch.full((4,), float(step))}
+        entry = {"step": float(step), "val/accuracy": 0.5}
+        found = Checkpoint(step, {}, {}, {}, {"val/accuracy": 0.5}, [entry], weights, weights)
+        save_checkpoint(tmp_path / f"step_{step:08d}", found)
+    return str(tmp_path)
+
+
+def damage(run: str, step: int, name: str = "model.safetensors") -> None:
+    path = Path(run, f"step_{step:08d}", name)
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def test_the_newest_is_taken_and_nothing_newer(run):
+    said: list[str] = []
+    assert newest_whole(run, "step_00000030", Alone(), said.append).step == 30
+    assert newest_whole(run, "step_00000020", Alone(), said.append).step == 20, "Ray Train knows of no newer one"
+    assert not said
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_damaged_one_is_passed_over_and_said(run, name):
+    damage(run, 30, name)
+    said: list[str] = []
+    found = newest_whole(run, "step_00000030", Alone(), said.append)
+    assert found.step == 20 and torch.equal(found.model["weight"], torch.full((4,), 20.0))
+    assert len(said) == 1 and "step_00000030" in said[0] and "goes on from step 20" in said[0]
+    assert [uri[-2:] for uri in checkpoints(run)] == ["10", "20"], "nobody takes it for a checkpoint any more"
+    assert free_name(run, 30) == "step_00000030.2" and free_name(run, 20) == "step_00000020"
+
+
+def test_a_figure_that_is_another_is_damage(run):
+    path = Path(run, "step_00000030", "state.json")
+    state = json.loads(path.read_text())
+    state["history"][0]["val/accuracy"] = 0.9
+    path.write_text(json.dumps(state))
+    with pytest.raises(Damaged, match="state.json is not as it was written"):
+        load_checkpoint(str(path.parent))
+
+
+def test_a_file_that_is_missing(run):
+    Path(run, "step_00000030", "optimizer.safetensors").unlink()
+    with pytest.raises(Damaged, match=r"it has no optimizer\.safetensors"):
+        load_checkpoint(f"{run}/step_00000030")
+    assert newest_whole(run, "step_00000030", Alone(), print).step == 20
+
+
+def test_what_was_altered_on_its_way_is_read_again(run, monkeypatch):
+    read, altered = store.read_bytes, []
+
+    def once_altered(uri: str) -> bytes:
+        content = read(uri)
+        if uri.endswith("model.safetensors") and not altered:
+            altered.append(uri)
+            return content[:-1] + bytes([content[-1] ^ 1])
+        return content
+
+    monkeypatch.setattr(store, "read_bytes", once_altered)
+    assert newest_whole(run, "step_00000030", Alone(), pytest.fail).step == 30 and altered
+
+
+def test_none_that_is_whole(run):
+    for step in (10, 20, 30):
+        damage(run, step)
+    with pytest.raises(PipelineError, match="no other checkpoint of the run is whole"):
+        newest_whole(run, "step_00000030", Alone(), print)
+
+
+WORKER = """
+import json, sys, torch.distributed as dist
+from pipeline.training.loop import Notice
+from pipeline.training.notice import Notices
+rank, folder = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+notices, given = Notices(2), []
+for step in range(1, 13):
+    if step == 4 and rank == 1:
+        notices.hear(Notice.SAVE)
+    if step == 8 and rank == 0:
+        notices.hear(Notice.LEAVE)
+    notice = notices()
+    if notice:
+        given.append([step, int(notice)])
+    if notice is Notice.LEAVE:
+        break
+print(json.dumps(given))
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+def test_the_workers_hear_a_notice_at_the_same_step(tmp_path):
+    """One step after the first of them has heard it; each notice once."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", WORKER]
+    workers = [
+        subprocess.Popen([*command, str(rank), str(tmp_path)], env=environment, stdout=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    given = [json.loads(worker.communicate(timeout=240)[0]) for worker in workers]
+    assert given[0] == given[1] == [[5, Notice.SAVE], [9, Notice.LEAVE]]
