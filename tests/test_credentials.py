@@ -62,7 +62,7 @@ def test_a_login_elsewhere_is_refused_and_not_repeated(argument: str) -> None:
 
 
 def test_ordinary_configurations_are_not_refused() -> None:
-    for job in ("train", "tune", "evaluate", "ingest", "promote"):
+    for job in ("train", "tune", "evaluate", "ingest"):
         refuse_logins(["data.root=s3://bucket/a:b", "tracking.uri=http://127.0.0.1:5000"], compose(job))
 
 
