@@ -105,6 +105,8 @@ class Network:
     def start_ray(self, host: Host, *options: str) -> subprocess.Popen[str]:
         """``ray start`` on a host, for as long as it lives."""
         where = [f"--node-ip-address={host.address}", f"--object-store-memory={120 * 2**20}", "--disable-usage-stats"]
+        agents = ("metrics-export", "dashboard-agent-listen", "dashboard-agent-grpc", "runtime-env-agent")
+        where += [f"--{name}-port={port}" for name, port in zip(agents, range(7001, 7005), strict=True)]
         log = open(self.disk.parent / f"{host.name}.log", "w")  # noqa: SIM115
         return host.popen("ray", "start", "--block", *where, *options, stdout=log, stderr=subprocess.STDOUT)
 

@@ -96,7 +96,7 @@ class Nodes:
 
     def start(self, count: int) -> None:
         local = self._local("head")
-        head = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 120 * 2**20, "env_vars": local}
+        head = {"num_cpus": 1, "include_dashboard": False, "env_vars": local, **_options()}
         self.cluster = self._tried(
             local, lambda: Cluster(initialize_head=True, head_node_args=head, shutdown_at_exit=False)
         )
@@ -119,9 +119,7 @@ class Nodes:
         local = self._local(f"node{self.started}")
         node = self._tried(
             local,
-            lambda: self.cluster.add_node(
-                num_cpus=NODE_CPUS, object_store_memory=120 * 2**20, env_vars=local | environment
-            ),
+            lambda: self.cluster.add_node(num_cpus=NODE_CPUS, env_vars=local | environment, **_options()),
         )
         self.nodes.append(node)
         return node
@@ -229,6 +227,12 @@ def wait_for(condition: Any, seconds: float, what: str) -> Any:
     raise TimeoutError(f"{what}: not within {seconds:g} s")
 
 
+def _options() -> dict[str, int]:
+    """A small store, and ports that are known: a raylet that must learn them from its agents gives up after 15 s."""
+    names = ("metrics_agent_port", "metrics_export_port", "runtime_env_agent_port", "dashboard_agent_listen_port")
+    return {"object_store_memory": 120 * 2**20, **dict(zip(names, free_ports(4), strict=True))}
+
+
 def _answers(store: ObjectStore) -> bool:
     try:
         store.met()
@@ -246,5 +250,6 @@ def environment_for(store: ObjectStore) -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+        "RAY_agent_register_timeout_ms": "300000",
         "RAY_prestart_worker_first_driver": "0",  # fewer processes: the machine may be busy
     }

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,9 @@ from pipeline.training.causes import cause_of
 from pipeline.training.checkpoint import load_checkpoint
 from pipeline.training.launch import launch, prepare
 from pipeline.training.replay import replay_job
-from pipeline.training.runs import Run, checkpoints
+from pipeline.training.runs import Run, checkpoints, find_run
 from tests.cluster.bed import STEPS, TASKS, Bed, assert_same, fill_store, final, meanwhile
+from tests.cluster.conftest import free_ports
 from tests.cluster.consumed import check_once
 from tests.cluster.nodes import BUCKET, ROOT, Nodes, environment_for, object_store, wait_for
 
@@ -347,6 +348,84 @@ def test_the_driver_is_killed_and_the_job_resumed(bed: Bed, says: Says) -> None:
     process.communicate()
     run, _ = resume(bed, name)
     says("driver killed, then resume", SAME, time.monotonic() - began, bed.check(run))
+
+
+# 6. The MLflow server
+
+
+@contextmanager
+def mlflow_server(folder: Path, port: int) -> Iterator[str]:
+    """A server on this port, on the store that an earlier one has left in ``folder``."""
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/server.db", "--artifacts-destination", f"{folder}/served"]
+    with open(folder / "server.log", "ab") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    try:
+        wait_for(lambda: _healthy(port), PATIENT, "the MLflow server")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _healthy(port: int) -> bool:
+    import requests
+
+    try:
+        return requests.get(f"http://127.0.0.1:{port}/health", timeout=5).ok
+    except requests.RequestException:
+        return False
+
+
+@pytest.mark.parametrize("away", ["start", "middle", "end"])
+def test_the_mlflow_server_is_away(
+    bed: Bed, says: Says, tmp_path: Path, capfd: pytest.CaptureFixture[str], away: str
+) -> None:
+    """The training does not wait for it; what did not arrive is delivered later, and nothing is there twice."""
+    from mlflow import MlflowClient
+
+    from pipeline.registry.publish import publish
+    from pipeline.workflow import train
+
+    (port,), name = free_ports(1), f"mlflow-{away}"
+    served = ExitStack()
+
+    def up() -> None:
+        served.enter_context(mlflow_server(tmp_path, port))
+
+    def change() -> None:
+        wait_for(lambda: bed.taken(name) >= 13, PATIENT, "step 13")
+        if away != "start":
+            served.close()
+        if away == "middle":
+            wait_for(lambda: bed.taken(name) >= 27, PATIENT, "step 27")
+        if away != "end":
+            up()
+
+    with served:
+        if away != "start":
+            up()
+        fault = meanwhile(change)
+        tracking = ["tracking=server", f"tracking.uri=http://127.0.0.1:{port}"]
+        timeout = "tracking.timeout=5" if away == "end" else "tracking.timeout=240"
+        raw = compose("train", [*bed.overrides(name, "+method.pause=0.3"), *tracking, timeout])
+        began = time.monotonic()
+        summary = train(raw)
+        seconds = time.monotonic() - began
+        fault.done()
+        said = capfd.readouterr().out
+        if away == "end":
+            assert "undelivered" in summary and f"python -m jobs.register run={name}" in said
+            up()
+            publish(f"{RUNS}/{name}", raw["tracking"])
+        client = MlflowClient(tracking_uri=f"http://127.0.0.1:{port}")
+        (found,) = client.search_runs([client.get_experiment_by_name("few-shot").experiment_id])
+        for metric in found.data.metrics:
+            steps = [point.step for point in client.get_metric_history(found.info.run_id, metric)]
+            assert len(steps) == len(set(steps)), f"{metric} is there twice"
+        assert [point.step for point in client.get_metric_history(found.info.run_id, "val/accuracy")] == [20, 40]
+    run = find_run(name, RUNS)
+    says(f"MLflow away at the {away}", f"nothing lost, nothing twice; {SAME}", seconds, bed.check(run, starts=1))
 
 
 # 8. Fewer or more workers
