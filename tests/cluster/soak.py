@@ -30,7 +30,8 @@ from pipeline.report.tables import text_table
 from pipeline.training.checkpoint import load_checkpoint
 from pipeline.training.launch import launch, prepare
 from pipeline.training.runs import Run, checkpoints
-from tests.cluster.bed import Bed, fill_store
+from tests.cluster.bed import TASKS, Bed, fill_store, final
+from tests.cluster.consumed import check_once, planned, read_groups
 from tests.cluster.nodes import Nodes, environment_for, object_store, workers_of
 
 EVERY, SAMPLE = 60.0, 30.0  # seconds between faults, and between samples
