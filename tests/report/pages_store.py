@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +21,28 @@ from pipeline.evaluation.evaluate import Question
 from pipeline.inference.calibration import Calibration, CalibrationPoint
 from pipeline.model import build_model, build_preprocess
 from pipeline.registry.promotion import Decision, settle
-from pipeline.registry.publish import CALIBRATION, EVALUATION, REPORT
+from pipeline.registry.publish import CALIBRATION, EVALUATION, REPORT, publish
 from pipeline.registry.tracking import connect
-from pipeline.registry.versions import register_run, set_alias
+from pipeline.registry.versions import Registered, register_run, set_alias
 from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.training.config import TrainConfig
 from pipeline.training.learner import Learner
 from pipeline.training.runs import RUN_FILE, best_checkpoint, find_run
 
 EVIL = "<script>document.title='owned';window.owned=1</script><img src=x onerror=window.owned=1>\"'`--"
-EVIL_NAME = "<script>window.owned=1<script><img src=x onerror=window.owned=1> &\""  # no store takes "/" in a name
+EVIL_NAME = '<script>window.owned=1<script><img src=x onerror=window.owned=1> &"'  # no store takes "/" in a name
 SPACE = {
     "method.distance": {"choices": ["cosine", "euclidean"]},
     "method.scale": {"low": 0.1, "high": 100.0, "log": True},
     "method.learn_scale": {"choices": [False, True]},
 }
+
+
+def tracking_in(folder: Path, database: Path) -> dict[str, Any]:
+    """The configuration of a store of its own."""
+    shutil.copy(database, folder / "mlflow.db")
+    place = {"uri": f"sqlite:///{folder}/mlflow.db", "artifacts": str(folder / "artifacts")}
+    return {**place, "experiment": "few-shot", "timeout": 10}
 
 
 def make_run(glyphs: str, folder: Path, name: str, method: str = "prototypical", *overrides: str) -> str:
@@ -87,13 +95,18 @@ def write_report(uri: str, glyphs: str) -> None:
 
 def fill(tracking: dict[str, Any], glyphs: str, folder: Path) -> None:
     """Two models, one with a decision, and two campaigns, one of them running."""
-    first = register_run(make_run(glyphs, folder, "first"), tracking, "glyphs")
-    second = register_run(make_run(glyphs, folder, "second", "prototypical", "seed=5"), tracking, "glyphs")
+    first = add_model(tracking, make_run(glyphs, folder, "first"), "glyphs")
+    second = add_model(tracking, make_run(glyphs, folder, "second", "prototypical", "seed=5"), "glyphs")
     set_alias(tracking, "glyphs", "challenger", second.version)
     settle(tracking, Decision("glyphs", first.version, None, True, "there was no champion", {"difference": 0.01}))
-    register_run(make_run(glyphs, folder, "matching", "matching"), tracking, "matching")
+    add_model(tracking, make_run(glyphs, folder, "matching", "matching"), "matching")
     add_campaign(tracking, "alpha")
     add_campaign(tracking, "running", ended=False)
+
+
+def add_model(tracking: dict[str, Any], uri: str, name: str) -> Registered:
+    publish(uri, tracking)
+    return register_run(uri, tracking, name)
 
 
 def trials() -> list[dict[str, Any]]:
@@ -200,7 +213,7 @@ def fill_with_malice(tracking: dict[str, Any]) -> None:
     name = EVIL_NAME
     client.create_registered_model(name, description=EVIL)
     client.create_registered_model(f"{name}.promotion-lock")
-    client.create_registered_model("it's <b>quoted</b>")
+    client.create_registered_model("it's <b>quoted")
     tags = {"accuracy.5way_1shot": EVIL, "dataset.name": EVIL, "pipeline.run": EVIL, f"accuracy.{EVIL[:100]}": "0.5"}
     tags["pipeline.promotion"] = json.dumps({"challenger": 1, "champion": None, "promoted": True, "reason": EVIL})
     client.create_model_version(name, "/nowhere", run, tags=tags)

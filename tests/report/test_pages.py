@@ -6,15 +6,14 @@ import base64
 import hashlib
 import json
 import re
-import shutil
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from jobs._main import run as run_job
+from pipeline import workflow
 from pipeline.config import compose
 from pipeline.data.dataset import Dataset, class_table
 from pipeline.data.episodes import EpisodeSpec, plan_episodes
@@ -28,45 +27,18 @@ from pipeline.report.pages.facts import Card, Tiles, checked
 from pipeline.report.pages.images import Sheet
 from pipeline.report.pages.render import file_name
 from pipeline.report.pages.tables import Cell, Table, number
-from tests.report.pages_store import EVIL, fill, fill_with_malice
+from tests.report.pages_store import EVIL, make_run, tracking_in
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory) -> Path:
-    """Making the tables takes seconds: they are made once and copied."""
-    from mlflow import MlflowClient
-
-    path = tmp_path_factory.mktemp("template") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-    return path
-
-
-def tracking_in(folder: Path, database: Path) -> dict:
-    shutil.copy(database, folder / "mlflow.db")
-    place = {"uri": f"sqlite:///{folder}/mlflow.db", "artifacts": str(folder / "artifacts")}
-    return {**place, "experiment": "few-shot", "timeout": 10}
-
-
-@pytest.fixture(scope="module")
-def pages(database, glyphs, tmp_path_factory) -> dict[str, str]:
+def pages(pages_folder) -> dict[str, str]:
     """The text of every page of a store with models and campaigns, by file name."""
-    folder = tmp_path_factory.mktemp("pages")
-    tracking = tracking_in(folder, database)
-    fill(tracking, glyphs, folder / "runs")
-    shutil.rmtree(folder / "runs")  # the store alone is enough
-    made = make_pages(tracking, str(folder / "html"))
-    assert made["problems"] == []
-    return {name: (folder / "html" / name).read_text() for name in made["pages"]}
+    return {path.name: path.read_text() for path in pages_folder.glob("*.html")}
 
 
 @pytest.fixture(scope="module")
-def evil_pages(database, tmp_path_factory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("evil")
-    tracking = tracking_in(folder, database)
-    fill_with_malice(tracking)
-    made = make_pages(tracking, str(folder / "html"))
-    assert any("damaged" in problem for problem in made["problems"])
-    return {name: (folder / "html" / name).read_text() for name in made["pages"]}
+def evil_pages(evil_folder) -> dict[str, str]:
+    return {path.name: path.read_text() for path in evil_folder.glob("*.html")}
 
 
 class Outline(HTMLParser):
@@ -108,7 +80,7 @@ def test_nothing_is_fetched_from_anywhere(pages, evil_pages):
 
 
 def test_markup_of_the_store_is_text(evil_pages):
-    assert len(evil_pages) == 5
+    assert len(evil_pages) == 5  # two models, a campaign, the leaderboard and the reproduction table
     for name, text in evil_pages.items():
         assert text.count("<script>") == 1 and text.count("<style>") == 1
         assert "<img src=x" not in text
@@ -168,6 +140,27 @@ def test_the_reproduction_has_published_and_measured_figures(pages):
     text = pages["reproduction.html"]
     assert "98.73 ± 0.16" in text and "paper 98.8" in text and "this repository" in text
     assert 'href="model-glyphs.html"' in text
+
+
+def test_an_evaluation_after_training_is_published(ray_session, glyphs, database, tmp_path):
+    """Figures of other episodes come beside those that are there, and the card is made anew."""
+    tracking = tracking_in(tmp_path, database)
+    make_run(glyphs, tmp_path / "runs", "late")
+    asked = ["run=late", f"storage={tmp_path}/runs", "way=[3]", "shot=[1]", "query=2", "episodes=6", "publish=true"]
+    given = [f"tracking.{key}={value}" for key, value in tracking.items()]
+    found = workflow.evaluate_job(compose("evaluate", [*asked, *given]))
+    made = make_pages(tracking, str(tmp_path / "html"))
+    assert made["problems"] == []
+    text = (tmp_path / "html" / "index.html").read_text()
+    assert f"{100 * found['results'][0]['accuracy']:.2f} ±" in text
+    assert all(heading in text for heading in ("3-way 1-shot", "5-way 1-shot", "5-way 5-shot"))
+    card = json.loads((tmp_path / "runs" / "late" / "report" / CARD).read_text())
+    assert card["question"]["way"] == 3 and card["question"]["episodes"] == 6
+
+
+def test_only_a_runs_own_episodes_are_published():
+    with pytest.raises(PipelineError, match="publish=true"):
+        workflow.evaluate_job(compose("evaluate", ["run=any", "protocol=generalized", "publish=true"]))
 
 
 def test_an_empty_store_says_what_to_do(tmp_path, capsys):

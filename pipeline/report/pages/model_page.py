@@ -259,10 +259,12 @@ def _card(card: Card, sheet: Sheet) -> dict[str, Any]:
 def _data(card: Card) -> list[tuple[str, str]]:
     data = card.data
     c, h, w = data.shape
+    order = [*(split for split in ("train", "val", "test") if split in data.classes), *data.classes]
+    splits = {split: data.classes[split] for split in order}
     rows = [
         ("data set", data.name),
         ("images", f"{data.images:,}, {w} × {h} pixels, {'grey' if c == 1 else f'{c} channels'}"),
-        ("classes", ", ".join(f"{count:,} {split}" for split, count in data.classes.items())),
+        ("classes", ", ".join(f"{count:,} {split}" for split, count in splits.items())),
         ("fingerprint", data.fingerprint),
     ]
     if data.counts:

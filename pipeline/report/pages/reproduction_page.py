@@ -79,7 +79,7 @@ def _cell(entry: Entry, setting: str) -> Cell:
     paper, found = entry.published.get(setting), entry.measured.get(setting)
     note = f"paper {paper_text(paper)}" if paper else ""
     if found is None:
-        return Cell(note=note)
+        return Cell(note=note, value=float(paper["accuracy"]) if paper else None)  # sorted by what there is
     return share(
         found["accuracy"], found["interval"], note=note, mark="good" if entry.compared().get(setting, -1) >= 0 else ""
     )

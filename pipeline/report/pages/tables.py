@@ -50,7 +50,7 @@ class Table:
         """Of every column, whether it holds numbers alone."""
         columns: list[bool] = []
         for number in range(len(self.header)):
-            cells = [row[number] for row in self.rows if row[number].text]
+            cells = [row[number] for row in self.rows if row[number].text or row[number].value is not None]
             columns.append(bool(cells) and all(cell.numeric for cell in cells))
         return columns
 
