@@ -19,6 +19,8 @@ import torch.distributed as dist
 
 from pipeline.training.loop import Notice
 
+_TERMINATED = threading.Event()  # of this process
+
 
 class Notices:
     """What this worker has heard, and what all have agreed on."""
@@ -27,8 +29,7 @@ class Notices:
         self._heard, self._obeyed = Notice.NONE, Notice.NONE
         self._group = dist.new_group(backend="gloo") if world_size > 1 else None
         self._flag, self._travelling = torch.zeros((), dtype=torch.int32), None
-        self._terminated = threading.Event()
-        _on_sigterm(self._terminated)
+        _on_sigterm()
 
     def hear(self, notice: Notice) -> None:
         self._heard = max(self._heard, notice)
@@ -40,7 +41,7 @@ class Notices:
 
     def __call__(self) -> Notice:
         """After every step, on all workers: the same answer on each; a notice is given once."""
-        if self._terminated.is_set() or _node_is_draining():
+        if _TERMINATED.is_set() or _node_is_draining():
             self.hear(Notice.SAVE)
         agreed = self._agree() if self._group is not None else self._heard
         if agreed <= self._obeyed:
@@ -69,24 +70,26 @@ def _node_is_draining() -> bool:
         return False
 
 
-def _on_sigterm(terminated: threading.Event) -> None:
-    """From the first SIGTERM on the process works on and ``terminated`` is set; at the second one it exits.
+def _on_sigterm() -> None:
+    """From the first SIGTERM on the process works on and ``_TERMINATED`` is set; at the second one it exits.
 
-    A handler can be set by the main thread only; in a worker that is the one that serves the actor's calls.
+    A handler can be set by the main thread only; in a worker that is the one that serves the actor's calls. What it is
+    sent is found by its name: this process is the one that receives it.
     """
-
-    def set_handler(_: Any = None) -> None:
-        def note(*_: Any) -> None:
-            if terminated.is_set():
-                os._exit(128 + signal.SIGTERM)
-            terminated.set()
-
-        signal.signal(signal.SIGTERM, note)
-
     if threading.current_thread() is threading.main_thread():
         return  # a program of one's own, which has its own handlers
     try:
         actor = ray.get_runtime_context().current_actor
     except RuntimeError:  # not in an actor
         return
-    actor.__ray_call__.remote(set_handler)
+    actor.__ray_call__.remote(_set_handler)
+
+
+def _set_handler(_: Any = None) -> None:
+    signal.signal(signal.SIGTERM, _note)
+
+
+def _note(*_: Any) -> None:
+    if _TERMINATED.is_set():
+        os._exit(128 + signal.SIGTERM)
+    _TERMINATED.set()
