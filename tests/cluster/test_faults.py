@@ -22,7 +22,6 @@ import torch
 from pipeline.config import compose
 from pipeline.data import store
 from pipeline.errors import PipelineError
-from pipeline.training.causes import cause_of
 from pipeline.training.checkpoint import load_checkpoint
 from pipeline.training.launch import launch, prepare
 from pipeline.training.replay import replay_job
@@ -529,17 +528,3 @@ def test_a_worker_that_ray_ends_for_want_of_memory(bed: Bed, says: Says) -> None
     finally:
         bed.nodes.kill(node)
     says("worker ended by Ray for want of memory", "one line that names the knob", time.monotonic() - began, None)
-
-
-def test_what_a_full_object_store_says(bed: Bed) -> None:
-    """The real text of the error, as one line."""
-    import numpy as np
-
-    with pytest.raises(Exception, match="Failed to put object") as error:
-        ray.put(np.zeros(2**31, dtype=np.uint8), _owner=None) if _fits_nowhere() else pytest.skip("a large store")
-    said = cause_of(error.value, Run("full", f"{RUNS}/full", {}, {}, {}))
-    assert "raise cluster.object_store_mb" in str(said)
-
-
-def _fits_nowhere() -> bool:
-    return ray.cluster_resources()["object_store_memory"] < 2**31

@@ -1,0 +1,65 @@
+"""A machine that is too small is said in one line that names the knob, from the real text of the error."""
+
+from __future__ import annotations
+
+import errno
+import os
+import traceback
+
+import pytest
+import ray
+import torch
+
+from pipeline.errors import PipelineError
+from pipeline.training.causes import cause_of
+from pipeline.training.runs import Run
+
+RUN = Run("small", "/runs/small", {}, {}, {})
+
+
+def allocate() -> None:
+    torch.empty(2**50)
+
+
+def disk() -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/tmp/checkpoint")
+
+
+def store() -> None:
+    raise ray.exceptions.ObjectStoreFullError("Failed to put object 00ff in object store because it is full.")
+
+
+def spilled() -> None:
+    raise ray.exceptions.OutOfDiskError("Local disk is full")
+
+
+def monitor() -> None:
+    raise ray.exceptions.OutOfMemoryError("Task was killed due to the node running low on memory.")
+
+
+def mistake() -> None:
+    raise PipelineError("shard x is damaged")
+
+
+@pytest.mark.parametrize(
+    ("fails", "says"),
+    [
+        (allocate, "lower train.tasks"),
+        (monitor, "lower train.tasks"),
+        (disk, "TMPDIR"),
+        (spilled, "TMPDIR"),
+        (store, "cluster.object_store_mb"),
+        (mistake, "run small: shard x is damaged"),
+    ],
+)
+def test_one_line_that_names_the_knob(fails, says):
+    with pytest.raises(Exception) as error:  # noqa: B017, PT011
+        fails()
+    text = "".join(traceback.format_exception(error.value))
+    found = cause_of(RuntimeError(f"Training failed due to worker errors:\n[Rank 0]\n{text}"), RUN)
+    assert isinstance(found, PipelineError) and says in str(found) and "\n" not in str(found)
+
+
+def test_what_is_not_known_stays_as_it_is():
+    error = RuntimeError("something else")
+    assert cause_of(error, RUN) is error
