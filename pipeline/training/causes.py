@@ -14,7 +14,7 @@ TOO_SMALL = {  # what the error's text has -> what is said
     "train.batch_size) or validation.tasks, give precision=bfloat16, or share a step by more workers (cluster.workers)",
     r"ObjectStoreFullError": "Ray's object store is full: raise cluster.object_store_mb, or on a cluster of your own "
     "the nodes' --object-store-memory",
-    r"OutOfMemory|[Oo]ut of memory|MemoryError|an't allocate memory|annot allocate memory|memory pressure": "a worker "
+    r"OutOfMemory|[Oo]ut of memory|MemoryError|an't allocate memory|annot allocate memory|low on memory": "a worker "
     "was out of memory: lower train.tasks (or train.batch_size) or validation.tasks, or take nodes with more memory "
     "(cluster.cpus_per_worker decides how many workers share one)",
 }

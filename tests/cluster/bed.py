@@ -28,6 +28,7 @@ SMALL = [
     "checkpoint.every=10", "checkpoint.keep=9", "evaluation=null", "register_as=null", "tracking=none",
     f"cluster.cpus_per_worker={WORKER_CPUS}",
 ]  # fmt: skip
+SELDOM = ["checkpoint.every=1000", "validation.every=1000", "+method.pause=0.3"]  # no checkpoint but at the end
 
 
 @dataclass
@@ -44,7 +45,7 @@ class Bed:
         notes = self.notes / name
         notes.mkdir(exist_ok=True)
         place = [f"data.root=s3://{BUCKET}/datasets", "data.name=glyphs", f"storage=s3://{BUCKET}/runs"]
-        return [*SMALL, *place, f"name={name}", f"+method.notes={notes}", *more]
+        return _last_of_each([*SMALL, *place, f"name={name}", f"+method.notes={notes}", *more])
 
     def config(self, name: str, *overrides: str) -> Config:
         return compose("train", self.overrides(name, *overrides))
@@ -101,10 +102,15 @@ class Bed:
         pid = self.pid(name, rank)
         return next(node for node in self.nodes.nodes if pid in {worker.pid for worker in workers_of(node)})
 
-    def saved_between(self, name: str) -> list[int]:
-        """Steps with a checkpoint that is due to nothing but a notice."""
+    def noticed(self, name: str) -> list[int]:
+        """Steps with a checkpoint of a run with ``SELDOM``, whose only other one is the last."""
         steps = [int(uri.rpartition("_")[2]) for uri in checkpoints(f"s3://{BUCKET}/runs/{name}")]
-        return [step for step in steps if step % 10]
+        return [step for step in steps if step != STEPS]
+
+    def committed(self, name: str, step: int) -> bool:
+        """Whether Ray Train would go on from this step's checkpoint: it has noted it in the store."""
+        snapshot = f"s3://{BUCKET}/runs/{name}/checkpoint_manager_snapshot.json"
+        return store.exists(snapshot) and f"step_{step:08d}".encode() in store.read_bytes(snapshot)
 
     def cached_shards(self) -> list[Path]:
         return [path for path in self.nodes.folder.glob("*/cache/*/shard-*.arrow")]
@@ -121,6 +127,14 @@ class Bed:
         whole, seconds = self.reference(workers)
         assert_same(whole, final(run))
         return seconds
+
+
+def _last_of_each(overrides: list[str]) -> list[str]:
+    """Without those that a later one of the same key replaces, and without the width of another backbone."""
+    chosen = {override.partition("=")[0]: override for override in overrides}
+    if "backbone" in chosen:
+        del chosen["backbone.width"]
+    return list(chosen.values())
 
 
 def final(run: Run) -> Checkpoint:

@@ -250,6 +250,7 @@ def environment_for(store: ObjectStore) -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+        "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
         "RAY_agent_register_timeout_ms": "300000",
         "RAY_prestart_worker_first_driver": "0",  # fewer processes: the machine may be busy
     }
