@@ -34,8 +34,8 @@ train: install ## the demonstration: data, training, evaluation, registry, and a
 test: install lint ## lint, types and the default tests
 	@$(RUN) -m pytest -q
 
-test-all: install lint ## the same with the slow tests
-	@$(RUN) -m pytest -q -m ""
+test-all: install lint ## the same with the slow tests, but those of test-faults
+	@$(RUN) -m pytest -q -m "not faults"
 
 test-faults: install ## what is done to a training on several nodes, and what it costs: a table (about half an hour)
 	@$(RUN) -m tests.cluster.faults
