@@ -88,8 +88,8 @@ def scale(raw: Config) -> dict[str, Any]:
 
 
 def _measure(config: ScaleConfig, backbone: str, device: str, planning: float) -> Step:
-    """A training step of ``tasks`` episodes on a batch that is there already: CPU seconds of one thread, or seconds of
-    the GPU."""
+    """A training step of ``tasks`` episodes on a batch that is there already: seconds of the GPU, or CPU seconds of one
+    thread, where a step of one episode is measured and taken ``tasks`` times."""
     options = compose("train", [f"backbone={backbone}"])
     method = build_model(
         {
@@ -107,12 +107,13 @@ def _measure(config: ScaleConfig, backbone: str, device: str, planning: float) -
     method = method.to(device).train()
     support, query = config.way * config.shot, config.way * config.query
     labels = torch.arange(config.way, device=device)
+    episodes = 1 if device == "cpu" else config.tasks
     batch = Episodes(
-        support=torch.rand(config.tasks, support, *config.shape, device=device),
-        support_labels=labels.repeat_interleave(config.shot).expand(config.tasks, -1),
-        query=torch.rand(config.tasks, query, *config.shape, device=device),
-        query_labels=labels.repeat_interleave(config.query).expand(config.tasks, -1),
-        classes=labels.expand(config.tasks, -1),
+        support=torch.rand(episodes, support, *config.shape, device=device),
+        support_labels=labels.repeat_interleave(config.shot).expand(episodes, -1),
+        query=torch.rand(episodes, query, *config.shape, device=device),
+        query_labels=labels.repeat_interleave(config.query).expand(episodes, -1),
+        classes=labels.expand(episodes, -1),
         way=config.way,
     )
     optimizer = torch.optim.Adam(method.parameters(), lr=1e-3)
@@ -129,7 +130,8 @@ def _measure(config: ScaleConfig, backbone: str, device: str, planning: float) -
         times.append(clock() - began)
     gradient = sum(p.numel() * p.element_size() for p in method.parameters() if p.requires_grad)
     data = config.tasks * (support + query) * int(np.prod(config.shape))
-    return Step(statistics.median(times[1:]) / config.faster, gradient, data, config.tasks * planning)
+    seconds = statistics.median(times[1:]) * config.tasks / episodes / config.faster
+    return Step(seconds, gradient, data, config.tasks * planning)
 
 
 def _machines(config: ScaleConfig, gpus: int, network: float) -> Machines:

@@ -72,6 +72,8 @@ def test_every_file_that_is_named_is_there() -> None:
             assert (page.parent / link).exists(), link
         for path in re.findall(r"(?<![\w/.-])((?:infra|pipeline|tests|jobs)/[\w./*-]*\w)", text):
             assert list(ROOT.glob(path)), f"{page.name}: {path}"
+    for file in re.findall(r"(?:apply -f|crontab|compose -f) (infra/\S+)", RUNBOOK):
+        assert (ROOT / file.rstrip("`")).is_file(), file
     for overlay in re.findall(r"kubectl apply -k ([\w/-]+)", RUNBOOK):
         assert (ROOT / overlay / "kustomization.yaml").is_file(), overlay
     anchors = {
