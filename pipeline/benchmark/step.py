@@ -45,16 +45,16 @@ def backbone_steps(steps: int, images: int = 400) -> Iterator[float]:
     return repeatedly(lambda: forward_backward(backbone, pixels), steps, time.process_time)
 
 
-def meta_lstm_steps(steps: int) -> Iterator[float]:
+def meta_lstm_steps(steps: int, shot: int, updates: int) -> Iterator[float]:
     net = {"width": 32, "eps": 1e-3}
-    method = made.model("meta_lstm", made.MINI_IMAGENET, way=5, inner_steps=8, backbone=net)
-    return method_steps(method, made.MINI_IMAGENET, steps, tasks=1, way=5, shot=5, query=15)
+    method = made.model("meta_lstm", made.MINI_IMAGENET, way=5, inner_steps=updates, backbone=net)
+    return method_steps(method, made.MINI_IMAGENET, steps, tasks=1, way=5, shot=shot, query=15)
 
 
-def meta_lstm_loop(steps: int) -> Iterator[float]:
+def meta_lstm_loop(steps: int, shot: int, updates: int) -> Iterator[float]:
     torch.manual_seed(0)
-    form = LoopForm(width=32, way=5, updates=8)
-    batch = made.episodes(1, made.MINI_IMAGENET, way=5, shot=5, query=15)
+    form = LoopForm(width=32, way=5, updates=updates)
+    batch = made.episodes(1, made.MINI_IMAGENET, way=5, shot=shot, query=15)
     task = (batch.support[0], batch.support_labels[0], batch.query[0], batch.query_labels[0])
     return repeatedly(lambda: form.episode(*task), steps, time.process_time)
 
@@ -76,10 +76,12 @@ def step_limit(bench: Bench) -> Iterator[Finding]:
 def meta_lstm(bench: Bench) -> Iterator[Finding]:
     """A meta-LSTM episode against the loop form of the public PyTorch port."""
     steps = bench.count(2)
-    with Apart(meta_lstm_steps, steps) as ours, Apart(meta_lstm_loop, steps) as loop:
-        found = interleaved({"loop form": loop, "method=meta_lstm": ours}, bench.repetitions)
-    yield ratio(
-        "meta-LSTM training episode, 84x84x3 5-way 5-shot, 8 updates, against the public PyTorch port's loop form",
-        found, ("loop form", "method=meta_lstm"), "CPU s", least=3,
-        note="the port's computation is written down in pipeline/benchmark/lstm_loop.py",
-    )  # fmt: skip
+    for form in ((5, 8), (1, 12)):  # shots and updates
+        with Apart(meta_lstm_steps, steps, *form) as ours, Apart(meta_lstm_loop, steps, *form) as loop:
+            found = interleaved({"loop form": loop, "method=meta_lstm": ours}, bench.repetitions)
+        yield ratio(
+            f"meta-LSTM training episode, 84x84x3 5-way {form[0]}-shot, {form[1]} updates, against the public PyTorch "
+            "port's loop form",
+            found, ("loop form", "method=meta_lstm"), "CPU s", least=3,
+            note="the port's computation is written down in pipeline/benchmark/lstm_loop.py",
+        )  # fmt: skip
