@@ -168,7 +168,7 @@ def _page(config: ScaleConfig, device: str, steps: dict[str, Step], simulated: l
         f"A node has {config.gpus_per_node} GPUs, {config.memory_gib:g} GiB of memory, {config.disk_gib:g} GiB of disk "
         f"that reads {config.disk_gb_s:g} GB/s, and gets {config.store_gbit:g} Gbit/s from the store; GPUs talk at "
         f"{config.network_gbit[0]:g} Gbit/s. The figure is the part's time over that of computing: above 1 the "
-        "GPUs wait for it. *the GPUs*: nothing does. *disk space*: the dataset does not fit a node, which keeps a "
+        "GPUs wait for it. *the GPUs*: nothing does yet. *disk space*: the dataset does not fit a node, which keeps a "
         "copy of all shards; split it, encode it, or take larger disks.",
         _saturation_table(config, steps, image),
         "## The episode plan and a cache of shards",

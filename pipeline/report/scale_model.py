@@ -59,11 +59,15 @@ def demands(step: Step, dataset: float, machines: Machines) -> dict[str, float]:
 
 
 def first_to_saturate(demand: dict[str, float]) -> str:
-    """What the cluster runs into first: a disk that is too small before anything that is too slow."""
+    """What the cluster runs into first: a disk that is too small before anything that is too slow. Where nothing is,
+    how much faster the GPUs may be until something is."""
     if demand["capacity"] > 1:
         return "disk space"
     name = max(("network", "disk", "cpu"), key=lambda key: demand[key])
-    return {"network": "all-reduce", "disk": "reading", "cpu": "planning"}[name] if demand[name] > 1 else "the GPUs"
+    part = {"network": "all-reduce", "disk": "reading", "cpu": "planning"}[name]
+    if demand[name] > 1:
+        return part
+    return f"the GPUs; {part}, once they are {1 / demand[name]:,.3g} times as fast"
 
 
 def start(dataset: float, machines: Machines) -> float:

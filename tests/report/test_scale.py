@@ -31,7 +31,7 @@ def test_demands_by_hand():
     assert small["network"] == pytest.approx((2 * 15 / 16 * 0.1 + 8e-5) / 0.1)
     assert small["capacity"] == pytest.approx(0.05)
     assert first_to_saturate(small) == "all-reduce"
-    assert first_to_saturate({**small, "network": 0.5}) == "the GPUs"
+    assert first_to_saturate({**small, "network": 0.5}) == "the GPUs; all-reduce, once they are 2 times as fast"
     assert first_to_saturate({**small, "disk": 3.0}) == "reading"
     assert first_to_saturate(demands(step, 2000 * GIB, MACHINES)) == "disk space"
     assert start(100e9, MACHINES) == pytest.approx(100.0) and start(2000 * GIB, MACHINES) == 0
