@@ -67,7 +67,8 @@ def first_to_saturate(demand: dict[str, float]) -> str:
     part = {"network": "all-reduce", "disk": "reading", "cpu": "planning"}[name]
     if demand[name] > 1:
         return part
-    return f"the GPUs; {part}, once they are {1 / demand[name]:,.3g} times as fast"
+    faster = float(f"{1 / demand[name]:.2g}")
+    return f"the GPUs; {part}, once they are {faster:,.0f} times as fast"
 
 
 def start(dataset: float, machines: Machines) -> float:
