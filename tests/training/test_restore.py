@@ -12,9 +12,13 @@ import pytest
 import torch
 
 from pipeline.data import store
+from pipeline.data.batches import local_batches
+from pipeline.data.dataset import Dataset
 from pipeline.errors import PipelineError
 from pipeline.training.checkpoint import Checkpoint, Damaged, load_checkpoint, save_checkpoint
-from pipeline.training.loop import Alone, Notice
+from pipeline.training.launch import prepare
+from pipeline.training.learner import Learner, make_deterministic
+from pipeline.training.loop import Alone, Hooks, Notice, make_planner, train
 from pipeline.training.restore import free_name, newest_whole
 from pipeline.training.runs import checkpoints
 
@@ -127,3 +131,31 @@ def test_the_workers_hear_a_notice_at_the_same_step(tmp_path):
     ]
     given = [json.loads(worker.communicate(timeout=240)[0]) for worker in workers]
     assert given[0] == given[1] == [[5, Notice.SAVE], [9, Notice.LEAVE]]
+
+
+def test_a_run_that_goes_on_from_the_checkpoint_before_ends_with_the_same_bits(small_run, tmp_path):
+    """Trained to step 9 without Ray, its last checkpoint damaged, and trained on by another learner to the end."""
+    config, _, run = prepare(small_run("prototypical", "name=whole", "cluster.workers=1", "checkpoint.every=2"))
+    make_deterministic(1, True)
+    dataset, folder = Dataset(config.dataset_uri), str(tmp_path / "run")
+
+    def learn(first: int, last: int) -> Learner:
+        learner = Learner(config, run.spec)
+        if first:
+            learner.restore(newest_whole(folder, "step_00000008", Alone(), said.append))
+        planner = make_planner(config, dataset, learner.method)
+        stream = local_batches(dataset, planner, learner.step, last - learner.step)
+        save = Hooks(
+            save=lambda it: save_checkpoint(f"{folder}/step_{it.step:08d}", it.checkpoint(run.config, run.dataset))
+        )
+        train(learner, stream, dataset, planner.per_step, hooks=save)
+        return learner
+
+    said: list[str] = []
+    learn(0, 9)
+    damage(folder, 8)
+    resumed = learn(8, config.steps)
+    assert "goes on from step 6" in said[0]
+    whole = learn(0, config.steps)
+    for (name, a), (_, b) in zip(whole.method.state_dict().items(), resumed.method.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
