@@ -128,9 +128,9 @@ def test_rows_are_filtered_and_numbers_are_one_click_away(browser, pages_folder)
     rows = "[...document.querySelector('table.filtered').tBodies[0].rows]"
     assert browser.run(f"{rows}.filter((row) => row.offsetParent !== null).length") == 3
     figure = "document.querySelector('figure')"
-    assert browser.run(f"{figure}.querySelector('table').offsetHeight") == 0
+    assert not browser.run(f"{figure}.querySelector('table').checkVisibility()")
     browser.run(f"{figure}.querySelector('summary').click()")
-    assert browser.run(f"{figure}.querySelector('table').offsetHeight") > 100
+    assert browser.run(f"{figure}.querySelector('table').checkVisibility()")
     assert browser.problems == []
 
 

@@ -169,10 +169,10 @@ def plane(
     drawing.bar(20, TOP - 6, inside + 8, size - TOP - 14, "frame")
     for x, y, member in points:
         px, py = 24 + inside / 2 + (x - cx) / unit, TOP + (size - TOP - 26) / 2 - (y - cy) / unit
-        drawing.marker(px, py, f"{series(member)} soft", member // 7 + member, names[member], 3.2)
+        drawing.marker(px, py, f"{series(member)} soft", member, names[member], 3.2)
     for member, name in enumerate(names):
         y = TOP + 8 + member * min(20.0, (size - 60) / max(1, len(names)))
-        drawing.marker(WIDTH - right + 14, y, series(member), member // 7 + member)
+        drawing.marker(WIDTH - right + 14, y, series(member), member)
         drawing.text(WIDTH - right + 24, y + 4, short(name, 13), "label")
     drawing.text(24 + inside / 2, size - 4, axes[0], "name", "middle")
     drawing.parts.append(
