@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from pipeline.batch import Episodes
-from pipeline.data.batches import EpisodePlanner
 from pipeline.data.dataset import Dataset, class_table
 from pipeline.data.episodes import EpisodeSpec
+from pipeline.data.planners import EpisodePlanner
 from pipeline.data.write import write_dataset
 from pipeline.methods.base import Method
 from pipeline.model import build_model

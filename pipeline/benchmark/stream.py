@@ -18,8 +18,9 @@ from pipeline.benchmark.apart import Apart
 from pipeline.benchmark.rows import Bench, Finding, ratio, row
 from pipeline.benchmark.timing import Sides, interleaved
 from pipeline.benchmark.usage import cpu_seconds
-from pipeline.data.batches import EpisodePlanner, local_batches, to_batch
+from pipeline.data.batches import local_batches, to_batch
 from pipeline.data.dataset import Dataset
+from pipeline.data.planners import EpisodePlanner
 from pipeline.data.stream import Stream
 
 CONSUMERS = 2

@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 
-from pipeline.data.stream import TASK_CPUS
+from pipeline.data.plan_source import TASK_CPUS
 from pipeline.errors import PipelineError
 from pipeline.training.config import Cluster
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from pipeline.batch import Batch
-from pipeline.data.batches import CoPlanner, EpisodePlanner, ImagePlanner, Planner
 from pipeline.data.dataset import Dataset, class_table
 from pipeline.data.episodes import check_spec
+from pipeline.data.planners import CoPlanner, EpisodePlanner, ImagePlanner, Planner
 from pipeline.errors import PipelineError
 from pipeline.evaluation.episodic import episode_accuracies
 from pipeline.evaluation.statistics import Estimate, estimate

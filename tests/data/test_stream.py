@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from pipeline.batch import CoTraining, Episodes
-from pipeline.data.batches import CoPlanner, EpisodePlanner, ImagePlanner, local_batches
+from pipeline.data.batches import local_batches
 from pipeline.data.dataset import Dataset, class_table
 from pipeline.data.episodes import EpisodeSpec
-from pipeline.data.stream import MATERIALIZE, Stream, decode, encode
+from pipeline.data.plan_source import decode, encode
+from pipeline.data.planners import CoPlanner, EpisodePlanner, ImagePlanner
+from pipeline.data.stream import MATERIALIZE, Stream
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +142,9 @@ def test_rotated_classes(tmp_path):
             row = int(plan.rows[task, place])
             expected = np.rot90(images[kind, row - 4 * kind, 0], turns)
             np.testing.assert_array_equal(batch.support[task, place, 0].numpy(), expected)
+
+
+def test_what_plans_starts_without_torch():
+    """Tasks of Ray Data import the source of plans: torch would be most of what they do before the first step."""
+    code = "import sys, pipeline.data.plan_source; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0

@@ -1,0 +1,127 @@
+"""Plans as a source of Ray Data: blocks of consecutive steps of one worker, computed by tasks anywhere in the cluster.
+
+Knows no torch: its import would be most of what a planning task does before a run's first step.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.data.block import BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
+
+from pipeline.data.dataset import open_dataset
+from pipeline.data.episodes import AnyPlan, CoPlan, ImagePlan, Plan
+from pipeline.data.planners import Planner
+
+TASK_CPUS = 0.25  # what a planning task reserves: it computes for milliseconds
+_BLOCK_STEPS = 64
+_BLOCK_BYTES = 32 * 2**20
+_PAUSE = 0.02  # seconds
+
+_SCHEMA = pa.schema(
+    [
+        ("step", pa.int64()),
+        ("rank", pa.int32()),
+        ("shape", pa.list_(pa.int64())),  # episodes, columns, way, support; images
+        ("plan", pa.large_binary()),
+        ("pixels", pa.large_binary()),
+    ]
+)
+
+
+class Pause(ExecutionCallback):
+    """Rest between two turns of Ray Data's scheduling loop.
+
+    The loop is a thread of the training worker, and while its output waits to be consumed it turns without rest: it
+    would take the interpreter from the training thread, which halves the speed of methods with many small operations.
+    """
+
+    def on_execution_step(self, executor: Any) -> None:
+        time.sleep(_PAUSE)
+
+
+class PlanSource(Datasource):
+    """Steps [first, last) of one worker as blocks of consecutive steps."""
+
+    def __init__(self, planner: Planner, first: int, last: int, rank: int, world_size: int, uri: str | None) -> None:
+        super().__init__()
+        self._planner = ray.put(planner)
+        self._range = (first, last)
+        self._worker = (rank, world_size)
+        self._uri = uri  # where to gather pixels from, or None to send plans alone
+        sample = planner.plan(first, rank, world_size)
+        per_step = sample.rows.nbytes * 2 + (sample.rows.size * _image_bytes(uri) if uri else 0)
+        self.block_steps = max(1, min(_BLOCK_STEPS, _BLOCK_BYTES // max(1, per_step)))
+
+    @property
+    def blocks(self) -> int:
+        first, last = self._range
+        return max(1, -(-(last - first) // self.block_steps))
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return None
+
+    def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
+        first, last = self._range
+        tasks = []
+        for start in range(first, last, self.block_steps):
+            count = min(self.block_steps, last - start)
+            metadata = BlockMetadata(num_rows=count, size_bytes=None, input_files=None, exec_stats=None)
+            read = functools.partial(_plan_block, self._planner, self._uri, start, count, *self._worker)
+            tasks.append(ReadTask(read, metadata, schema=_SCHEMA))
+        return tasks
+
+
+def _plan_block(planner: Any, uri: str | None, first: int, count: int, rank: int, world_size: int) -> list[pa.Table]:
+    plans: Sequence[AnyPlan] = _fetch_planner(planner).plans(first, count, rank, world_size)
+    columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA.names}
+    for offset, plan in enumerate(plans):
+        columns["step"].append(first + offset)
+        columns["rank"].append(rank)
+        shape, content = encode(plan)
+        columns["shape"].append(shape)
+        columns["plan"].append(content)
+        columns["pixels"].append(open_dataset(uri).gather(plan.rows).tobytes() if uri else None)
+    return [pa.table(columns, schema=_SCHEMA)]
+
+
+def _fetch_planner(reference: ray.ObjectRef) -> Planner:
+    planner: Planner = ray.get(reference)
+    return planner
+
+
+def _image_bytes(uri: str) -> int:
+    return int(np.prod(open_dataset(uri).shape))
+
+
+def encode(plan: AnyPlan) -> tuple[list[int], bytes]:
+    """A plan as its shape and one run of bytes."""
+    if isinstance(plan, CoPlan):
+        episodes, content = encode(plan.episodes)
+        images, more = encode(plan.images)
+        return [*episodes[:4], images[4]], content + more
+    arrays = [plan.numbers, plan.rows, plan.labels, plan.classes]
+    content = b"".join(np.ascontiguousarray(array, dtype=np.int64).tobytes() for array in arrays)
+    if isinstance(plan, ImagePlan):
+        return [0, 0, 0, 0, len(plan)], content
+    return [len(plan), plan.rows.shape[1], plan.way, plan.support, 0], content
+
+
+def decode(shape: list[int], content: Any) -> AnyPlan:
+    episodes, columns, way, support, images = shape
+    values = np.frombuffer(content, dtype=np.int64)
+    if episodes == 0:
+        return ImagePlan(*values.reshape(4, images))
+    square = (episodes, columns)
+    ends = np.cumsum([episodes, episodes * columns, episodes * columns, episodes * way])
+    numbers, rows, labels, classes, rest = np.split(values, ends)
+    plan = Plan(numbers, rows.reshape(square), labels.reshape(square), classes.reshape(episodes, way), support)
+    return CoPlan(plan, ImagePlan(*rest.reshape(4, images))) if images else plan
