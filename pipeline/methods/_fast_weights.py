@@ -23,6 +23,7 @@ from pipeline.functional.inner_loop import (
 from pipeline.methods.base import Method, State
 from pipeline.nets.norm import batch_norms, fixed_statistics, recorded_statistics, replace_native
 from pipeline.nets.registry import choose
+from pipeline.nets.size import hidden_values
 
 STATISTICS = "statistics."
 
@@ -47,10 +48,11 @@ class _FastWeights(Method):
         way: number of classes, the width of the linear head.
         inner_loop: "loop" over tasks, "vmap" over all at once, or "auto", which looks at shapes and device only. On CPU
             per-task weights make convolutions grouped and slow: there it loops, except where a task is so small (five
-            28x28 images) that the loop's own cost is larger. On CUDA and without convolutions it takes vmap.
+            28x28 images and strided convolutions) that the loop's own cost is larger. On CUDA and without convolutions
+            it takes vmap.
     """
 
-    few_values = 4096  # of a task's images; about where the loop overtakes vmap for convolutions on CPU (measured)
+    few_values = 200_000  # of a task's hidden maps; about where the loop overtakes vmap on CPU (measured)
 
     def __init__(self, backbone: nn.Module, way: int, inner_loop: str = "auto") -> None:
         super().__init__(backbone)
@@ -61,6 +63,7 @@ class _FastWeights(Method):
         self.fixed_way = way
         self.inner_loop = choose("inner_loop", inner_loop, ("auto", "loop", "vmap"))
         self._convolutional = any(isinstance(m, nn.modules.conv._ConvNd) for m in backbone.modules())
+        self._hidden: dict[torch.Size, int] = {}  # values of an image's hidden maps, by its shape
 
     def classify(self, state: State, query: Tensor) -> Tensor:
         return self._each_task(query)(self._classify_one, state, query)
@@ -101,6 +104,15 @@ class _FastWeights(Method):
     def _each_task(self, images: Tensor) -> Callable[..., Any]:
         """What maps a function of one task over all tasks, on the device of ``images`` [T, ...]."""
         if self.inner_loop == "auto":
-            grouped_is_slow = self._convolutional and not images.is_cuda and images[0].numel() > self.few_values
+            grouped_is_slow = self._convolutional and not images.is_cuda and self._many_values(images)
             return loop_tasks if grouped_is_slow else vmap_tasks
         return vmap_tasks if self.inner_loop == "vmap" else loop_tasks
+
+    def _many_values(self, images: Tensor) -> bool:
+        """Whether the hidden maps of a task's images [T, N, C, H, W] are too large for grouped convolutions."""
+        if not self.few_values:
+            return True
+        shape = images.shape[2:]
+        if shape not in self._hidden:
+            self._hidden[shape] = hidden_values(self.backbone, images)
+        return images.shape[1] * self._hidden[shape] > self.few_values

@@ -36,7 +36,8 @@ class MAML(_FastWeights):
             which other queries are asked.
         inner_loop: "loop" over tasks, "vmap" over all at once, or "auto", which looks at shapes and device only. On CPU
             per-task weights make convolutions grouped and slow: there it loops, except where a task is so small (five
-            28x28 images) that the loop's own cost is larger. On CUDA and without convolutions it takes vmap.
+            28x28 images and strided convolutions) that the loop's own cost is larger. On CUDA and without convolutions
+            it takes vmap.
     """
 
     def __init__(

@@ -296,6 +296,13 @@ def test_refusals():
 
 
 def test_automatic_form_by_shape():
-    small, large = torch.zeros(2, 5, 1, 28, 28), torch.zeros(2, 6, 1, 28, 28)
-    forms = [build(b, inner_loop="auto")._each_task(x).__name__ for b in ("conv", "mlp") for x in (small, large)]
-    assert forms == ["vmap_tasks", "loop_tasks", "vmap_tasks", "vmap_tasks"]
+    """Per-task weights make convolutions slow where maps are large; without convolutions, or on small maps, vmap."""
+    few, many = torch.zeros(2, 5, 1, 28, 28), torch.zeros(2, 20, 1, 28, 28)
+    nets = [Conv4((1, 28, 28)), Conv4((1, 28, 28), strided=True), MLP((1, 28, 28), widths=[6])]
+    forms = [MAML(net, WAY)._each_task(x).__name__.partition("_")[0] for net in nets for x in (few, many)]
+    assert forms == ["loop", "loop", "vmap", "loop", "vmap", "vmap"]
+    method = MAML(nets[0], WAY)
+    before = torch.get_rng_state()
+    method._each_task(few)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not any("forward" in vars(layer) for layer in nets[0].norms)  # which the count had taken away

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from pipeline.errors import PipelineError
+from pipeline.nets import norm, twice
 from pipeline.nets.norm import BatchNorm, batch_norms, fixed_statistics, recorded_statistics, replace_native
 
 
@@ -115,3 +116,42 @@ def test_running_averages_advance_where_the_network_is_compiled():
     torch.testing.assert_close(torch.compile(compiled, backend="eager")(x), plain(x))
     torch.testing.assert_close(compiled.running_mean, plain.running_mean)
     assert compiled.running_mean.abs().sum() > 0
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 4, 4), (7, 4), (6, 2, 5)], ids=str)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_twice_differentiable_form_is_native_bit_for_bit_and_its_second_derivative_agrees(shape, channels_last):
+    """Against PyTorch's own derivatives in float64, through losses that use every first derivative."""
+    if channels_last and len(shape) < 4:
+        pytest.skip("no such format")
+    generator = torch.Generator().manual_seed(0)
+    values = [torch.randn(s, generator=generator, dtype=torch.float64) for s in (shape, shape[1], shape[1])]
+    if channels_last:
+        values[0] = values[0].contiguous(memory_format=torch.channels_last)
+    values[1][0] = 0.0  # a gain of zero divides nothing
+
+    def derivatives(normalise):
+        x, weight, bias = leaves = [value.clone().requires_grad_() for value in values]
+        out = normalise(x, weight, bias)
+        first = torch.autograd.grad((out**3).sum(), leaves, create_graph=True)
+        return [out, *first], torch.autograd.grad(sum((g**2).sum() for g in first), leaves)
+
+    once, second = derivatives(lambda x, w, b: twice.batch_norm(x, w, b, 1e-5))
+    native, native_second = derivatives(lambda x, w, b: torch.nn.functional.batch_norm(x, None, None, w, b, True, 0.1))
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(once, native, strict=True))
+    for mine, theirs in zip(second, native_second, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_large_maps_take_the_twice_differentiable_form_and_nothing_changes(monkeypatch):
+    x = torch.randn(5, 8, 20, 20, generator=torch.Generator().manual_seed(0))
+    assert x.numel() >= norm.MANY_VALUES
+    called, original = [], twice.batch_norm
+    monkeypatch.setattr(norm.twice, "batch_norm", lambda *a: called.append(1) or original(*a))
+    layer = BatchNorm(8, "batch_statistics")
+    leaf = x.clone().requires_grad_()
+    layer(leaf).square().sum().backward()
+    assert called
+    native = torch.nn.functional.batch_norm(x.requires_grad_(), None, None, torch.ones(8), torch.zeros(8), True)
+    native.square().sum().backward()
+    assert torch.equal(leaf.grad, x.grad)
