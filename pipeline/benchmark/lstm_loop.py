@@ -43,7 +43,8 @@ class LoopForm:
 
     def _adapt(self, support: Tensor, labels: Tensor) -> Tensor:
         """theta [P, 1] after the updates, each on the whole support set."""
-        theta, state = self.start, None
+        theta: Tensor = self.start
+        state: tuple[Tensor, Tensor] | None = None
         forget = entry = torch.zeros_like(theta)
         for _ in range(self.updates):
             vector_to_parameters(theta.detach().squeeze(1), self.second.parameters())

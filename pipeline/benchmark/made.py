@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pipeline.batch import Episodes
 from pipeline.data.dataset import Dataset, class_table
@@ -81,8 +82,10 @@ def model(method: str, shape: Shape, way: int, shot: int = 1, **options: Any) ->
 def episodes(tasks: int, shape: Shape, way: int = 5, shot: int = 1, query: int = 15, seed: int = 0) -> Episodes:
     """Float images, as a method takes them: [tasks, way * shot, ...] and [tasks, way * query, ...]."""
     generator = torch.Generator().manual_seed(seed)
-    sides = []
+    sides: list[Tensor] = []
     for count in (shot, query):
         labels = torch.arange(way).repeat_interleave(count).expand(tasks, -1).contiguous()
         sides += [torch.rand(tasks, way * count, *shape, generator=generator), labels]
-    return Episodes(*sides, torch.arange(way).expand(tasks, -1).contiguous(), way)  # type: ignore[arg-type]
+    support, support_labels, questions, answers = sides
+    classes = torch.arange(way).expand(tasks, -1).contiguous()
+    return Episodes(support, support_labels, questions, answers, classes, way)

@@ -34,7 +34,8 @@ class Streamed:
     def __init__(self, uri: str, steps: int, consumers: int = CONSUMERS) -> None:
         shared = made.planner(uri, TASKS * consumers)
         self._steps = steps
-        self._actors = [_Consumer.remote(uri, shared, steps, rank, consumers) for rank in range(consumers)]
+        make: Any = _Consumer
+        self._actors = [make.remote(uri, shared, steps, rank, consumers) for rank in range(consumers)]
 
     def rate(self) -> float:
         """Episodes a second of all consumers, from their first batch to their last."""
@@ -114,7 +115,7 @@ class _Steps(TorchDataset[Batch]):
 
 def loaded(uri: str, count: int, workers: int = 2) -> Iterator[float]:
     """CPU milliseconds an episode of PyTorch's loader, of this process and its workers."""
-    batches = iter(DataLoader(_Steps(uri), batch_size=None, sampler=range(10**9), num_workers=workers))  # type: ignore[arg-type]
+    batches = iter(DataLoader(_Steps(uri), batch_size=None, sampler=range(10**9), num_workers=workers))
     for _ in range(8):
         next(batches)
     while True:
