@@ -1,4 +1,4 @@
-"""The command line of ``jobs.tune``: ``base.KEY=VALUE``, and campaigns that are files."""
+"""The command line of ``jobs.tune``: ``base.KEY=VALUE``, ``fix.KEY=VALUE``, and campaigns that are files."""
 
 from __future__ import annotations
 
@@ -8,23 +8,28 @@ from pipeline.errors import PipelineError
 
 
 def translate(arguments: list[str]) -> list[str]:
-    """Arguments for Hydra: ``base.KEY=VALUE`` gathered into ``overrides``, ``campaign=FILE.yaml`` found by its folder.
+    """Arguments for Hydra: ``base.KEY=VALUE`` gathered into ``overrides`` and ``fix.KEY=VALUE`` into ``fix``;
+    ``campaign=FILE.yaml`` found by its folder.
 
     A campaign's file lies in a folder named ``campaign``, as Hydra wants it.
     """
     kept: list[str] = []
-    gathered: list[str] = []
+    gathered: dict[str, list[str]] = {"overrides": [], "fix": []}
     for argument in arguments:
         if argument.startswith("base."):
-            gathered.append(argument.removeprefix("base."))
+            gathered["overrides"].append(argument.removeprefix("base."))
+        elif argument.startswith("fix."):
+            gathered["fix"].append(argument.removeprefix("fix."))
         elif argument.startswith("campaign=") and argument.endswith((".yaml", ".yml")):
             kept += _file(argument.removeprefix("campaign="))
         else:
             kept.append(argument)
-    if gathered:
-        if any(argument.startswith("overrides=") for argument in kept):
-            raise PipelineError("give base.KEY=VALUE or overrides=[...], not both")
-        kept.append(f"overrides=[{','.join(map(_quoted, gathered))}]")
+    for key, values in gathered.items():
+        if values and any(argument.startswith(f"{key}=") for argument in kept):
+            short = {"overrides": "base", "fix": "fix"}[key]
+            raise PipelineError(f"give {short}.KEY=VALUE or {key}=[...], not both")
+        if values:
+            kept.append(f"{key}=[{','.join(map(_quoted, values))}]")
     return kept
 
 

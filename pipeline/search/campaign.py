@@ -7,6 +7,9 @@ import json
 import time
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
 from pipeline.config import Config, compose, flat, validate
 from pipeline.data import store
 from pipeline.data.dataset import read_manifest
@@ -36,7 +39,8 @@ class Campaign:
         for part in config.settings:
             check_searched([key_of(argument) for argument in part.set], "settings")
         check_searched(config.space)
-        self.space = Space(config.space)
+        self.fixed = _values(config.fix)
+        self.space = Space(_narrowed(config.space, self.fixed))
         assert config.name is not None
         self.name, self.uri = config.name, store.join(config.storage, config.name)
         self.base = self.compose({})
@@ -49,7 +53,12 @@ class Campaign:
                 f"gpus_per_trial={cluster.gpus_per_worker * cluster.workers:g} over base.cluster.workers="
                 f"{cluster.workers}: workers of one trial cannot share a GPU: set base.cluster.workers=1"
             )
-        self.first = [self._first(number, values) for number, values in enumerate(config.first)]
+        first = [
+            (number, values)
+            for number, values in enumerate(config.first)
+            if all(values.get(key, value) == value for key, value in self.fixed.items())
+        ]
+        self.first = [self._first(number, values) for number, values in first or [(0, {})]]
 
     @property
     def dataset(self) -> dict[str, Any]:
@@ -134,6 +143,8 @@ class Campaign:
                 continue
             if key in given:
                 values[key] = given[key]
+            elif key in self.fixed:
+                values[key] = self.fixed[key]
             else:
                 config = self.compose(values) if config is None else config
                 values[key] = self._present(key, values, config)
@@ -149,6 +160,31 @@ class Campaign:
         if key not in known:
             raise PipelineError(f"space.{key}: jobs.train has no such key with {as_overrides(values) or 'the base'}")
         return known[key]
+
+
+def _values(arguments: list[str]) -> Values:
+    """``key=value`` in Hydra's grammar, as values by key."""
+    parser, found = OverridesParser.create(), {}
+    for argument in arguments:
+        try:
+            key, _, value = argument.partition("=")
+            found[key] = parser.parse_override(f"value={value}").value()
+        except HydraException as error:
+            raise PipelineError(f"fix: {argument!r} is not key=value") from error
+    return found
+
+
+def _narrowed(space: dict[str, Any], fixed: Values) -> dict[str, Any]:
+    """A space with one choice where a value is fixed."""
+    narrow = dict(space)
+    for key, value in fixed.items():
+        if key not in space:
+            raise PipelineError(f"fix.{key}: the space has no such key; it has {', '.join(space)}")
+        dimension = Space({key: {**space[key], "when": {}}}).dimensions[key]
+        if not dimension.holds(value):
+            raise PipelineError(f"fix.{key}={value} lies outside the space ({dimension})")
+        narrow[key] = {"choices": [value], "when": space[key].get("when", {})}
+    return narrow
 
 
 def begin(raw: Config) -> Campaign:

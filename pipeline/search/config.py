@@ -57,6 +57,7 @@ class CampaignConfig(Section):
     base: list[str]
     overrides: list[str]
     space: dict[str, Any]
+    fix: list[str]
     settings: list[Settings]
     first: list[dict[str, Any]]
     objective: Objective

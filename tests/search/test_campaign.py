@@ -62,6 +62,24 @@ def test_the_first_trials_are_the_base_where_nothing_is_given(campaign):
             campaign(first=[wrong])
 
 
+def test_a_key_of_the_space_can_be_fixed(campaign):
+    whole = compose("tune", ["campaign=metric_scale"])
+    fix = {"method": "prototypical", "method.distance": "cosine", "method.learn_scale": False}
+    small = campaign(*[f"fix.{key}={json.dumps(value)}" for key, value in fix.items()], first=whole["first"])
+    assert small.first == [{**fix, "method.scale": 1.0}, {**fix, "method.scale": 10.0}]
+    plan = SearchPlan(small, Ledger(small.uri))
+    for number in range(4):
+        record, run = plan.next()
+        assert {key: record.values[key] for key in fix} == fix and run.config["method"]["distance"] == "cosine"
+        plan.end(replace(record.with_point(12, 0.1 * number), status="finished"))
+    assert len({record.values["method.scale"] for record in plan.known()}) == 4
+    assert campaign("fix.method=matching", first=[{"method": "prototypical"}]).default["method"] == "matching"
+    with pytest.raises(PipelineError, match="fix.method.distance=manhattan lies outside the space"):
+        campaign("fix.method.distance=manhattan")
+    with pytest.raises(PipelineError, match="fix.method.way: the space has no such key; it has method, "):
+        campaign("fix.method.way=5")
+
+
 def test_an_interrupted_search_ends_as_an_untouched_one(campaign):
     """No finished trial is handed out again, the interrupted one goes on with its values, and all values are equal."""
     small = campaign("trials=9", "search.startup=3")
