@@ -142,6 +142,7 @@ def test_the_reproduction_has_published_and_measured_figures(pages):
     assert 'href="model-glyphs.html"' in text
 
 
+@pytest.mark.slow
 def test_an_evaluation_after_training_is_published(ray_session, glyphs, database, tmp_path):
     """Figures of other episodes come beside those that are there, and the card is made anew."""
     tracking = tracking_in(tmp_path, database)
@@ -197,41 +198,43 @@ def test_an_image_that_is_none_gives_no_image():
     assert Sheet(None, described).uris([0, 1]) == ()
 
 
+@pytest.fixture(scope="module")
+def made(glyphs):
+    """A card's files, and what it must say: confusions, queries asked, accuracies; episodes answered one by one."""
+    import torch
+
+    torch.manual_seed(0)
+    spec = {
+        "method": {"name": "prototypical"}, "backbone": {"name": "conv4", "width": 4},
+        "input": {"shape": [1, 28, 28], "scaling": "unit"}, "way": 5, "classes": 60,
+    }  # fmt: skip
+    method, preprocess, dataset = build_model(spec), build_preprocess(spec), Dataset(glyphs, verify=False)
+    for _ in range(30):  # batch-norm learns what images are like: answers do not hang on the last bit
+        method.backbone(preprocess(torch.from_numpy(dataset.gather(np.arange(0, 1200, 12)))))
+    table = class_table(dataset.manifest, "test")
+    counts, asked, accuracies = {}, {}, []
+    for episode in range(8):
+        plan = plan_episodes(table, EpisodeSpec(5, 2, 3), 3, np.asarray([episode]))
+        images = preprocess(torch.from_numpy(dataset.gather(plan.rows[0])))[None]
+        labels = torch.from_numpy(plan.labels[:, : plan.support].copy())
+        with torch.no_grad():
+            method.eval()
+            state = method.adapt(images[:, : plan.support], labels, 5)
+            answers = method.classify(state, images[:, plan.support :]).argmax(-1)[0].tolist()
+        truth = plan.labels[0, plan.support :].tolist()
+        accuracies.append(np.mean([a == t for a, t in zip(answers, truth, strict=True)]))
+        names = [dataset.manifest.class_names[int(i)] for i in plan.classes[0]]
+        for t, a in zip(truth, answers, strict=True):
+            for other in names:
+                asked[names[t], other] = asked.get((names[t], other), 0) + 1
+            counts[names[t], names[a]] = counts.get((names[t], names[a]), 0) + 1
+    question = Question(glyphs, "test", 5, 2, 3, 8, 3)
+    files = draw_card(method, preprocess, dataset, question, np.asarray(accuracies), {"run": "r", "step": 4})
+    return files, counts, asked, accuracies, dataset
+
+
 class TestCard:
     """What is measured for a model card, against episodes drawn and answered one by one."""
-
-    @pytest.fixture(scope="class")
-    def made(self, glyphs):
-        import torch
-
-        torch.manual_seed(0)
-        spec = {
-            "method": {"name": "prototypical"}, "backbone": {"name": "conv4", "width": 4},
-            "input": {"shape": [1, 28, 28], "scaling": "unit"}, "way": 5, "classes": 60,
-        }  # fmt: skip
-        method, preprocess, dataset = build_model(spec), build_preprocess(spec), Dataset(glyphs, verify=False)
-        for _ in range(30):  # batch-norm learns what images are like: answers do not hang on the last bit
-            method.backbone(preprocess(torch.from_numpy(dataset.gather(np.arange(0, 1200, 12)))))
-        table = class_table(dataset.manifest, "test")
-        counts, asked, accuracies = {}, {}, []
-        for episode in range(8):
-            plan = plan_episodes(table, EpisodeSpec(5, 2, 3), 3, np.asarray([episode]))
-            images = preprocess(torch.from_numpy(dataset.gather(plan.rows[0])))[None]
-            labels = torch.from_numpy(plan.labels[:, : plan.support].copy())
-            with torch.no_grad():
-                method.eval()
-                state = method.adapt(images[:, : plan.support], labels, 5)
-                answers = method.classify(state, images[:, plan.support :]).argmax(-1)[0].tolist()
-            truth = plan.labels[0, plan.support :].tolist()
-            accuracies.append(np.mean([a == t for a, t in zip(answers, truth, strict=True)]))
-            names = [dataset.manifest.class_names[int(i)] for i in plan.classes[0]]
-            for t, a in zip(truth, answers, strict=True):
-                for other in names:
-                    asked[names[t], other] = asked.get((names[t], other), 0) + 1
-                counts[names[t], names[a]] = counts.get((names[t], names[a]), 0) + 1
-        question = Question(glyphs, "test", 5, 2, 3, 8, 3)
-        files = draw_card(method, preprocess, dataset, question, np.asarray(accuracies), {"run": "r", "step": 4})
-        return files, counts, asked, accuracies, dataset
 
     def test_confusion_is_of_the_evaluated_episodes(self, made):
         files, counts, asked, accuracies, _ = made
