@@ -25,7 +25,7 @@ def hidden_values(network: nn.Module, images: Tensor) -> int:
     hooks = [module.register_forward_hook(count) for module in convolutions]
     norms = batch_norms(network).values()
     for norm in norms:
-        norm.forward = nn.Identity().forward  # type: ignore[method-assign]
+        norm.forward = nn.Identity().forward  # type: ignore[method-assign,assignment]
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             network(images.new_zeros(1, *images.shape[-3:]))
