@@ -50,8 +50,9 @@ def submitted(head: RayHead, *given: str) -> tuple[int, dict[str, Any]]:
         [*command, "python", "-m", "jobs.retrain", *given, "--json"],
         cwd=ROOT, env=head.env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=2400,
     )  # fmt: skip
-    [summary] = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"')] or [None]
-    assert summary is not None, done.stdout[-6000:]
+    summaries = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"')]
+    assert summaries and all(found == summaries[0] for found in summaries), done.stdout[-6000:]
+    summary = summaries[0]  # Ray shows the last lines of a job that does not end with 0 once more
     code = re.search(r"exit code (\d+)", done.stdout)
     assert (done.returncode == 0) == (code is None), done.stdout[-3000:]
     return int(code[1]) if code else 0, summary

@@ -88,7 +88,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(small_run, tmp_path):
 
 
 def test_a_loss_that_is_no_number_stops_the_run(small_run):
-    with pytest.raises(PipelineError, match=r"loss is (nan|inf).* at step 3: lower optimizer\.lr"):
+    with pytest.raises(PipelineError, match=r"loss is no number in step \d+, with episodes .* lower optimizer\.lr"):
         learn(small_run("prototypical", "optimizer.lr=1e30"))
 
 
