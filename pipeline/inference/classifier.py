@@ -204,7 +204,7 @@ class FewShotClassifier:
             return self.calibration.nearest(enrolment.way, enrolment.shot).threshold
         try:
             return float(threshold)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise PipelineError(f"threshold={threshold!r}: give auto, none or a number") from error
 
     def _adapt(

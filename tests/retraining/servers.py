@@ -50,7 +50,7 @@ def postgresql() -> Iterator[str]:
         try:
             _until(lambda: subprocess.run([folder / "pg_isready", "-q", *where]).returncode == 0, log)
             subprocess.run([folder / "createdb", *where, "mlflow"], check=True)
-            yield f"postgresql://pipeline@127.0.0.1:{port}/mlflow"
+            yield f"postgresql+psycopg2://pipeline@127.0.0.1:{port}/mlflow"
         finally:
             server.send_signal(signal.SIGINT)  # ends without waiting for its clients
             with contextlib.suppress(subprocess.TimeoutExpired):

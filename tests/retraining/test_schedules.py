@@ -57,6 +57,7 @@ def test_all_three_call_one_command() -> None:
 def test_the_command_composes_and_keeps_everything_where_all_nodes_reach_it(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # a test before may have set it
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")  # in a submitted job a relative path is refused
     settings = settings_of(compose("retrain", commands()[name][3:]))
     assert store.is_remote(settings.train.dataset_uri) and store.is_remote(settings.uri)

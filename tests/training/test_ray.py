@@ -114,11 +114,13 @@ def test_a_killed_driver_is_resumed(glyphs, tmp_path):
 def test_one_and_two_workers_agree(ray_session, small_run):
     """The same episodes in every step; sums in another order, so that the last bits may differ.
 
-    SGD, since Adam's first steps turn the rounding noise of a vanishing gradient into a step of full size.
+    SGD, since Adam's first steps turn the rounding noise of a vanishing gradient into a step of full size; and tasks in
+    a loop, since the rounding of grouped convolutions depends on how many tasks there are.
     """
     runs = []
     for workers in (1, 2):
         overrides = ["steps=6", "validation.every=6", "optimizer=sgd", "optimizer.lr=0.01", "backbone.bias=false"]
+        overrides.append("method.inner_loop=loop")
         config, _, run = prepare(small_run("maml", f"name=w{workers}", f"cluster.workers={workers}", *overrides))
         launch(config, run)
         runs.append(final(run.uri))
@@ -163,7 +165,7 @@ def test_object_storage(ray_session, small_run, moto_bucket):
 
 def test_a_loss_that_is_no_number_ends_the_run_at_once(ray_session, small_run):
     config, _, run = prepare(small_run("prototypical", "name=diverges", "optimizer.lr=1e30", "cluster.restarts=5"))
-    with pytest.raises(PipelineError, match=r"run diverges: the loss is (nan|inf).* at step 3"):
+    with pytest.raises(PipelineError, match=r"run diverges: the loss is no number in step \d, with episodes \d"):
         launch(config, run)
 
 
