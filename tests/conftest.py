@@ -19,6 +19,7 @@ os.environ.update(
     RAY_USAGE_STATS_ENABLED="0",
     RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
     OMP_NUM_THREADS="1",
+    PIPELINE_NO_DASHBOARD="1",  # of the session's Ray
 )
 
 ROOT = Path(__file__).resolve().parent.parent

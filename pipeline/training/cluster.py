@@ -20,6 +20,7 @@ ENVIRONMENT = {
 }
 # Where the store is, which every node must know. Secrets are not sent: nodes have a role or their own environment.
 PASSED_ON = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "PIPELINE_CACHE")
+NO_DASHBOARD = "PIPELINE_NO_DASHBOARD"  # set where Ray was started without one, here and in its processes
 START_TIMEOUT_S = "120"  # how long a worker group may wait for resources that an autoscaler brings
 
 
@@ -47,6 +48,7 @@ def start_ray(cluster: Cluster) -> None:
     }
     address = cluster.address or ("auto" if in_submitted_job() else None)
     if address:
+        os.environ.pop(NO_DASHBOARD, None)
         try:
             ray.init(address=address, **options)
         except (ConnectionError, RuntimeError) as error:
@@ -59,6 +61,7 @@ def start_ray(cluster: Cluster) -> None:
             f"cluster.workers={cluster.workers} of cluster.cpus_per_worker={cluster.cpus_per_worker:g} need "
             f"{wanted:g} cores; this machine has {cores}: lower one of them, or give a cluster.address"
         )
+    os.environ[NO_DASHBOARD] = options["runtime_env"]["env_vars"][NO_DASHBOARD] = "1"
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     ray.init(

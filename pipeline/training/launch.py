@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
 
 from pipeline.config import Config, compose, flat, validate
 from pipeline.data import store
@@ -31,6 +31,7 @@ from pipeline.training.optim import build_optimizer, build_schedule
 from pipeline.training.progress import Display, Entry, asked_to_leave, leaving_on_sigterm, start_monitor
 from pipeline.training.runs import RUN_FILE, START, Run, find_run, write_run
 from pipeline.training.telemetry import Restarts, Telemetry
+from pipeline.training.trainer import Trainer
 from pipeline.training.worker import train_worker
 
 GROUPS = ("data", "method", "backbone", "optimizer", "schedule", "tracking")  # whose keys depend on the choice made
@@ -131,7 +132,7 @@ def launch(
     monitor = start_monitor()
     telemetry = Telemetry(run.name, str(config.method["name"]), str(run.dataset["name"]), config.steps)
     hooks: list[Any] = [*callbacks, Restarts(monitor)]
-    trainer = TorchTrainer(
+    trainer = Trainer(
         train_worker,
         train_loop_config={
             "config": run.config,
