@@ -26,9 +26,7 @@ from pipeline.registry.publish import CALIBRATION, EVALUATION, REPORT, evaluatio
 from pipeline.registry.tracker import Tracker
 from pipeline.registry.tracking import check_tracking
 from pipeline.registry.versions import pull, register_run, set_alias
-from pipeline.report.card import draw_card
 from pipeline.report.measured import record
-from pipeline.report.pictures import draw_pictures
 from pipeline.report.tables import percent, text_table
 from pipeline.training.checkpoint import load_checkpoint
 from pipeline.training.cluster import check_resources, start_ray
@@ -223,6 +221,8 @@ def _joint_row(result: JointResult) -> list[str]:
 
 def _evaluate_run(config: TrainConfig, run: Run, model: Model) -> list[dict[str, Any]]:
     """Test accuracy, the calibration of 'unknown' and pictures: into the run's ``report`` folder."""
+    from pipeline.report.pictures import draw_pictures  # matplotlib, which no training waits for before its first step
+
     how = config.evaluation
     assert how is not None
     questions = [
@@ -279,6 +279,8 @@ def _publish_evaluation(config: EvaluateConfig, model: Model, run: Run, summary:
 def _write_card(
     run: Run, method: Method, preprocess: Preprocess, dataset: Dataset, question: Question, accuracies: np.ndarray
 ) -> None:
+    from pipeline.report.card import draw_card
+
     origin: dict[str, Any] = {"run": run.name, "step": load_checkpoint(best_checkpoint(run.uri)).step}
     origin["arguments"] = [mask_argument(argument) for argument in run.arguments]
     for name, content in draw_card(method, preprocess, dataset, question, accuracies, origin).items():

@@ -18,7 +18,6 @@ from pipeline.errors import PipelineError
 from pipeline.registry.masking import mask
 from pipeline.registry.record import Point, delivered_points, log_metrics, open_run
 from pipeline.registry.tracking import Store, connect, reaching
-from pipeline.report.plots import learning_curve
 from pipeline.training.checkpoint import STATE
 from pipeline.training.runs import Run, best_checkpoint, checkpoints, read_run
 
@@ -129,6 +128,8 @@ def _put_checkpoint(store: Store, run_id: str, uri: str, state: dict[str, Any]) 
 
 def _put_files(store: Store, run_id: str, run: Run, history: list[dict[str, float]]) -> None:
     """The learning curve and the files of ``report/``; written again they replace their older selves."""
+    from pipeline.report.plots import learning_curve  # matplotlib, which no training waits for before its first step
+
     with tempfile.TemporaryDirectory() as folder:
         for kind in ("svg", "png"):
             (Path(folder) / f"learning_curve.{kind}").write_bytes(learning_curve(history, run.name, kind))

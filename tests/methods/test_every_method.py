@@ -34,9 +34,10 @@ LONGER = {  # what a method needs to be far better than untrained after a minute
     "maml_plus_plus": ["backbone.negative_slope=0.01", "method.inner_steps=3", "method.inner_steps_eval=3"],
     "reptile": ["train.shot=5", "optimizer=sgd", "optimizer.lr=1.0", "optimizer.momentum=0.0",
                 "optimizer.nesterov=false", "optimizer.weight_decay=0.0", "schedule=linear"],
-    "imprinted": ["steps=400", "optimizer.lr=3e-3"],
+    "imprinted": ["steps=1500", "optimizer.lr=3e-3"],
     "clustering": ["steps=400", "optimizer.lr=3e-3"],
-    "baseline": ["steps=400", "optimizer.lr=3e-3"],
+    "baseline": ["steps=1500", "optimizer.lr=3e-3"],
+    "discriminative_kshot": ["steps=1500", "optimizer.lr=3e-3"],
     "proxy_nca": ["steps=400", "optimizer.lr=1e-3", "train.batch_size=256"],
 }  # fmt: skip
 PROGRAM = """
