@@ -18,6 +18,7 @@ from pipeline.errors import PipelineError
 
 _logger = logging.getLogger(__name__)
 
+
 @dataclass(frozen=True)
 class ClassTable:
     """The classes of one split as arrays, all that an episode needs to be drawn.

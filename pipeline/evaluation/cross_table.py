@@ -96,7 +96,7 @@ def classifier(method: Method, column: str, fine_tune: FineTune) -> Baseline:
     if how is None:
         how = {"head": "finetune_all", "epochs": fine_tune.steps, "lr": fine_tune.lr, "norm": fine_tune.norm}
     example = next(method.backbone.parameters(), torch.empty(0))
-    return Baseline(method.backbone, classes=1, **how).to(example.device).eval()
+    return Baseline(method.extractor(), classes=1, **how).to(example.device).eval()
 
 
 def _ask(
@@ -179,8 +179,9 @@ def frozen_accuracies(
             pixels = torch.from_numpy(dataset.gather(plan.rows)).to(device)
             batch = to_batch(plan, pixels, dataset.manifest.rotations)
             assert isinstance(batch, Episodes)
+            extractor = heads[0].backbone
             with torch.no_grad():
-                sides = [embed(method.backbone, preprocess(images)).float() for images in (batch.support, batch.query)]
+                sides = [embed(extractor, preprocess(images)).float() for images in (batch.support, batch.query)]
             features = torch.cat(sides, dim=1)[..., None, None]
         labels = torch.from_numpy(np.array(plan.labels)).to(device)
         for head, right in zip(heads, found, strict=True):

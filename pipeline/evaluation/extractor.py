@@ -52,7 +52,7 @@ def load_method(model: Model, gpu: bool = False, seed: int = 0) -> tuple[Method,
 
 def load_extractor(model: Model, gpu: bool = False) -> Extractor:
     method, preprocess, device = load_method(model, gpu)
-    return Extractor(method.backbone, preprocess, device)
+    return Extractor(method.extractor(), preprocess, device)
 
 
 def kind(model: Model) -> str:

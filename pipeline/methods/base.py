@@ -77,6 +77,10 @@ class Method(nn.Module):
         """Groups for the optimizer. ``lr_scale`` multiplies the run's learning rate; other keys are the optimizer's."""
         yield {"params": list(self.parameters()), "lr_scale": 1.0}
 
+    def extractor(self) -> nn.Module:
+        """The backbone by itself: features [N, D] of images [N, C, H, W], whatever learns from them."""
+        return self.backbone
+
     def after_step(self) -> None:
         """Called after every optimizer step, for constraints on the weights."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from functools import partial
 
@@ -112,6 +113,16 @@ class MAMLPlusPlus(MAML):
         losses = summed_cross_entropy(logits, labels) / labelled(labels)
         loss = (losses * losses.new_tensor(weights)).sum(1).mean()
         return loss, {"accuracy": accuracy(logits[:, -1], batch.query_labels)}
+
+    def extractor(self) -> nn.Module:
+        """The backbone as the first inner step finds it, with that step's gain and bias."""
+        if not self._rows:
+            return self.backbone
+        backbone = copy.deepcopy(self.backbone)
+        for layer in batch_norms(backbone).values():
+            for name, rows in list(layer.named_parameters()):
+                setattr(layer, name, nn.Parameter(rows.detach()[0].clone()))
+        return backbone
 
     @torch.no_grad()
     def after_step(self) -> None:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 import time
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -17,6 +14,7 @@ from mlflow.entities import Metric, RunTag
 from mlflow.exceptions import MlflowException
 
 from pipeline.errors import PipelineError
+from pipeline.registry import locks
 from pipeline.registry.tracking import Store, connect, reaching
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
@@ -104,10 +102,9 @@ def roll_back(tracking: Mapping[str, Any], name: str, lock_wait: float = LOCK_WA
 def promotion_lock(client: MlflowClient, name: str, wait: float = LOCK_WAIT) -> Iterator[Any]:
     """One promotion of a model at a time, on any machine.
 
-    The lock is a registered model of a name derived from the model's: names are unique in every MLflow store, and
-    making one that is there is refused by the store itself. What is yielded checks that the lock is still held.
+    What is yielded checks that the lock is still held.
     """
-    lock, owner = f"{name}.promotion-lock", f"{socket.gethostname()} {os.getpid()} {uuid.uuid4().hex}"
+    lock, owner = f"{name}.promotion-lock", locks.new_owner()
     deadline = time.monotonic() + wait
     while not _take(client, lock, owner):
         if time.monotonic() > deadline:
@@ -118,38 +115,22 @@ def promotion_lock(client: MlflowClient, name: str, wait: float = LOCK_WAIT) -> 
         time.sleep(0.2)
 
     def still_held() -> None:
-        if _holder(client, lock)[0] != owner:
+        if locks.holder(client, lock)[0] != owner:
             raise PipelineError(f"the promotion of {name!r} took so long that another one went on; try again")
 
     try:
         yield still_held
     finally:
-        if _holder(client, lock)[0] == owner:
-            client.delete_registered_model(lock)
+        locks.release(client, lock, owner)
 
 
 def _take(client: MlflowClient, lock: str, owner: str) -> bool:
-    try:
-        client.create_registered_model(lock, description=owner)
+    if locks.take(client, lock, owner):
         return True
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-    holder, since = _holder(client, lock)
-    if holder is not None and time.time() - since > LOCK_STALE and _holder(client, lock)[0] == holder:
+    holder, since = locks.holder(client, lock)
+    if holder is not None and time.time() - since > LOCK_STALE and locks.holder(client, lock)[0] == holder:
         client.delete_registered_model(lock)  # its process died
     return False
-
-
-def _holder(client: MlflowClient, lock: str) -> tuple[str | None, float]:
-    """Who holds a lock, and since when in seconds of the epoch."""
-    try:
-        found = client.get_registered_model(lock)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return None, 0.0
-    return found.description, found.creation_timestamp / 1000
 
 
 def _move(client: MlflowClient, name: str, champion: int | None, challenger: int) -> None:

@@ -234,7 +234,7 @@ def _embedding(
     turns = class_turns(np.repeat(table.ids[chosen], each), dataset.manifest.rotations)
     images = quarter_turns(torch.from_numpy(dataset.gather(rows)), turns)
     with torch.no_grad():
-        features = method.backbone(preprocess(images)).flatten(1).float().numpy()
+        features = method.extractor()(preprocess(images)).flatten(1).float().numpy()
     if not np.isfinite(features).all():
         return {"points": [], "variance": [0.0, 0.0], "images": each}
     points, variance = project(features)

@@ -48,7 +48,7 @@ def _embeddings(
     turns = class_turns(np.repeat(table.ids[chosen], each), manifest.rotations)
     images = preprocess(quarter_turns(torch.from_numpy(dataset.gather(rows)), turns))
     with torch.no_grad():
-        features = method.backbone(images)
+        features = method.extractor()(images)
     names = [manifest.class_names[index // len(manifest.rotations)] for index in table.ids[chosen]]
     return features.numpy(), np.repeat(np.arange(len(chosen)), each), names
 

@@ -6,18 +6,15 @@ import os
 import socket
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
 
 from pipeline.errors import PipelineError
+from pipeline.registry import locks
 from pipeline.registry.tracking import STORE_ERRORS, connect, reaching
-
-BEAT = "pipeline.heartbeat"
 
 
 class Busy(PipelineError):
@@ -28,10 +25,10 @@ class Busy(PipelineError):
 def lease(tracking: Mapping[str, Any], name: str, seconds: float) -> Iterator[Callable[[], None]]:
     """Hold the model's lease, or raise Busy. What is yielded checks that it is still held.
 
-    As with promotions the lock is a registered model, whose name the store allows once. A thread gives signs of life;
-    a holder on this machine whose process ended, and one elsewhere that was silent for ``seconds``, are dead.
+    A thread gives signs of life; a holder on this machine whose process ended, and one elsewhere that was silent for
+    ``seconds``, are dead.
     """
-    lock, owner = f"{name}.retraining-lock", f"{socket.gethostname()} {os.getpid()} {uuid.uuid4().hex}"
+    lock, owner = f"{name}.retraining-lock", locks.new_owner()
     with reaching(tracking, "nothing was done; run again"):
         client = connect(tracking).client
         _take(client, lock, owner, name, seconds)
@@ -41,7 +38,7 @@ def lease(tracking: Mapping[str, Any], name: str, seconds: float) -> Iterator[Ca
 
     def still_held() -> None:
         with reaching(tracking, "run again"):
-            if _holder(client, lock)[0] != owner:
+            if locks.holder(client, lock)[0] != owner:
                 raise Busy(f"another retraining of {name!r} took over from this one")
 
     try:
@@ -49,51 +46,31 @@ def lease(tracking: Mapping[str, Any], name: str, seconds: float) -> Iterator[Ca
     finally:
         ended.set()
         thread.join()
-        try:
-            if _holder(client, lock)[0] == owner:
-                client.delete_registered_model(lock)
-        except STORE_ERRORS:
-            pass  # the store is away: the lease runs out by itself
+        with suppress(*STORE_ERRORS):  # the store is away: the lease runs out by itself
+            locks.release(client, lock, owner)
 
 
 def _take(client: MlflowClient, lock: str, owner: str, name: str, seconds: float) -> None:
     if _make(client, lock, owner):
         return
-    holder, alive = _holder(client, lock)
+    holder, alive = locks.holder(client, lock)
     if holder is not None and not _is_dead(holder, alive, seconds):
         machine, process, _ = holder.split()
         raise Busy(
             f"another retraining of {name!r} is under way, on {machine} in process {process}; wait for it, or, if it "
             f"died, for {seconds:g} s"
         )
-    if holder is not None and _holder(client, lock)[0] == holder:
+    if holder is not None and locks.holder(client, lock)[0] == holder:
         client.delete_registered_model(lock)
     if not _make(client, lock, owner):
         raise Busy(f"another retraining of {name!r} has just begun")
     time.sleep(1)  # somebody else who found the same dead holder may have deleted this lock as well
-    if _holder(client, lock)[0] != owner:
+    if locks.holder(client, lock)[0] != owner:
         raise Busy(f"another retraining of {name!r} has just begun")
 
 
 def _make(client: MlflowClient, lock: str, owner: str) -> bool:
-    try:
-        client.create_registered_model(lock, tags={BEAT: str(time.time())}, description=owner)
-        return True
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-        return False
-
-
-def _holder(client: MlflowClient, lock: str) -> tuple[str | None, float]:
-    """Who holds a lease, and when it gave its last sign of life, in seconds since 1970."""
-    try:
-        found = client.get_registered_model(lock)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return None, 0.0
-    return found.description, float(found.tags.get(BEAT, found.creation_timestamp / 1000))
+    return locks.take(client, lock, owner, {locks.BEAT: str(time.time())})
 
 
 def _is_dead(holder: str, alive: float, seconds: float) -> bool:
@@ -111,6 +88,6 @@ def _is_dead(holder: str, alive: float, seconds: float) -> bool:
 def _beat(client: MlflowClient, lock: str, ended: threading.Event, pause: float) -> None:
     while not ended.wait(pause):
         try:
-            client.set_registered_model_tag(lock, BEAT, str(time.time()))
+            client.set_registered_model_tag(lock, locks.BEAT, str(time.time()))
         except STORE_ERRORS:
             continue  # away for a while

@@ -26,6 +26,7 @@ SHORT = [
     "evaluation.query=5", "train.batch_size=64",
 ]  # fmt: skip
 LONGER = {  # what a method needs to be far better than untrained after a minute or two
+    "matching": ["steps=400", "optimizer.lr=3e-3", "method.scale=10"],
     "snail": ["steps=600", "optimizer.lr=2e-3"],
     "conditionally_shifted": ["steps=600"],
     "meta_networks": ["steps=300"],

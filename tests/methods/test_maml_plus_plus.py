@@ -225,6 +225,19 @@ def test_a_task_does_not_see_the_others(form):
     assert method(e)[0].item() == pytest.approx(sum(alone) / 2, abs=1e-12)
 
 
+@pytest.mark.parametrize("options", [{}, {"per_step_norm": False}], ids=["per_step_norm", "one_norm"])
+def test_the_extractor_is_the_backbone_of_the_first_step(options):
+    method = build(**options).eval()
+    with torch.no_grad():
+        for name, parameter in method.backbone.named_parameters():
+            if "norm" in name:
+                parameter.copy_(torch.rand(parameter.shape))
+    images = batch().support.flatten(0, 1)
+    first = {n: p[0] if method._rows and "norm" in n else p for n, p in method.backbone.named_parameters()}
+    expected = torch.func.functional_call(method.backbone, first, (images,))
+    assert torch.equal(method.extractor()(images), expected)
+
+
 def test_a_frozen_backbone_adapts_but_is_not_trained():
     for form in FORMS:
         method = build(inner_loop=form)

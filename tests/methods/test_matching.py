@@ -61,9 +61,7 @@ def test_a_scale_sharpens_the_attention(learn_scale):
     method, batch = build(scale=7.5, learn_scale=learn_scale), toy.awkward()
     expected = probabilities(method, batch, lambda x, y: 7.5 * DEFINITIONS["cosine"](x, y))
     loss = method(batch)[0]
-    losses = [
-        -p[c].log() for t in range(3) for p, c in zip(expected[t], batch.query_labels[t], strict=True) if c >= 0
-    ]
+    losses = [-p[c].log() for t in range(3) for p, c in zip(expected[t], batch.query_labels[t], strict=True) if c >= 0]
     assert loss.item() == pytest.approx(torch.stack(losses).mean().item(), abs=1e-8)
     loss.backward()
     learned = [name for name, parameter in method.named_parameters() if name == "scale" and parameter.grad.abs() > 0]
