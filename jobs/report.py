@@ -1,4 +1,7 @@
-"""python -m jobs.report [readme | reproduction | pages | cross_table | clustering | embeddings] ...: see --help."""
+"""python -m jobs.report [readme | reproduction | pages | campaign | cross_table | clustering | embeddings] ...
+
+See --help.
+"""
 
 from jobs._main import run
 from pipeline.report.analysis import report

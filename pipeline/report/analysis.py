@@ -15,7 +15,7 @@ from pipeline.evaluation.evaluate import Model, Question
 from pipeline.evaluation.extractor import kind, matched
 from pipeline.functional.clustering import class_spread, spread_clustering
 from pipeline.inference.files import write_atomic
-from pipeline.report import measured, reproduction
+from pipeline.report import campaigns, measured, reproduction
 from pipeline.report.config import ReportConfig
 from pipeline.report.embeddings import side_by_side
 from pipeline.report.pages.build import make_pages
@@ -37,6 +37,8 @@ def report(raw: Config) -> dict[str, Any]:
         return _reproduction(config)
     if config.what == "pages":
         return _pages(config)
+    if config.what == "campaign":
+        return _campaign(config)
     subjects = _Subjects(config)
     if config.what == "embeddings":
         found = _embeddings(config, subjects)
@@ -50,6 +52,14 @@ def report(raw: Config) -> dict[str, Any]:
         measured.record_comparison(config.record, subjects.trained, found, config.what)
         print(f"recorded in {config.record}")
     return {"runs": subjects.described(), **found}
+
+
+def _campaign(config: ReportConfig) -> dict[str, Any]:
+    if len(config.runs) != 1 or config.record is None:
+        raise PipelineError("campaign needs runs=[NAME], a campaign's name, and record=FILE for what it found")
+    found = campaigns.record_campaign(config.record, config.runs[0], config.storage, measured.machine())
+    print(f"{found['statement']}\nrecorded in {config.record}", flush=True)
+    return found
 
 
 class _Subjects:

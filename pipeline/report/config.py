@@ -20,7 +20,7 @@ class FineTune(Section):
 
 
 class ReportConfig(Section):
-    what: Literal["readme", "reproduction", "pages", "cross_table", "clustering", "embeddings"]
+    what: Literal["readme", "reproduction", "pages", "campaign", "cross_table", "clustering", "embeddings"]
     runs: list[Name]
     storage: str
     dataset: str | None

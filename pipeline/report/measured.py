@@ -19,7 +19,7 @@ import torch
 from pipeline.benchmark.table import markdown as benchmark_table
 from pipeline.errors import PipelineError
 from pipeline.inference.files import write_atomic
-from pipeline.report import findings, reproduction
+from pipeline.report import campaigns, findings, reproduction
 from pipeline.report.published import by_setting, matching, published, setting
 from pipeline.report.tables import markdown_table, percent
 from pipeline.training.checkpoint import Checkpoint
@@ -66,7 +66,7 @@ def record_comparison(path: str, runs: list[tuple[Run, Checkpoint, str]], found:
             {"name": run.name, "kind": kind, "command": _trained_by(run), **_about(checkpoint)}
             for run, checkpoint, kind in runs
         ],
-        "machine": _machine(),
+        "machine": machine(),
         **found,
     }
     write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
@@ -83,12 +83,12 @@ def _about(checkpoint: Checkpoint) -> dict[str, Any]:
         "steps": checkpoint.step,
         "seed": checkpoint.config["seed"],
         "train_seconds": round(_seconds(checkpoint.history, checkpoint.config["log_every"])),
-        "machine": _machine(),
+        "machine": machine(),
         "config": {key: value for key, value in checkpoint.config.items() if key not in _HERE},
     }
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
     return {"cores": os.cpu_count(), "python": platform.python_version(), "torch": str(torch.__version__)}
 
 
@@ -113,6 +113,8 @@ def render(name: str) -> str:
     measured = json.loads(path.read_text())
     if measured["protocol"] == "benchmark":
         return benchmark_table(measured)
+    if measured["protocol"] == campaigns.PROTOCOL:
+        return campaigns.markdown(measured)
     if measured["protocol"] in COMPARISONS:
         return _comparison(measured)
     table = _joint(measured) if measured["protocol"] == "generalized" else _episodic(measured)

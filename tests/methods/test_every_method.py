@@ -26,20 +26,20 @@ SHORT = [
     "evaluation.query=5", "train.batch_size=64",
 ]  # fmt: skip
 LONGER = {  # what a method needs to be far better than untrained after a minute or two
-    "matching": ["steps=400", "optimizer.lr=3e-3", "method.scale=10"],
+    "matching": ["method.scale=10"],
     "snail": ["steps=600", "optimizer.lr=2e-3"],
     "conditionally_shifted": ["steps=600"],
-    "meta_networks": ["steps=300"],
+    "meta_networks": ["steps=300", "train.tasks=4", "method.filters=32", "method.hidden=32"],
     "meta_lstm": ["backbone.width=16", "backbone.eps=1e-3", "clip.norm=0.25", "optimizer.lr=5e-3",
                   "method.inner_steps=5", "method.inner_steps_eval=5"],
     "maml_plus_plus": ["backbone.negative_slope=0.01", "method.inner_steps=3", "method.inner_steps_eval=3"],
     "reptile": ["train.shot=5", "optimizer=sgd", "optimizer.lr=1.0", "optimizer.momentum=0.0",
                 "optimizer.nesterov=false", "optimizer.weight_decay=0.0", "schedule=linear"],
-    "imprinted": ["steps=1500", "optimizer.lr=3e-3"],
+    "imprinted": ["steps=400", "optimizer.lr=3e-3"],
     "clustering": ["steps=400", "optimizer.lr=3e-3"],
     "baseline": ["steps=1500", "optimizer.lr=3e-3"],
     "discriminative_kshot": ["steps=1500", "optimizer.lr=3e-3"],
-    "proxy_nca": ["steps=400", "optimizer.lr=1e-3", "train.batch_size=256"],
+    "proxy_nca": ["steps=1000", "optimizer.lr=1e-3", "augmentation.crop_padding=2", "augmentation.flip=true"],
 }  # fmt: skip
 PROGRAM = """
 import importlib.util, json, sys

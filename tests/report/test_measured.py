@@ -27,6 +27,12 @@ def test_measured_files_hold_all_it_takes_to_measure_again(path):
     if content["protocol"] == "benchmark":  # of no run
         assert content["rows"] and content["machine"] and content["command"] in render(path.stem)
         return
+    if content["protocol"] == "campaign":
+        for key in ("results", "finalists", "comparison", "statement", "dataset", "config", "machine"):
+            assert content[key], key
+        assert content["command"] in render(path.stem) and "/" not in content["command"]
+        assert all((FOLDER / plot).exists() for plot in content["plots"])
+        return
     runs = content.get("runs", [content])  # a comparison has several
     for part in (content, *runs):
         assert "/" not in part["command"].replace("s3://", ""), "a path of the machine it ran on"
