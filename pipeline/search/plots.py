@@ -98,7 +98,8 @@ def parallel_coordinates(space: Space, records: Sequence[Record], select: str, k
     """A line a trial through its values, coloured by its accuracy; a key that it does not have is passed by."""
     scored = [(record, record.score(select)) for record in records]
     lines = sorted(((r, s) for r, s in scored if s is not None), key=lambda pair: pair[1])
-    keys = list(space.dimensions)
+    differ = [key for key in space.dimensions if len({str(r.values[key]) for r in records if key in r.values}) > 1]
+    keys = differ or list(space.dimensions)
     with style():
         drawn = figure(max(6.0, 1.6 * (len(keys) + 1)), 4.4)
         axes = drawn.subplots()

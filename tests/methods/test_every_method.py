@@ -33,7 +33,7 @@ LONGER = {  # what a method needs to be far better than untrained after a minute
     "meta_lstm": ["backbone.width=16", "backbone.eps=1e-3", "clip.norm=0.25", "optimizer.lr=5e-3",
                   "method.inner_steps=5", "method.inner_steps_eval=5"],
     "maml_plus_plus": ["backbone.negative_slope=0.01", "method.inner_steps=3", "method.inner_steps_eval=3"],
-    "reptile": ["train.shot=5", "optimizer=sgd", "optimizer.lr=1.0", "optimizer.momentum=0.0",
+    "reptile": ["steps=500", "train.shot=5", "optimizer=sgd", "optimizer.lr=1.0", "optimizer.momentum=0.0",
                 "optimizer.nesterov=false", "optimizer.weight_decay=0.0", "schedule=linear"],
     "imprinted": ["steps=400", "optimizer.lr=3e-3"],
     "clustering": ["steps=400", "optimizer.lr=3e-3"],

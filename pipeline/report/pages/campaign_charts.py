@@ -88,7 +88,8 @@ def accuracy_over(
 def parallel_coordinates(space: Mapping[str, Dimension], trials: Sequence[Trial], select: str) -> Markup:
     """A line a trial through its values to its accuracy, light for the worst and dark for the best."""
     scored = sorted(((t, s) for t in trials if (s := t.score(select)) is not None), key=lambda pair: pair[1])
-    keys, height = list(space), 330.0
+    differ = [key for key in space if len({str(t.values[key]) for t, _ in scored if key in t.values}) > 1]
+    keys, height = differ or list(space), 330.0
     width = max(460.0, min(WIDE, 150.0 * (len(keys) + 1)))
     drawing = Drawing(width, height, "Values of every trial and its accuracy, as parallel coordinates")
     gap = (width - 150) / max(1, len(keys))
@@ -154,7 +155,7 @@ def trials_over_time(trials: Sequence[Trial], select: str) -> Markup:
 
 
 def _who(trial: Trial) -> str:
-    return f"trial {trial.number}" + ("" if trial.seed is None else f", seed {trial.seed}")
+    return f"trial {trial.number}" if trial.seed is None else f"{trial.number}, seed {trial.seed}"
 
 
 def _shape(trial: Trial) -> int:
