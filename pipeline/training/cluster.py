@@ -39,18 +39,13 @@ def start_ray(cluster: Cluster) -> None:
         return
     os.environ.update({key: os.environ.get(key, value) for key, value in ENVIRONMENT.items()})
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", START_TIMEOUT_S)
-    options: dict[str, Any] = {
-        "logging_level": logging.WARNING,
-        "log_to_driver": cluster.worker_output,
-        "runtime_env": {
-            "env_vars": {**ENVIRONMENT, **{key: os.environ[key] for key in PASSED_ON if key in os.environ}}
-        },
-    }
+    options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": cluster.worker_output}
     address = cluster.address or ("auto" if in_submitted_job() else None)
     if address:
         os.environ.pop(NO_DASHBOARD, None)
+        variables = {**ENVIRONMENT, **{key: os.environ[key] for key in PASSED_ON if key in os.environ}}
         try:
-            ray.init(address=address, **options)
+            ray.init(address=address, runtime_env={"env_vars": variables}, **options)
         except (ConnectionError, RuntimeError) as error:
             raise PipelineError(f"cluster.address={address}: no Ray cluster answers there ({error})") from error
         return
@@ -61,7 +56,9 @@ def start_ray(cluster: Cluster) -> None:
             f"cluster.workers={cluster.workers} of cluster.cpus_per_worker={cluster.cpus_per_worker:g} need "
             f"{wanted:g} cores; this machine has {cores}: lower one of them, or give a cluster.address"
         )
-    os.environ[NO_DASHBOARD] = options["runtime_env"]["env_vars"][NO_DASHBOARD] = "1"
+    # Its processes inherit this one's environment. A runtime environment would make them strangers to those that Ray
+    # starts beforehand, and these would start for nothing.
+    os.environ[NO_DASHBOARD] = "1"
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     ray.init(
