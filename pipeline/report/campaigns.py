@@ -17,6 +17,8 @@ from pipeline.search.results import value_text
 PROTOCOL = "campaign"
 _HERE = ("campaign", "name", "storage", "tracking", "resume", "register_as", "concurrent")  # not of the measurement
 CAMPAIGN_FILE, SUMMARY, LEDGER = "campaign.json", "summary.json", "ledger.jsonl"
+PLOTS, OVER = "plots", "accuracy_over_"
+FEW = 3  # different values of a number, up to which there is no curve to show
 
 
 def record_campaign(path: str, name: str, storage: str, machine: dict[str, Any]) -> dict[str, Any]:
@@ -49,12 +51,13 @@ def record_campaign(path: str, name: str, storage: str, machine: dict[str, Any])
         "statement": found["statement"],
     }
     target = Path(path)
-    plots = [name for name in store.list_names(store.join(uri, "plots")) if name.startswith("accuracy_over_")]
-    content["plots"] = [f"{target.stem}_{_key(plot)}.png" for plot in sorted(plots) if plot.endswith(".png")]
-    for plot in plots:
-        if plot.endswith(".png"):
-            content_of = store.read_bytes(store.join(uri, "plots", plot))
-            write_atomic(target.with_name(f"{target.stem}_{_key(plot)}.png"), content_of)
+    content["plots"] = {}
+    for plot in store.list_names(store.join(uri, PLOTS)):
+        key = plot.removeprefix(OVER).removesuffix(".png")
+        if plot == f"{OVER}{key}.png" and len({str(trial["values"].get(key)) for trial in trials}) > FEW:
+            content["plots"][key] = f"{target.stem}_{key.rpartition('.')[2]}.png"
+            image = store.read_bytes(store.join(uri, PLOTS, plot))
+            write_atomic(target.with_name(content["plots"][key]), image)
     write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
     return content
 
@@ -94,25 +97,17 @@ def markdown(content: dict[str, Any]) -> str:
             for t in content["results"]
             if t["status"] == "finished" and isinstance(t["values"].get(key), (int, float))
         )
-        if known:
+        if len({value for value, _ in known}) > FEW:
             listed = ", ".join(f"{value_text(value)}: {percent(accuracy)}" for value, accuracy in known)
             parts.append(f"Accuracy over {key}, one seed: {listed}.")
     counts = {status: sum(t["status"] == status for t in content["results"]) for status in ("stopped", "failed")}
     also = "".join(f", {number} {status}" for status, number in counts.items() if number)
     sentence = content["statement"]
     parts.append(f"{sentence[0].upper()}{sentence[1:]}.")
-    parts += [f"![{_title(plot)}](pipeline/report/measured/{plot})" for plot in content["plots"]]
+    for key, plot in content["plots"].items():
+        parts.append(f"![Validation accuracy over {key}](pipeline/report/measured/{plot})")
     parts.append(
         f"`{content['command']}`, {len(content['results'])} trials{also}, {content['seconds'] / 60:.0f} minutes on "
         f"{content['machine']['cores']} cores"
     )
     return "\n\n".join(parts)
-
-
-def _key(plot: str) -> str:
-    """ "accuracy_over_method.scale.png" -> "scale" """
-    return plot.removeprefix("accuracy_over_").rpartition(".")[0].rpartition(".")[2]
-
-
-def _title(plot: str) -> str:
-    return f"Validation accuracy over {Path(plot).stem.rpartition('_')[2]}"

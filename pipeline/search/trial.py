@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ray import tune
-from ray.tune.integration.ray_train import TuneReportCallback
+from ray.train import UserCallback
+from ray.util.queue import Queue
 
 from pipeline.config import validate
 from pipeline.errors import PipelineError
@@ -19,12 +23,38 @@ from pipeline.training.runs import Run
 ACCURACY, STEP, FAILED, FINISHED = "val/accuracy", "step", "failed", "finished"
 
 
-class Forward(TuneReportCallback):
-    """Tells Ray Tune of checkpoints that were validated; the others carry an accuracy of -1."""
+class Forward(UserCallback):
+    """Puts what was reported at a checkpoint into a queue; checkpoints that were not validated carry an accuracy of -1.
+
+    Ray's own ``TuneReportCallback`` hangs for good where a trial's function ends just before its last report is
+    fetched: whoever fetches it waits for room that only the same thread can make.
+    """
+
+    def __init__(self, queue: Queue) -> None:
+        self.queue = queue
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         if metrics[0].get(ACCURACY, -1.0) >= 0:
-            super().after_report(run_context, metrics, None)
+            self.queue.put({STEP: metrics[0][STEP], ACCURACY: metrics[0][ACCURACY]})
+
+
+@contextmanager
+def reporting() -> Iterator[Forward]:
+    """A callback whose reports reach Ray Tune from this process, in their order, all of them before this ends."""
+    queue = Queue(maxsize=1, actor_options={"num_cpus": 0})
+
+    def pass_on() -> None:
+        while (entry := queue.get()) is not None:
+            tune.report(entry)
+
+    thread = threading.Thread(target=pass_on, name="reports", daemon=True)
+    thread.start()
+    try:
+        yield Forward(queue)
+    finally:
+        queue.put(None)
+        thread.join()
+        queue.shutdown()
 
 
 def run_trial(trial: dict[str, Any]) -> None:
@@ -34,7 +64,8 @@ def run_trial(trial: dict[str, Any]) -> None:
     """
     run = Run(**json.loads(trial["run"]))
     try:
-        launch(validate(TrainConfig, run.config), run, callbacks=[Forward(), Holder()])
+        with reporting() as forward:
+            launch(validate(TrainConfig, run.config), run, callbacks=[forward, Holder()])
     except PipelineError as error:
         tune.report({FAILED: str(error).removeprefix(f"run {run.name}: ")})
     except Exception as error:  # a bug, or a worker that died too often: its traceback is in the trial's log

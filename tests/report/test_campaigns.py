@@ -20,8 +20,8 @@ GIVEN = [
 
 def trial(number: int, scale: float, accuracy: float | None, status: str = "finished", seed: int | None = None) -> dict:
     return {
-        "number": number, "run": f"c-{number}", "seed": seed, "values": {"method": "prototypical", "scale": scale},
-        "status": status, "reason": "", "steps": 12, "accuracy": accuracy,
+        "number": number, "run": f"c-{number}", "seed": seed,
+        "values": {"method": "prototypical", "method.scale": scale}, "status": status, "reason": "", "steps": 12, "accuracy": accuracy,
     }  # fmt: skip
 
 
@@ -32,7 +32,8 @@ def storage(tmp_path) -> str:
     raw = {**compose("tune", translate(GIVEN)), "name": "small", "storage": str(tmp_path), "tracking": {"uri": "x"}}
     dataset = {"name": "omniglot", "fingerprint": "f" * 64, "uri": str(tmp_path)}
     (folder / "campaign.json").write_text(json.dumps({"config": raw, "dataset": dataset}))
-    trials = [trial(0, 1.0, 0.5), trial(1, 10.0, 0.8), trial(2, 90.0, None, "failed"), trial(1, 10.0, 0.81, seed=1)]
+    trials = [trial(0, 1.0, 0.5), trial(1, 10.0, 0.8), trial(2, 90.0, None, "failed"), trial(3, 5.0, 0.7)]
+    trials += [trial(4, 0.5, 0.4), trial(1, 10.0, 0.81, seed=1)]
     finalists = [
         {
             "number": n,
@@ -63,9 +64,12 @@ def test_a_campaign_is_recorded_and_rendered(storage, tmp_path, monkeypatch):
     monkeypatch.setattr(measured, "FOLDER", tmp_path)
     text = measured.render("case")
     assert "| 10 | 81.00 ± 2.00 | 81.00 81.00 |  |" in text and "| 1 | 52.00 ± 2.00 | 52.00 52.00 | default |" in text
-    assert "Accuracy over scale, one seed: 1: 50.00, 10: 80.00." in text and "The best is good." in text
-    assert "![Validation accuracy over scale](pipeline/report/measured/case_scale.png)" in text
-    assert f"`{found['command']}`, 3 trials, 1 failed, 2 minutes on 2 cores" in text
+    assert (
+        "Accuracy over method.scale, one seed: 0.5: 40.00, 1: 50.00, 5: 70.00, 10: 80.00." in text
+        and "The best is good." in text
+    )
+    assert "![Validation accuracy over method.scale](pipeline/report/measured/case_scale.png)" in text
+    assert f"`{found['command']}`, 5 trials, 1 failed, 2 minutes on 2 cores" in text
 
 
 def test_the_recorded_command_makes_the_same_campaign():

@@ -31,7 +31,7 @@ def test_measured_files_hold_all_it_takes_to_measure_again(path):
         for key in ("results", "finalists", "comparison", "statement", "dataset", "config", "machine"):
             assert content[key], key
         assert content["command"] in render(path.stem) and "/" not in content["command"]
-        assert all((FOLDER / plot).exists() for plot in content["plots"])
+        assert all((FOLDER / plot).exists() for plot in content["plots"].values())
         return
     runs = content.get("runs", [content])  # a comparison has several
     for part in (content, *runs):

@@ -90,6 +90,7 @@ def test_a_population_trains_on_with_other_values(ray_session, arguments):
         assert [group["base_lr"] for group in state.groups] == [record.values["optimizer.lr"]] * len(state.groups)
 
 
+@pytest.mark.timeout(1800)  # four jobs, of ten trials in all
 def test_a_killed_campaign_is_resumed(arguments, tmp_path):
     """The whole job is killed in mid-campaign; resumed, it finds what an untouched one finds, and repeats nothing."""
     given = [
