@@ -21,7 +21,8 @@ GIVEN = [
 def trial(number: int, scale: float, accuracy: float | None, status: str = "finished", seed: int | None = None) -> dict:
     return {
         "number": number, "run": f"c-{number}", "seed": seed,
-        "values": {"method": "prototypical", "method.scale": scale}, "status": status, "reason": "", "steps": 12, "accuracy": accuracy,
+        "values": {"method": "prototypical", "method.scale": scale}, "status": status, "reason": "",
+        "steps": 12, "accuracy": accuracy,
     }  # fmt: skip
 
 
