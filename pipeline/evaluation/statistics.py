@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import stdtrit  # of scipy.stats, whose import takes every worker half a second
+from scipy.special import stdtrit  # not scipy.stats: its import takes every worker half a second
 
 Z95 = 1.96
 INTERVALS = ("sample", "population", "student", "n_plus_1")

@@ -15,7 +15,7 @@ from pipeline.evaluation.evaluate import Model, Question
 from pipeline.evaluation.extractor import kind, matched
 from pipeline.functional.clustering import class_spread, spread_clustering
 from pipeline.inference.files import write_atomic
-from pipeline.report import campaigns, measured, reproduction
+from pipeline.report import measured, reproduction
 from pipeline.report.config import ReportConfig
 from pipeline.report.embeddings import side_by_side
 from pipeline.report.pages.build import make_pages
@@ -55,6 +55,8 @@ def report(raw: Config) -> dict[str, Any]:
 
 
 def _campaign(config: ReportConfig) -> dict[str, Any]:
+    from pipeline.report import campaigns
+
     if len(config.runs) != 1 or config.record is None:
         raise PipelineError("campaign needs runs=[NAME], a campaign's name, and record=FILE for what it found")
     found = campaigns.record_campaign(config.record, config.runs[0], config.storage, measured.machine())

@@ -12,12 +12,13 @@ from pipeline.data import store
 from pipeline.errors import PipelineError
 from pipeline.inference.files import write_atomic
 from pipeline.report.tables import markdown_table, percent
+from pipeline.search.campaign import CAMPAIGN_FILE
+from pipeline.search.ledger import LEDGER_FILE
 from pipeline.search.results import value_text
+from pipeline.search.run import PLOTS, SUMMARY
 
-PROTOCOL = "campaign"
 _HERE = ("campaign", "name", "storage", "tracking", "resume", "register_as", "concurrent")  # not of the measurement
-CAMPAIGN_FILE, SUMMARY, LEDGER = "campaign.json", "summary.json", "ledger.jsonl"
-PLOTS, OVER = "plots", "accuracy_over_"
+OVER = "accuracy_over_"
 FEW = 3  # different values of a number, up to which there is no curve to show
 
 
@@ -29,7 +30,7 @@ def record_campaign(path: str, name: str, storage: str, machine: dict[str, Any])
     try:
         described = json.loads(store.read_bytes(store.join(uri, CAMPAIGN_FILE)))
         found = json.loads(store.read_bytes(store.join(uri, SUMMARY)))
-        lines = store.read_bytes(store.join(uri, LEDGER)).decode().splitlines()
+        lines = store.read_bytes(store.join(uri, LEDGER_FILE)).decode().splitlines()
     except ValueError as error:
         raise PipelineError(f"{uri}: a file of this campaign is not JSON ({error})") from error
     if "finalists" not in found:
@@ -40,7 +41,7 @@ def record_campaign(path: str, name: str, storage: str, machine: dict[str, Any])
     ended = [record["ended"] or record["began"] for record in map(json.loads, lines)]
     content = {
         "command": command(raw),
-        "protocol": PROTOCOL,
+        "protocol": "campaign",
         "dataset": {key: described["dataset"][key] for key in ("name", "fingerprint")},
         "seconds": round(max(ended) - min(began)),
         "machine": machine,

@@ -19,7 +19,7 @@ import torch
 from pipeline.benchmark.table import markdown as benchmark_table
 from pipeline.errors import PipelineError
 from pipeline.inference.files import write_atomic
-from pipeline.report import campaigns, findings, reproduction
+from pipeline.report import findings, reproduction
 from pipeline.report.published import by_setting, matching, published, setting
 from pipeline.report.tables import markdown_table, percent
 from pipeline.training.checkpoint import Checkpoint
@@ -107,13 +107,15 @@ def render(name: str) -> str:
         return f"{reproduction.markdown(reproduction.entries(FOLDER))}\n\n`python -m jobs.report reproduction`"
     path = FOLDER / f"{name}.json"
     if not path.exists():
-        kind = next((kind for kind in COMPARISONS if name.startswith(kind)), None)
+        kind = next((kind for kind in (*COMPARISONS, "campaign") if name.startswith(kind)), None)
         job = "jobs.evaluate run=..." if kind is None else f"jobs.report {kind} runs=[...]"
         raise PipelineError(f"no measurement {path}: make it with {job} record={path.name}")
     measured = json.loads(path.read_text())
     if measured["protocol"] == "benchmark":
         return benchmark_table(measured)
-    if measured["protocol"] == campaigns.PROTOCOL:
+    if measured["protocol"] == "campaign":
+        from pipeline.report import campaigns  # and with it the search, which no training waits for
+
         return campaigns.markdown(measured)
     if measured["protocol"] in COMPARISONS:
         return _comparison(measured)
