@@ -45,7 +45,7 @@ def candidates_an_hour(bench: Bench, uri: str, together: int, steps: int) -> flo
 def candidates(bench: Bench) -> Iterator[Finding]:
     """Candidates an hour of a campaign whose trials share a process, against one trial a process."""
     uri = made.dataset(bench.folder, made.SMALL)
-    for steps in (bench.count(100), bench.count(600)):
+    for steps in (bench.count(100), bench.count(300)):
         sides = {
             APART: lambda steps=steps: candidates_an_hour(bench, uri, 1, steps),
             TOGETHER: lambda steps=steps: candidates_an_hour(bench, uri, CANDIDATES // 2, steps),

@@ -24,6 +24,7 @@ from pipeline.data.planners import Planner
 TASK_CPUS = 0.25  # what a planning task reserves: it computes for milliseconds
 _BLOCK_STEPS = 64
 _BLOCK_BYTES = 32 * 2**20
+_BLOCKS = 256  # of one source: Ray Data lists them all before the first, so that a long run would begin late
 _PAUSE = 0.02  # seconds
 
 _SCHEMA = pa.schema(
@@ -49,31 +50,29 @@ class Pause(ExecutionCallback):
 
 
 class PlanSource(Datasource):
-    """Steps [first, last) of one worker as blocks of consecutive steps."""
+    """Steps from ``first`` of one worker as blocks of consecutive steps; up to ``self.last``, at most ``last``."""
 
     def __init__(self, planner: Planner, first: int, last: int, rank: int, world_size: int, uri: str | None) -> None:
         super().__init__()
         self._planner = ray.put(planner)
-        self._range = (first, last)
         self._worker = (rank, world_size)
         self._uri = uri  # where to gather pixels from, or None to send plans alone
         sample = planner.plan(first, rank, world_size)
         per_step = sample.rows.nbytes * 2 + (sample.rows.size * _image_bytes(uri) if uri else 0)
         self.block_steps = max(1, min(_BLOCK_STEPS, _BLOCK_BYTES // max(1, per_step)))
+        self.first, self.last = first, min(last, first + _BLOCKS * self.block_steps)
 
     @property
     def blocks(self) -> int:
-        first, last = self._range
-        return max(1, -(-(last - first) // self.block_steps))
+        return max(1, -(-(self.last - self.first) // self.block_steps))
 
     def estimate_inmemory_data_size(self) -> int | None:
         return None
 
     def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
-        first, last = self._range
         tasks = []
-        for start in range(first, last, self.block_steps):
-            count = min(self.block_steps, last - start)
+        for start in range(self.first, self.last, self.block_steps):
+            count = min(self.block_steps, self.last - start)
             metadata = BlockMetadata(num_rows=count, size_bytes=None, input_files=None, exec_stats=None)
             read = functools.partial(_plan_block, self._planner, self._uri, start, count, *self._worker)
             tasks.append(ReadTask(read, metadata, schema=_SCHEMA))

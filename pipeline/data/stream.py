@@ -102,8 +102,13 @@ class Stream:
                 ready.put(error)
 
     def _plans(self, stop: threading.Event) -> Iterator[tuple[int, int, AnyPlan, Any]]:
-        uri = self.dataset.uri if self.materialize == "cluster" else None
-        source = PlanSource(self.planner, self.first, self.last, self.rank, self.world_size, uri)
+        uri, first = self.dataset.uri if self.materialize == "cluster" else None, self.first
+        while first < self.last and not stop.is_set():
+            source = PlanSource(self.planner, first, self.last, self.rank, self.world_size, uri)
+            yield from self._plans_of(source, stop)
+            first = source.last
+
+    def _plans_of(self, source: PlanSource, stop: threading.Event) -> Iterator[tuple[int, int, AnyPlan, Any]]:
         blocks = ray.data.read_datasource(source, override_num_blocks=source.blocks, num_cpus=TASK_CPUS)
         blocks.context.execution_options.preserve_order = True
         blocks.context.enable_progress_bars = False

@@ -138,7 +138,7 @@ def main(arguments: list[str]) -> int:
 
 def soak_run(soak: Soak, minutes: float) -> Run:
     """Train until the time is over; then the job is asked to leave, which it does with a checkpoint."""
-    overrides = ["steps=100000000", "+method.pause=0.05", "cluster.restarts=100000", "checkpoint.every=100",
+    overrides = ["steps=100000000", "+method.pause=0.15", "cluster.restarts=100000", "checkpoint.every=100",
                  "checkpoint.keep=2", "validation.every=200", "log_every=50"]  # fmt: skip
     config, _, run = prepare(soak.bed.config("soak", *overrides))
     threads = [threading.Thread(target=work, daemon=True) for work in (soak.hurt, soak.watch)]

@@ -15,7 +15,7 @@ from pipeline.batch import CoTraining, Episodes
 from pipeline.data.batches import local_batches
 from pipeline.data.dataset import Dataset, class_table
 from pipeline.data.episodes import EpisodeSpec
-from pipeline.data.plan_source import decode, encode
+from pipeline.data.plan_source import PlanSource, decode, encode
 from pipeline.data.planners import CoPlanner, EpisodePlanner, ImagePlanner
 from pipeline.data.stream import MATERIALIZE, Stream
 
@@ -43,6 +43,15 @@ def test_stream_equals_local_gather(ray_session, dataset, planner, materialize):
         assert step == expected_step and equal(batch, expected)
         count += 1
     assert count == 100 and stream.waited > 0
+
+
+def test_a_long_run_is_streamed_in_parts(ray_session, dataset, planner, monkeypatch):
+    """Ray Data is given a bounded number of blocks at a time, whatever the number of steps."""
+    assert PlanSource(planner, 0, 10**8, 0, 1, None).blocks < 1000
+    monkeypatch.setattr("pipeline.data.plan_source._BLOCKS", 1)
+    assert (part := PlanSource(planner, 5, 200, 0, 1, None)).blocks == 1 and 5 < part.last < 100
+    pairs = zip(Stream(dataset, planner, 5, 205), local_batches(dataset, planner, 5, 200), strict=True)
+    assert all(a == b and equal(x, y) for (a, x), (b, y) in pairs)
 
 
 def test_images_stream(ray_session, dataset):
