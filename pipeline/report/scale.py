@@ -172,7 +172,7 @@ def _page(config: ScaleConfig, device: str, steps: dict[str, Step], simulated: l
         "copy of all shards; split it, encode it, or take larger disks.",
         _saturation_table(config, steps, image),
         "## The episode plan and a cache of shards",
-        f"{config.simulation.episodes:,} episodes, planned in blocks of 64 as the stream does, and followed through a "
+        f"{config.simulation.episodes:,} episodes, planned 64 at a time, and followed through a "
         f"cache of shards of {config.simulation.shard_mb} MiB that forgets what was not used for longest. A plan costs "
         "the same whatever the dataset's size, but for the table of its classes, 24 bytes each. Since classes are "
         "drawn uniformly, a cache answers about the share of requests that it holds of the shards: there is no small "

@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.data.dataset import ClassTable
 from pipeline.data.episodes import EpisodeSpec, plan_episodes
 
-_BLOCK = 64  # episodes planned at once, as the stream does
+_BLOCK = 64  # episodes planned at once
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,11 @@ def easyfsl(specs: str, count: int) -> Iterator[float]:
     Sampler.__init__ = lambda self, *_, **__: None  # type: ignore[assignment]  # its argument is gone from torch
     dataset = peer("easyfsl.datasets").EasySet(specs_file=specs, transform=small)
     sampler = peer("easyfsl.samplers").TaskSampler(dataset, n_way=5, n_shot=1, n_query=15, n_tasks=10**9)
-    batches = iter(DataLoader(dataset, batch_sampler=sampler, num_workers=2, collate_fn=sampler.episodic_collate_fn))
+    loader = DataLoader(
+        dataset, batch_sampler=sampler, num_workers=2, collate_fn=sampler.episodic_collate_fn,
+        multiprocessing_context="fork",  # its default on Linux, but not in a process that was itself spawned
+    )  # fmt: skip
+    batches = iter(loader)
     for _ in range(8):
         next(batches)
     while True:

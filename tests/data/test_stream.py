@@ -37,26 +37,26 @@ def equal(a, b) -> bool:
 
 @pytest.mark.parametrize("materialize", MATERIALIZE)
 def test_stream_equals_local_gather(ray_session, dataset, planner, materialize):
-    stream = Stream(dataset, planner, 5, 105, materialize=materialize)  # more than one block, from the middle of a run
+    stream = Stream(dataset, planner, 5, 305, materialize=materialize)  # more than one block, from the middle of a run
     count = 0
-    for (step, batch), (expected_step, expected) in zip(stream, local_batches(dataset, planner, 5, 100), strict=True):
+    for (step, batch), (expected_step, expected) in zip(stream, local_batches(dataset, planner, 5, 300), strict=True):
         assert step == expected_step and equal(batch, expected)
         count += 1
-    assert count == 100 and stream.waited > 0
+    assert count == 300 and stream.waited > 0
 
 
 def test_a_long_run_is_streamed_in_parts(ray_session, dataset, planner, monkeypatch):
     """Ray Data is given a bounded number of blocks at a time, whatever the number of steps."""
     assert PlanSource(planner, 0, 10**8, 0, 1, None).blocks < 1000
     monkeypatch.setattr("pipeline.data.plan_source._BLOCKS", 1)
-    assert (part := PlanSource(planner, 5, 200, 0, 1, None)).blocks == 1 and 5 < part.last < 100
-    pairs = zip(Stream(dataset, planner, 5, 205), local_batches(dataset, planner, 5, 200), strict=True)
+    assert (part := PlanSource(planner, 5, 600, 0, 1, None)).blocks == 1 and 5 < part.last < 400
+    pairs = zip(Stream(dataset, planner, 5, 605), local_batches(dataset, planner, 5, 600), strict=True)
     assert all(a == b and equal(x, y) for (a, x), (b, y) in pairs)
 
 
 def test_images_stream(ray_session, dataset):
     planner = ImagePlanner(class_table(dataset.manifest, "train"), 32, seed=1)
-    pairs = zip(Stream(dataset, planner, 0, 70), local_batches(dataset, planner, 0, 70), strict=True)
+    pairs = zip(Stream(dataset, planner, 0, 300), local_batches(dataset, planner, 0, 300), strict=True)
     assert all(a == b and equal(x, y) for (a, x), (b, y) in pairs)
 
 
