@@ -22,6 +22,7 @@ from pipeline.errors import PipelineError
 
 CONF = Path(__file__).parent / "conf"
 Config = dict[str, Any]
+GIVEN = "given"  # of a training that is resumed: the keys that were named
 KEPT_APART = ("name", "storage", "cluster", "tracking", "register_as")  # may be given beside config=FILE
 M = TypeVar("M", bound=BaseModel)
 
@@ -53,7 +54,10 @@ def compose(job: str, overrides: list[str] | None = None) -> Config:
     except (ValueError, TypeError, AttributeError, AssertionError, RecursionError) as error:  # Hydra's, of odd values
         raise PipelineError(f"{' '.join(overrides)}: cannot be read ({' '.join(str(error).split())})") from error
     assert isinstance(config, dict)
-    return {str(key): value for key, value in config.items()}
+    named = {str(key): value for key, value in config.items()}
+    if job == "train" and named.get("resume"):  # what was asked for counts even where it is the default
+        named[GIVEN] = [override.lstrip("+~").partition("=")[0] for override in overrides]
+    return named
 
 
 def _stored(job: str, overrides: list[str]) -> Config:

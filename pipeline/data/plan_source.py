@@ -21,7 +21,6 @@ from pipeline.data.dataset import open_dataset
 from pipeline.data.episodes import AnyPlan, CoPlan, ImagePlan, Plan
 from pipeline.data.planners import Planner
 
-TASK_CPUS = 0.25  # what a planning task reserves: it computes for milliseconds
 _BLOCK_STEPS = 256
 _BLOCK_BYTES = 32 * 2**20
 _BLOCKS = 256  # of one source: Ray Data lists them all before the first, so that a long run would begin late

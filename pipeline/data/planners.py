@@ -9,6 +9,8 @@ import numpy as np
 from pipeline.data.dataset import ClassTable
 from pipeline.data.episodes import CoPlan, EpisodeSpec, ImagePlan, Plan, plan_episodes, plan_groups, plan_images
 
+TASK_CPUS = 0.25  # what a task that plans reserves: it computes for milliseconds
+
 
 @dataclass(frozen=True)
 class EpisodePlanner:

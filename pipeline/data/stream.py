@@ -23,8 +23,8 @@ from pipeline.batch import Batch
 from pipeline.data.batches import to_batch
 from pipeline.data.dataset import Dataset
 from pipeline.data.episodes import AnyPlan
-from pipeline.data.plan_source import TASK_CPUS, Pause, PlanSource, decode
-from pipeline.data.planners import Planner
+from pipeline.data.plan_source import Pause, PlanSource, decode
+from pipeline.data.planners import TASK_CPUS, Planner
 
 MATERIALIZE = ("worker", "cluster", "device")
 _AHEAD = 2  # batches that wait, gathered, for the training step

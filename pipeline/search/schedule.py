@@ -11,7 +11,7 @@ import tempfile
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from pipeline.data.plan_source import TASK_CPUS
+from pipeline.data.planners import TASK_CPUS
 from pipeline.errors import PipelineError
 from pipeline.search.feed import Feed
 from pipeline.search.plans import Plan

@@ -26,6 +26,9 @@ def cause_of(error: Exception, run: Run) -> Exception:
     found = re.findall(r"(?:PipelineError|Damaged): (.+)", text)
     if found:
         return PipelineError(f"run {run.name}: {found[-1]}")
+    if beginning := re.search(r"TrainController\.__init__(?s:.)*OSError: (.+)", text):
+        line = f"its storage does not answer as it should: {beginning[1]}"
+        return PipelineError(f"run {run.name}: {line}; go on with it once it does: resume={run.name}")
     for signs, line in TOO_SMALL.items():
         if re.search(signs, text):
             return PipelineError(f"run {run.name}: {line}; then go on with it: resume={run.name}")

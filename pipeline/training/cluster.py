@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 
-from pipeline.data.plan_source import TASK_CPUS
+from pipeline.data.planners import TASK_CPUS
 from pipeline.errors import PipelineError
 from pipeline.training.config import Cluster
 
@@ -61,6 +61,7 @@ def start_ray(cluster: Cluster) -> None:
     os.environ[NO_DASHBOARD] = "1"
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody reclaims this machine
     ray.init(
         address="local",
         num_cpus=cores + 1,  # planning tasks compute for milliseconds: they share the workers' cores

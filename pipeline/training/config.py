@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from pipeline.config import Section
-from pipeline.data.augment import Augmentation
 from pipeline.data.episodes import EpisodeSpec
 from pipeline.errors import PipelineError
+
+if TYPE_CHECKING:
+    from pipeline.data.augment import Augmentation
 
 
 def _as_range(value: Any) -> Any:
@@ -96,6 +98,8 @@ class Augment(Section):
     jitter: Share
 
     def build(self) -> Augmentation:
+        from pipeline.data.augment import Augmentation  # and with it torch, while Ray can be starting
+
         return Augmentation(self.crop_padding, self.flip, self.jitter)
 
 

@@ -15,7 +15,7 @@ import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig
 
-from pipeline.config import Config, compose, flat, validate
+from pipeline.config import GIVEN, Config, compose, flat, validate
 from pipeline.data import store
 from pipeline.data.dataset import class_table, read_manifest
 from pipeline.data.episodes import EpisodeSpec, bounds, check_spec
@@ -161,7 +161,7 @@ def launch(
     with Display(monitor, config.steps, run.name, telemetry.beside(on_log)), leaving_on_sigterm(monitor):
         try:
             trainer.fit()
-        except ray.train.TrainingFailedError as error:
+        except (ray.train.TrainingFailedError, ray.exceptions.ActorDiedError) as error:
             raise cause_of(error, run) from error
     stopped = ray.get(monitor.stopped.remote())
     if stopped and asked_to_leave(monitor):
@@ -212,9 +212,13 @@ def _completed(stored: Config) -> Config:
 
 
 def _given(raw: Config) -> list[str]:
-    """Keys whose values are not the defaults."""
-    default = flat(compose("train"))
-    return [key for key, value in flat(raw).items() if key not in default or default[key] != value]
+    """Keys that were named, or whose values are not the defaults."""
+    default, named = flat(compose("train")), raw.get(GIVEN, [])
+
+    def given(key: str, value: Any) -> bool:
+        return key not in default or default[key] != value or key in named or key.partition(".")[0] in named
+
+    return [key for key, value in flat({k: v for k, v in raw.items() if k != GIVEN}).items() if given(key, value)]
 
 
 def absolute(key: str, value: str) -> str:

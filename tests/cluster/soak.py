@@ -71,7 +71,7 @@ class Soak:
     def shard(self) -> None:
         """At the next start of the workers."""
         self.bed.forget_shards()
-        self.bed.store.fail({"match": "GET .*shard-", "kind": "flip", "times": 1})
+        self.bed.store.fail({"match": r"GET [^?]*shard-\w+\.arrow", "kind": "flip", "times": 1})
         self.worker()
 
     def watch(self) -> None:

@@ -147,7 +147,7 @@ def test_a_slow_store(bed: Bed, says: Says) -> None:
 def test_a_shard_is_altered_on_its_way(bed: Bed, says: Says, kind: str) -> None:
     """It is not trained on, but fetched again."""
     bed.forget_shards()
-    bed.store.fail({"match": "GET .*shard-", "kind": kind, "times": 1})
+    bed.store.fail({"match": r"GET [^?]*shard-\w+\.arrow", "kind": kind, "times": 1})
     run, seconds = bed.train(f"shard-{kind}")
     assert bed.store.met() == [1]
     what = {"flip": "has a flipped bit", "truncate": "is truncated", "cut": "breaks off"}[kind]
@@ -156,7 +156,7 @@ def test_a_shard_is_altered_on_its_way(bed: Bed, says: Says, kind: str) -> None:
 
 def test_a_shard_that_is_damaged_in_the_store_is_refused_by_name(bed: Bed, says: Says) -> None:
     bed.forget_shards()
-    bed.store.fail({"match": "GET .*shard-", "kind": "flip"})
+    bed.store.fail({"match": r"GET [^?]*shard-\w+\.arrow", "kind": "flip"})
     began = time.monotonic()
     with pytest.raises(PipelineError, match=r"shard s3://.*/shard-\w+\.arrow is damaged") as error:
         bed.train("shard-broken", "cluster.restarts=0")

@@ -63,3 +63,15 @@ def test_one_line_that_names_the_knob(fails, says):
 def test_what_is_not_known_stays_as_it_is():
     error = RuntimeError("something else")
     assert cause_of(error, RUN) is error
+
+
+def test_a_store_that_fails_the_controller_is_named():
+    """As Ray reports it: the error of a process that died while it was made."""
+    text = (
+        "The actor died because of an error raised in its creation task, ray::TrainController.__init__() (pid=1)\n"
+        "  File 'storage.py', line 262, in _exists_at_fs_path\n"
+        "OSError: When listing objects under key 'runs/small' in bucket 'b': AWS Error NETWORK_CONNECTION"
+    )
+    found = str(cause_of(RuntimeError(text), RUN))
+    assert "storage does not answer" in found and "NETWORK_CONNECTION" in found and "resume=small" in found
+    assert "\n" not in found

@@ -20,7 +20,7 @@ from pipeline.errors import PipelineError
 from pipeline.training.checkpoint import load_checkpoint
 from pipeline.training.launch import launch, prepare
 from pipeline.training.learner import Learner
-from pipeline.training.runs import best_checkpoint, checkpoints
+from pipeline.training.runs import best_checkpoint, checkpoints, write_run
 
 from .conftest import METHODS
 
@@ -174,6 +174,20 @@ def test_a_resumed_run_keeps_its_configuration(small_run, tmp_path):
         prepare(compose("train", ["resume=killed", f"storage={tmp_path}", "steps=5"]))
     with pytest.raises(PipelineError, match="no run 'killed'"):
         prepare(compose("train", ["resume=killed", f"storage={tmp_path}"]))
+
+
+def test_a_resumed_run_may_be_given_the_default_of_where_it_runs(small_run, tmp_path):
+    """What is asked for counts, also where it is the default: a run of one worker goes on with the usual two."""
+    _, raw, run = prepare(small_run("prototypical", "name=one", "cluster.workers=1", "cluster.restarts=7"))
+    write_run(run)
+    where = ["resume=one", f"storage={raw['storage']}"]
+    assert compose("train", ["cluster.workers=2"]) == compose("train"), "two are the default"
+    assert [prepare(compose("train", [*where, *more]))[0].cluster.workers for more in ([], ["cluster.workers=2"])] == [
+        1,
+        2,
+    ]
+    config = prepare(compose("train", [*where, "cluster=local"]))[0]
+    assert (config.cluster.workers, config.cluster.restarts) == (2, 3)
 
 
 def test_a_run_from_before_a_key_was_there_is_resumed_with_its_default(small_run, tmp_path):
