@@ -48,6 +48,6 @@ def _shape(spec: Mapping[str, Any]) -> tuple[int, int, int]:
     shape = _part(spec, "input").get("shape")
     try:
         channels, height, width = (int(n) for n in shape)  # type: ignore[union-attr]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise PipelineError(f"input.shape must be [channels, height, width], not {shape!r}") from None
     return channels, height, width

@@ -67,5 +67,5 @@ def map_shard(path: str, shape: tuple[int, int, int], rows: int, encoding: str) 
         if view.dtype != np.uint8 or view.shape[1:] != shape:
             raise PipelineError(f"shard {path} holds {view.dtype} {view.shape[1:]}, not uint8 {shape}")
         return view
-    except (pa.ArrowException, KeyError, AttributeError, OSError) as error:
+    except (pa.ArrowException, NotImplementedError, KeyError, AttributeError, OSError) as error:
         raise PipelineError(f"shard {path} is not a readable Arrow file ({error}); ingest the dataset again") from error

@@ -25,7 +25,7 @@ from pipeline.inference.files import (
     tensors_to_bytes,
     write_atomic,
 )
-from pipeline.methods.base import Method
+from pipeline.methods.base import Method, State
 from pipeline.model import build_model, build_preprocess
 
 SCHEMA_VERSION = 1
@@ -66,6 +66,8 @@ class FewShotClassifier:
         device: str | torch.device = "cpu",
     ) -> FewShotClassifier:
         """Build the model that ``spec`` describes and give it ``weights``, whose names and shapes must be its own."""
+        if not isinstance(spec, Mapping):
+            raise PipelineError(f"the model's description is no object but {type(spec).__name__}")
         with torch.random.fork_rng(devices=[]):  # the initial weights are thrown away: leave the caller's numbers alone
             method = build_model(dict(spec))
         _check_weights(method.state_dict(), weights)
@@ -191,8 +193,18 @@ class FewShotClassifier:
         with torch.no_grad():
             for start in range(0, len(images), chunk):
                 query = self.preprocess(self._tensor(images[start : start + chunk]))
-                out[start : start + chunk] = self.method.classify(state, query)[0].float().cpu().numpy()
+                out[start : start + chunk] = self._answer(state, query)
         return out
+
+    def _answer(self, state: State, query: Tensor) -> np.ndarray:
+        """Logits [N, way] of one chunk; a state that is not of this method is refused."""
+        try:
+            return self.method.classify(state, query)[0].float().cpu().numpy()
+        except torch.OutOfMemoryError:
+            raise
+        except (KeyError, IndexError, RuntimeError) as error:
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            raise PipelineError(f"this enrolment holds nothing that this model learnt ({why}); enrol again") from error
 
     def threshold_for(self, enrolment: Enrolment, threshold: float | str | None = "auto") -> float | None:
         """The number that ``threshold`` stands for with this enrolment; None when every query is known."""

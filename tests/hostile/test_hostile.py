@@ -19,3 +19,17 @@ def test_hostile_input(name: str) -> None:
         attempt(name, seed)
 
     try_one()
+
+
+FOUND = [  # by the fuzzer, and mended
+    ("shard", 218),  # a column of tensors with permuted dimensions
+    ("checkpoint", 315),  # a text for the model's description
+    ("checkpoint", 828),  # a number for it
+    ("enrolment", 418),  # a state under another name
+    ("model", 1042),  # an infinite image
+]
+
+
+@pytest.mark.parametrize(("name", "seed"), FOUND)
+def test_what_the_fuzzer_found_is_refused(name: str, seed: int) -> None:
+    assert attempt(name, seed) == "refused"
