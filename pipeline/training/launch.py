@@ -158,7 +158,8 @@ def launch(
             **_storage(config.storage),
         ),
     )
-    with Display(monitor, config.steps, run.name, telemetry.beside(on_log)), leaving_on_sigterm(monitor):
+    display = Display(monitor, config.steps, run.name, telemetry.beside(on_log))
+    with telemetry, display, leaving_on_sigterm(monitor):
         try:
             trainer.fit()
         except (ray.train.TrainingFailedError, ray.exceptions.ActorDiedError) as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -31,11 +32,16 @@ GAUGES: dict[str, tuple[str, str]] = {  # key of a logged entry -> name and mean
     STEPS: ("pipeline_steps", "Optimizer steps that the run is to do"),
 }
 
+AGAIN_S = 10.0
+
 _log = logging.getLogger(__name__)
 
 
 class Telemetry:
     """The metrics of one run. Calling it with a logged entry sets them; without Ray it does nothing.
+
+    Ray forgets what has not been set for half a minute. Within a ``with`` all are set again and again, so that what a
+    run says seldom, or once, stays to be seen until it ends.
 
     Args:
         run, method, dataset: tags of every metric.
@@ -44,18 +50,38 @@ class Telemetry:
 
     def __init__(self, run: str, method: str, dataset: str, steps: int) -> None:
         self.tags = dict(zip(TAGS, (run, method, dataset), strict=True))
+        self._latest: Entry = {}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._repeat, name="telemetry", daemon=True)
         self({STEPS: steps, RESTARTS: 0})
 
     def __call__(self, entry: Entry) -> None:
-        if not ray.is_initialized():
-            return
         figures = dict(entry)
         if figures.get("train/steps_per_s"):
             figures["train/step_s"] = 1 / figures["train/steps_per_s"]
+        known = {key: value for key, value in figures.items() if key in GAUGES}
+        self._latest = {**self._latest, **known}
+        self._set(known)
+
+    def __enter__(self) -> Telemetry:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self._set(self._latest)  # for the last time
+
+    def _repeat(self) -> None:
+        while not self._over.wait(AGAIN_S):
+            self._set(self._latest)
+
+    def _set(self, figures: Entry) -> None:
+        if not ray.is_initialized():
+            return
         try:
             for key, value in figures.items():
-                if key in GAUGES:
-                    _gauge(*GAUGES[key]).set(float(value), self.tags)
+                _gauge(*GAUGES[key]).set(float(value), self.tags)
         except Exception as error:  # metrics are never worth a training
             _complain(f"{type(error).__name__}: {error}")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import ray
 
@@ -62,6 +64,27 @@ def test_every_logged_figure_has_its_value(monkeypatch):
         "pipeline_validation_interval": 0.01, "pipeline_checkpoint_seconds": 2.0, "pipeline_restarts": 0.0,
     }  # fmt: skip
     assert all(found == tags for _, found in values.values())
+
+
+def test_what_is_said_once_is_set_again_until_the_run_ends(monkeypatch):
+    """Ray stops exporting what has not been set for half a minute."""
+    counts: Counter[str] = Counter()
+
+    class Gauge:
+        def __init__(self, name):
+            self.name = name
+
+        def set(self, value, tags):
+            counts[self.name] += 1
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(telemetry, "_gauge", lambda name, meaning: Gauge(name))
+    monkeypatch.setattr(telemetry, "AGAIN_S", 0.01)
+    with Telemetry("r", "maml", "glyphs", 100) as told:
+        told({"step": 50, "val/accuracy": 0.9})
+        wait_for(lambda: counts["pipeline_steps"] > 3 and counts["pipeline_validation_accuracy"] > 3, 30)
+    ended = counts.copy()
+    assert not told._thread.is_alive() and counts == ended
 
 
 def test_lost_workers_are_counted_at_the_step_of_the_last_checkpoint():
