@@ -21,7 +21,7 @@ class LoopForm:
 
     def __init__(self, width: int, way: int, updates: int, hidden: int = 20) -> None:
         self.updates = updates
-        self.learner, self.second = _learner(width, way), _learner(width, way)
+        self.learner, self.second = lstm_learner(width, way), lstm_learner(width, way)
         self.lstm = nn.LSTMCell(4, hidden)
         self.start = nn.Parameter(parameters_to_vector(self.learner.parameters()).detach().unsqueeze(1))
         small = [nn.Parameter(torch.empty(hidden + 2, 1).uniform_(-0.01, 0.01)) for _ in range(2)]
@@ -61,7 +61,7 @@ class LoopForm:
         return theta
 
 
-def _learner(width: int, way: int) -> nn.Module:
+def lstm_learner(width: int, way: int) -> nn.Module:
     layers: list[nn.Module] = []
     for channels in (3, width, width, width):
         layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width, 1e-3), nn.ReLU(), nn.MaxPool2d(2)]

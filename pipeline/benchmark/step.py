@@ -9,10 +9,10 @@ import torch
 
 from pipeline.benchmark import made
 from pipeline.benchmark.apart import Apart
-from pipeline.benchmark.lstm_loop import LoopForm
+from pipeline.benchmark.lstm_loop import LoopForm, lstm_learner
 from pipeline.benchmark.rows import Bench, Finding, ratio, row
 from pipeline.benchmark.runs import forward_backward
-from pipeline.benchmark.timing import interleaved, repeatedly
+from pipeline.benchmark.timing import Sides, interleaved, repeatedly
 from pipeline.methods.base import Method
 
 SIDES = ("training step", "forward and backward")
@@ -59,6 +59,18 @@ def meta_lstm_loop(steps: int, shot: int, updates: int) -> Iterator[float]:
     return repeatedly(lambda: form.episode(*task), steps, time.process_time)
 
 
+def learner_passes(steps: int, shot: int, updates: int) -> Iterator[float]:
+    """Seconds of what no form of the episode can do without: the learner's passes over support and queries."""
+    learner = lstm_learner(32, 5)
+    support, query = torch.rand(5 * shot, *made.MINI_IMAGENET), torch.rand(75, *made.MINI_IMAGENET)
+
+    def passes() -> None:
+        for images in [support] * updates + [query]:
+            forward_backward(learner, images)
+
+    return repeatedly(passes, steps, time.process_time)
+
+
 @row("step")
 def step_limit(bench: Bench) -> Iterator[Finding]:
     """A prototypical step against forward and backward of its backbone alone."""
@@ -77,8 +89,13 @@ def meta_lstm(bench: Bench) -> Iterator[Finding]:
     """A meta-LSTM episode against the loop form of the public PyTorch port."""
     steps = bench.count(2)
     for form in ((5, 8), (1, 12)):  # shots and updates
-        with Apart(meta_lstm_steps, steps, *form) as ours, Apart(meta_lstm_loop, steps, *form) as loop:
-            found = interleaved({"loop form": loop, "method=meta_lstm": ours}, bench.repetitions)
+        with (
+            Apart(meta_lstm_steps, steps, *form) as ours,
+            Apart(meta_lstm_loop, steps, *form) as loop,
+            Apart(learner_passes, steps, *form) as limit,
+        ):
+            sides: Sides = {"loop form": loop, "method=meta_lstm": ours, "its learner's passes alone": limit}
+            found = interleaved(sides, bench.repetitions)
         yield ratio(
             f"meta-LSTM training episode, 84x84x3 5-way {form[0]}-shot, {form[1]} updates, against the public PyTorch "
             "port's loop form",

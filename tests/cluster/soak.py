@@ -35,6 +35,7 @@ from tests.cluster.consumed import check_once, planned, read_groups
 from tests.cluster.nodes import Nodes, environment_for, object_store, workers_of
 
 EVERY, SAMPLE = 60.0, 30.0  # seconds between faults, and between samples
+EVERY_STEPS = 100  # between checkpoints
 GROWTH = 1.3  # the last quarter's median over the second quarter's, at most
 
 
@@ -138,7 +139,7 @@ def main(arguments: list[str]) -> int:
 
 def soak_run(soak: Soak, minutes: float) -> Run:
     """Train until the time is over; then the job is asked to leave, which it does with a checkpoint."""
-    overrides = ["steps=100000000", "+method.pause=0.15", "cluster.restarts=100000", "checkpoint.every=100",
+    overrides = ["steps=100000000", "+method.pause=0.15", "cluster.restarts=100000", f"checkpoint.every={EVERY_STEPS}",
                  "checkpoint.keep=2", "validation.every=200", "log_every=50"]  # fmt: skip
     config, _, run = prepare(soak.bed.config("soak", *overrides))
     threads = [threading.Thread(target=work, daemon=True) for work in (soak.hurt, soak.watch)]
@@ -165,18 +166,23 @@ def judge(soak: Soak, run: Run) -> dict[str, Any]:
     whole, _ = bed.train("soak-untouched", *long)
     reference = final(whole)
     same = all(torch.equal(reference.model[name], value) for name, value in last.model.items())
-    plan = planned(bed.config("plan", *long), bed.datasets)
-    groups = [group for group in read_groups(bed.notes / "soak", plan, TASKS) if group.taken]
-    check_once(groups, last.step, TASKS)
+    # Workers that died shortly before the end may have been further than the last checkpoint.
+    plan = planned(bed.config("plan", f"steps={last.step + 10 * EVERY_STEPS}"), bed.datasets)
+    groups, episodes = [], "each once a step"
+    try:
+        groups = [group for group in read_groups(bed.notes / "soak", plan, TASKS) if group.taken]
+        check_once(groups, last.step, TASKS)
+    except (AssertionError, KeyError) as error:  # said beside all the others: the run took an hour
+        episodes = f"NOT each once a step: {type(error).__name__}: {error}"
     growth = grew(soak.samples)
     kinds = [fault["fault"] for fault in soak.faults]
     return {
-        "held": same and not growth,
+        "held": same and not growth and episodes.startswith("each"),
         "steps": last.step,
         "faults": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
         "starts of the workers": len(groups),
         "weights": "bit for bit those of an untouched run" if same else "OTHERS than those of an untouched run",
-        "episodes": "each once a step",
+        "episodes": episodes,
         "grew": growth or "nothing",
     }
 
