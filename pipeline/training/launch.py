@@ -58,7 +58,7 @@ def model_spec(config: TrainConfig, manifest: Manifest) -> dict[str, Any]:
 
 
 def prepare(raw: Config) -> tuple[TrainConfig, Config, Run]:
-    """Check everything that can be checked before Ray starts, and name the run."""
+    """Check everything that can be checked without workers, and name the run."""
     if raw.get("resume"):
         return _resumed(raw)
     raw = _absolute(raw)
