@@ -25,7 +25,7 @@ from pipeline.data.stream import Stream
 
 CONSUMERS = 2
 TASKS = 8  # episodes a step and consumer
-STEPS = {made.SMALL: 12000, made.LARGE: 800}  # of each consumer in a repetition: about five seconds
+STEPS = {made.SMALL: 12000, made.LARGE: 800}  # of each consumer in a repetition: five to twenty seconds
 
 
 class Streamed:
