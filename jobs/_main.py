@@ -25,6 +25,7 @@ def run(
     function: Callable[[Config], dict[str, Any]],
     argv: list[str] | None = None,
     word: str | None = None,
+    translate: Callable[[list[str]], list[str]] = list,
 ) -> None:
     """Run ``function`` on the composed configuration and exit.
 
@@ -33,7 +34,8 @@ def run(
     another where the summary has an "exit_code", which the job's help explains.
     With ``--json`` stdout holds the function's summary as one JSON object and nothing else.
 
-    ``word`` is the key that a first argument without "=" is the value of.
+    ``word`` is the key that a first argument without "=" is the value of; ``translate`` makes of arguments those that
+    Hydra reads.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if "--help" in arguments or "-h" in arguments:
@@ -46,7 +48,7 @@ def run(
     try:
         with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
             split_login(os.environ)
-            config = compose(job, arguments)
+            config = compose(job, translate(arguments))
             refuse_logins(arguments, config)
             summary = function(config)
     except Stopped as stop:

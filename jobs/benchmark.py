@@ -1,10 +1,14 @@
 """python -m jobs.benchmark [what] [--profile] ...: see --help."""
 
-import sys
-
 from jobs._main import run
 from pipeline.benchmark.run import benchmark
+from pipeline.config import gather
+
+
+def translate(arguments: list[str]) -> list[str]:
+    named = ["profile=trace.json" if argument == "--profile" else argument for argument in arguments]
+    return gather(named, {"base": "train"})
+
 
 if __name__ == "__main__":
-    arguments = ["profile=trace.json" if argument == "--profile" else argument for argument in sys.argv[1:]]
-    run("benchmark", benchmark, arguments, word="what")
+    run("benchmark", benchmark, word="what", translate=translate)

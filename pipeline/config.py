@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -58,6 +59,26 @@ def compose(job: str, overrides: list[str] | None = None) -> Config:
     if job == "train" and named.get("resume"):  # what was asked for counts even where it is the default
         named[GIVEN] = [override.lstrip("+~").partition("=")[0] for override in overrides]
     return named
+
+
+def gather(arguments: Sequence[str], lists: Mapping[str, str]) -> list[str]:
+    """``PREFIX.KEY=VALUE`` put into the list ``lists[PREFIX]=["KEY=VALUE", ...]``, quoted as Hydra reads it."""
+    kept: list[str] = []
+    found: dict[str, list[str]] = {prefix: [] for prefix in lists}
+    for argument in arguments:
+        prefix, dot, rest = argument.partition(".")
+        (found[prefix] if dot and prefix in lists else kept).append(rest if dot and prefix in lists else argument)
+    for prefix, values in found.items():
+        key = lists[prefix]
+        if values and any(argument.startswith(f"{key}=") for argument in kept):
+            raise PipelineError(f"give {prefix}.KEY=VALUE or {key}=[...], not both")
+        if values:
+            kept.append(f"{key}=[{','.join(map(_quoted, values))}]")
+    return kept
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace('"', '\\"') + '"'
 
 
 def _stored(job: str, overrides: list[str]) -> Config:

@@ -5,22 +5,29 @@ from __future__ import annotations
 import multiprocessing
 import os
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any
+
+from pipeline.training.allocator import LARGE_PAGES
 
 Side = Callable[..., Iterator[Any]]  # sets up, then measures whenever the next figure is asked for
 
 
 class Apart:
-    """A generator that runs in a fresh process; called, it gives its next figure."""
+    """A generator that runs in a fresh process; called, it gives its next figure.
 
-    def __init__(self, side: Side, *arguments: Any, threads: int = 1) -> None:
+    ``product``: the process is started as those of Ray are (:mod:`pipeline.training.allocator`), not as a plain one.
+    """
+
+    def __init__(self, side: Side, *arguments: Any, threads: int = 1, product: bool = False) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, other = context.Pipe()
         # Not a daemon: a data loader's workers are its children.
         self._process = context.Process(target=_serve, args=(other, threads, side, arguments))
-        self._process.start()
+        with _environment(LARGE_PAGES if product else {}):
+            self._process.start()
         other.close()
 
     def ask(self) -> None:
@@ -61,6 +68,19 @@ class Together:
         for part in self.parts:
             part.ask()
         return max(float(part.answer()) for part in self.parts)
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Within, of the allocator's variables these are set and no others."""
+    before = {key: os.environ.pop(key) for key in LARGE_PAGES if key in os.environ}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for key in variables:
+            del os.environ[key]
+        os.environ.update(before)
 
 
 def _serve(pipe: Connection, threads: int, side: Side, arguments: tuple[Any, ...]) -> None:

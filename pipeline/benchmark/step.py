@@ -75,7 +75,7 @@ def learner_passes(steps: int, shot: int, updates: int) -> Iterator[float]:
 def step_limit(bench: Bench) -> Iterator[Finding]:
     """A prototypical step against forward and backward of its backbone alone."""
     steps = bench.count(4)
-    with Apart(prototypical_steps, steps) as step, Apart(backbone_steps, steps) as limit:
+    with Apart(prototypical_steps, steps, product=True) as step, Apart(backbone_steps, steps) as limit:
         found = interleaved({SIDES[0]: step, SIDES[1]: limit}, bench.repetitions)
     found = {name: [1e3 * value for value in values] for name, values in found.items()}
     yield ratio(
@@ -90,7 +90,7 @@ def meta_lstm(bench: Bench) -> Iterator[Finding]:
     steps = bench.count(2)
     for form in ((5, 8), (1, 12)):  # shots and updates
         with (
-            Apart(meta_lstm_steps, steps, *form) as ours,
+            Apart(meta_lstm_steps, steps, *form, product=True) as ours,
             Apart(meta_lstm_loop, steps, *form) as loop,
             Apart(learner_passes, steps, *form) as limit,
         ):

@@ -58,7 +58,7 @@ def _cells(summary: dict[str, Any]) -> list[str]:
         summary["what"],
         _number(summary["median"]) + _suffix(unit),
         spread,
-        _target(summary["target"], unit),
+        _target(summary["target"], unit) + (", missed" if summary["met"] is False else ""),
         f"{of} {summary['measure']}".strip(),
     ]
 

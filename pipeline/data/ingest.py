@@ -162,6 +162,8 @@ def _dataset(items: list[dict[str, Any]], progress: bool) -> ray.data.Dataset:
     logging.getLogger("ray.data").setLevel(logging.WARNING)  # making a dataset sets it to INFO
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns where there are no bars
     dataset.context.execution_options.preserve_order = True
+    # Of two cores it would keep half a one for the writers, and so one of them idle while there is nothing to write.
+    dataset.context.op_resource_reservation_enabled = False
     dataset.context.target_max_block_size = 1  # a block ends with every chunk: shards are made of whole numbers of them
     dataset.context.enable_progress_bars = progress and sys.stdout.isatty()
     dataset.context.enable_rich_progress_bars, dataset.context.use_ray_tqdm = True, False

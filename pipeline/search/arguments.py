@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from pipeline.config import gather
 from pipeline.errors import PipelineError
 
 
@@ -14,23 +15,12 @@ def translate(arguments: list[str]) -> list[str]:
     A campaign's file lies in a folder named ``campaign``, as Hydra wants it.
     """
     kept: list[str] = []
-    gathered: dict[str, list[str]] = {"overrides": [], "fix": []}
     for argument in arguments:
-        if argument.startswith("base."):
-            gathered["overrides"].append(argument.removeprefix("base."))
-        elif argument.startswith("fix."):
-            gathered["fix"].append(argument.removeprefix("fix."))
-        elif argument.startswith("campaign=") and argument.endswith((".yaml", ".yml")):
+        if argument.startswith("campaign=") and argument.endswith((".yaml", ".yml")):
             kept += _file(argument.removeprefix("campaign="))
         else:
             kept.append(argument)
-    for key, values in gathered.items():
-        if values and any(argument.startswith(f"{key}=") for argument in kept):
-            short = {"overrides": "base", "fix": "fix"}[key]
-            raise PipelineError(f"give {short}.KEY=VALUE or {key}=[...], not both")
-        if values:
-            kept.append(f"{key}=[{','.join(map(_quoted, values))}]")
-    return kept
+    return gather(kept, {"base": "overrides", "fix": "fix"})
 
 
 def _file(name: str) -> list[str]:
@@ -42,7 +32,3 @@ def _file(name: str) -> list[str]:
     if group != "campaign" or ending != ".yaml":
         raise PipelineError(f"campaign={name}: put it into a folder named campaign, as campaign/NAME.yaml")
     return [f"campaign={stem}", f"hydra.searchpath=[file://{folder}]"]
-
-
-def _quoted(text: str) -> str:
-    return '"' + text.replace('"', '\\"') + '"'

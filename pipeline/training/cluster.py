@@ -10,6 +10,7 @@ import ray
 
 from pipeline.data.planners import TASK_CPUS
 from pipeline.errors import PipelineError
+from pipeline.training.allocator import LARGE_PAGES
 from pipeline.training.config import Cluster
 
 ENVIRONMENT = {
@@ -17,6 +18,7 @@ ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "PYTHONWARNINGS": "ignore::DeprecationWarning,ignore::FutureWarning,ignore::UserWarning",
+    **LARGE_PAGES,
 }
 # Where the store is, which every node must know. Secrets are not sent: nodes have a role or their own environment.
 PASSED_ON = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "PIPELINE_CACHE")
@@ -43,7 +45,7 @@ def start_ray(cluster: Cluster) -> None:
     address = cluster.address or ("auto" if in_submitted_job() else None)
     if address:
         os.environ.pop(NO_DASHBOARD, None)
-        variables = {**ENVIRONMENT, **{key: os.environ[key] for key in PASSED_ON if key in os.environ}}
+        variables = {key: os.environ[key] for key in (*ENVIRONMENT, *PASSED_ON) if key in os.environ}
         try:
             ray.init(address=address, runtime_env={"env_vars": variables}, **options)
         except (ConnectionError, RuntimeError) as error:

@@ -62,7 +62,7 @@ def prototypical_easyfsl(bench: Bench) -> Iterator[Finding]:
     """A prototypical step against easyfsl's."""
     peer("easyfsl")
     steps, what = bench.count(4), "prototypical step, 20-way 5-shot 15-query, Conv-4-64, against easyfsl"
-    with Apart(prototypical_steps, steps) as ours, Apart(easyfsl_steps, steps) as theirs:
+    with Apart(prototypical_steps, steps, product=True) as ours, Apart(easyfsl_steps, steps) as theirs:
         found = interleaved({"easyfsl": theirs, "method=prototypical": ours}, bench.repetitions)
     yield ratio(f"{what}, one core", _ms(found), ("easyfsl", "method=prototypical"), "CPU ms", least=1.4)
     with (
@@ -246,7 +246,10 @@ def _workers(
     meeting = bench.folder / "meeting"
     Path(meeting).unlink(missing_ok=True)
     arguments = (str(meeting), method, (way, shot, query), tasks, net, options, steps)
-    with Apart(worker_steps, 0, *arguments) as first, Apart(worker_steps, 1, *arguments) as second:
+    with (
+        Apart(worker_steps, 0, *arguments, product=True) as first,
+        Apart(worker_steps, 1, *arguments, product=True) as second,
+    ):
         yield Together([first, second])
 
 
