@@ -222,7 +222,7 @@ def test_a_row_from_the_command_line_with_its_record(tmp_path):
 def test_a_profile_names_the_parts_of_a_step(tmp_path):
     trace = tmp_path / "trace.json"
     done = subprocess.run(
-        [sys.executable, "-m", "jobs.benchmark", f"profile={trace}", "base.train.tasks=1", "base.train.query=1"],
+        [sys.executable, "-m", "jobs.benchmark", f"profile={trace}", "base.train.tasks=2", "base.train.query=1"],
         cwd=Path(run.__file__).parents[2],
         capture_output=True,
     )
