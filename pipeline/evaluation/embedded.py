@@ -15,7 +15,8 @@ from pipeline.data.batches import class_turns
 from pipeline.data.dataset import ClassTable, Dataset
 from pipeline.data.episodes import Plan
 from pipeline.methods.base import Method
-from pipeline.nets.norm import BatchNorm
+from pipeline.nets.norm import looks_at_the_batch
+from pipeline.nets.pieces import in_pieces
 from pipeline.nets.preprocess import Preprocess
 
 IMAGES = 500  # embedded at once
@@ -43,7 +44,7 @@ def possible(method: Method, table: ClassTable, images: int) -> bool:
     """Whether ``images`` images of episodes cost more than every image of the split once, and the method allows it."""
     total = int(table.counts.sum())
     fits = total * int(method.backbone.out_features) * 4 <= MOST_BYTES  # type: ignore[arg-type]
-    return method.embeds_once and images > total and fits and not _looks_at_the_batch(method.backbone)
+    return method.embeds_once and images > total and fits and not looks_at_the_batch(method.backbone)
 
 
 def embed_part(
@@ -62,7 +63,7 @@ def embed_part(
             pixels = torch.from_numpy(dataset.gather(rows[chunk])).to(device)
             if len(dataset.manifest.rotations) > 1:
                 pixels = quarter_turns(pixels, turns[chunk].to(device))
-            out.append(method.backbone(preprocess(pixels)).float().cpu().numpy())
+            out.append(in_pieces(method.backbone, preprocess(pixels)).float().cpu().numpy())
     return np.concatenate(out)
 
 
@@ -85,11 +86,3 @@ class _Given(nn.Module):
     def forward(self, embeddings: Tensor) -> Tensor:
         """[N, D, 1, 1] -> [N, D]."""
         return embeddings.flatten(1)
-
-
-def _looks_at_the_batch(backbone: nn.Module) -> bool:
-    """Whether in evaluation an image's embedding depends on the images beside it."""
-    own = any(isinstance(m, BatchNorm) and not m.running for m in backbone.modules())
-    return own or any(
-        isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is None for m in backbone.modules()
-    )

@@ -16,6 +16,7 @@ from pipeline.data.episodes import ImagePlan
 from pipeline.evaluation.evaluate import Model
 from pipeline.methods.base import Method
 from pipeline.model import build_model, build_preprocess
+from pipeline.nets.pieces import in_pieces
 from pipeline.nets.preprocess import Preprocess
 
 KINDS = {"episodic": "meta", "both": "meta", "classical": "classical"}  # of training, by a method's regime
@@ -35,7 +36,7 @@ class Extractor:
         pixels = torch.from_numpy(dataset.gather(plan.rows)).to(self.device)
         batch = to_batch(plan, pixels, dataset.manifest.rotations)
         assert isinstance(batch, Images)
-        found: Tensor = self.backbone(self.preprocess(batch.images))
+        found = in_pieces(self.backbone, self.preprocess(batch.images))
         return found.float().cpu()
 
 

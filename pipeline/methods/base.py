@@ -11,6 +11,7 @@ from pipeline.batch import Batch, Episodes
 from pipeline.errors import PipelineError
 from pipeline.functional.losses import PADDING, accuracy, cross_entropy
 from pipeline.functional.prototypes import one_hot
+from pipeline.nets.pieces import in_pieces
 
 State = dict[str, Tensor]  # what a method learnt from a support set; every tensor leads with the tasks [T, ...]
 
@@ -111,5 +112,5 @@ class Method(nn.Module):
 
 
 def embed(backbone: nn.Module, images: Tensor) -> Tensor:
-    """Embed [T, N, C, H, W] in one call: [T, N, D]."""
-    return backbone(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+    """Embed [T, N, C, H, W] without a loop over tasks: [T, N, D]."""
+    return in_pieces(backbone, images.flatten(0, 1)).unflatten(0, images.shape[:2])

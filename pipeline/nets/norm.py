@@ -113,6 +113,14 @@ def batch_norms(module: nn.Module) -> dict[str, BatchNorm]:
     return {n: m for n, m in module.named_modules() if isinstance(m, BatchNorm)}
 
 
+def looks_at_the_batch(module: nn.Module) -> bool:
+    """Whether in evaluation an image's answer depends on the images beside it."""
+    own = any(not layer.running or layer._recording for layer in batch_norms(module).values())
+    return own or any(
+        isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is None for m in module.modules()
+    )
+
+
 @contextmanager
 def recorded_statistics(module: nn.Module) -> Iterator[Statistics]:
     """Within: every layer normalises by the batch it is given; afterwards the dictionary holds what it used.
