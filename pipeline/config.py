@@ -66,8 +66,11 @@ def gather(arguments: Sequence[str], lists: Mapping[str, str]) -> list[str]:
     kept: list[str] = []
     found: dict[str, list[str]] = {prefix: [] for prefix in lists}
     for argument in arguments:
-        prefix, dot, rest = argument.partition(".")
-        (found[prefix] if dot and prefix in lists else kept).append(rest if dot and prefix in lists else argument)
+        prefix, _, rest = argument.partition(".")
+        if rest and prefix in lists:
+            found[prefix].append(rest)
+        else:
+            kept.append(argument)
     for prefix, values in found.items():
         key = lists[prefix]
         if values and any(argument.startswith(f"{key}=") for argument in kept):

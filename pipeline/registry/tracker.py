@@ -51,6 +51,7 @@ class Tracker:
         self._pending: deque[Metric] = deque()
         self._changed = threading.Condition()
         self._closing = False
+        self._ended = threading.Event()  # nobody waits for the deliveries any more
         self._status: str | None = None
         self._delivered = self._dropped = 0
         self._reason = self._refused = ""
@@ -92,6 +93,7 @@ class Tracker:
             self._closing, self._status = True, status
             self._changed.notify()
         self._thread.join(float(self._tracking.get("timeout", 30)) if timeout is None else timeout)
+        self._ended.set()
         with self._changed:
             lost = len(self._pending) + self._dropped
             self._pending.clear()
@@ -117,10 +119,9 @@ class Tracker:
             except Exception as error:  # whatever it is, training goes on: it is tried again, and named at the end
                 self._reason = first_line(error)
                 with self._changed:
-                    if not self._closing:
-                        self._changed.wait_for(lambda: self._closing, timeout=wait)
-                    else:
-                        time.sleep(min(wait, 1.0))
+                    closing = self._closing or self._changed.wait_for(lambda: self._closing, timeout=wait)
+                if closing and self._ended.wait(min(wait, 1.0)):  # outside the lock, which close() takes
+                    return
                 wait = min(2 * wait, LONGEST_WAIT)
 
     def _deliver(self) -> bool:

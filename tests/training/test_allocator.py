@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from pipeline.training.allocator import LARGE_PAGES
-from pipeline.training.cluster import ENVIRONMENT
 
 # As in a training worker: in a thread, blocks of 40 MB and more, freed and needed again.
 FAULTS = """
@@ -50,5 +49,23 @@ def test_memory_that_was_freed_costs_little_to_get_again() -> None:
     assert large < plain / 10
 
 
-def test_they_are_set_for_the_processes_of_ray() -> None:
-    assert LARGE_PAGES.items() <= ENVIRONMENT.items()
+STARTED = """
+import ray
+from pipeline.config import compose, validate
+from pipeline.training.cluster import start_ray
+from pipeline.training.config import TrainConfig
+
+def told():
+    with open("/proc/self/environ") as file:
+        return file.read().split(chr(0))
+
+start_ray(validate(TrainConfig, compose("train", ["cluster.workers=1", "cluster.object_store_mb=100"])).cluster)
+print(*ray.get(ray.remote(told).remote()), sep=chr(10))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="no /proc")
+def test_processes_of_ray_start_with_them() -> None:
+    plain = {key: value for key, value in os.environ.items() if key not in LARGE_PAGES}
+    told = subprocess.run([sys.executable, "-c", STARTED], env=plain, capture_output=True, text=True, check=True)
+    assert {f"{key}={value}" for key, value in LARGE_PAGES.items()} <= set(told.stdout.split("\n"))
