@@ -29,13 +29,15 @@ def consensus_gradient(
     Returns:
         R [T] and the gradient [T, P].
     """
-    leaf = weights.detach()
-    with torch.enable_grad():
-        leaf = leaf.requires_grad_()
-        centre = mean.detach() + (leaf - leaf.detach()) / tasks if through_mean else mean.detach().expand_as(leaf)
-        squared = DISTANCES[distance](leaf, centre, shapes)
-        (gradient,) = torch.autograd.grad(squared.sum(), leaf)
-    return squared.detach(), gradient
+    here, mean = weights.detach(), mean.detach()
+
+    def total(own: Tensor) -> tuple[Tensor, Tensor]:
+        centre = mean + (own - here) / tasks if through_mean else mean.expand_as(own)
+        squared = DISTANCES[distance](own, centre, shapes)
+        return squared.sum(), squared
+
+    gradient, squared = torch.func.grad(total, has_aux=True)(here)
+    return squared, gradient
 
 
 def l2(a: Tensor, b: Tensor, shapes: Shapes) -> Tensor:

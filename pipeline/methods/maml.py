@@ -15,6 +15,7 @@ from pipeline.methods._fast_weights import _FastWeights, gradient_within
 from pipeline.methods.base import State
 from pipeline.nets.norm import batch_norms
 from pipeline.nets.registry import choose
+from pipeline.nets.transforms import inside_transform
 
 
 class MAML(_FastWeights):
@@ -39,6 +40,8 @@ class MAML(_FastWeights):
             28x28 images and strided convolutions) that the loop's own cost is larger. On CUDA and without convolutions
             it takes vmap.
     """
+
+    scalars = ("inner_lr",)
 
     def __init__(
         self,
@@ -116,7 +119,7 @@ class MAML(_FastWeights):
         """
         start: Parameters = dict(self.named_parameters())
         for name, parameter in start.items():
-            if not (self.training and parameter.requires_grad):
+            if not (self.training and (parameter.requires_grad or inside_transform())):  # there nothing says so
                 start[name] = parameter.detach().requires_grad_(leaves and name in self._adapted)
         return start
 

@@ -28,6 +28,7 @@ class Prototypical(Method):
     """
 
     embeds_once = True
+    scalars = ("scale",)
 
     def __init__(
         self,

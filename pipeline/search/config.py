@@ -66,6 +66,7 @@ class CampaignConfig(Section):
     scheduler: Scheduler
     finalists: Finalists
     together: Count
+    batched: bool | None
     cpus_per_trial: Positive | None
     gpus_per_trial: Positive | None
     concurrent: Count | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,8 @@ from pipeline.training.checkpoint import Checkpoint, flatten_optimizers, restore
 from pipeline.training.config import TrainConfig
 from pipeline.training.initial import begin_with
 from pipeline.training.optim import build_optimizer, build_schedule, set_rate
+
+Figures = dict[str, Tensor]
 
 
 def make_deterministic(threads: int | None, deterministic: bool) -> None:
@@ -55,11 +58,13 @@ class Learner:
         self.schedule = build_schedule(config.schedule, config.steps)
         self.augmentation = config.augmentation.build()
         self.module: nn.Module = self.method  # what runs the forward pass; DDP and compile wrap it
+        # What leaves a prepared batch's gradients in the parameters; a program for several learners can take its place
+        self.backward: Callable[[Batch, str], Figures] = self.own_backward
         self.step = 0
         self.metrics: dict[str, float] = {}
         self.history: list[dict[str, float]] = []
 
-    def train_step(self, batch: Batch) -> dict[str, Tensor]:
+    def train_step(self, batch: Batch) -> Figures:
         """One step on a batch of uint8 images; figures as tensors, so that nothing waits for the device."""
         config = self.config
         self.method.train()
@@ -69,21 +74,18 @@ class Learner:
             return self._count(self._update("loss", batch))
         assert isinstance(batch, CoTraining)
         draws = uniforms(key_of("phases", config.seed), np.asarray([self.step]), len(self.optimizers))[0]
-        figures: dict[str, Tensor] = {}
+        figures: Figures = {}
         for phase, draw in zip(self.optimizers, draws, strict=True):
             if self.method.runs(phase, self.step, config.steps, float(draw)):
                 found = self._update(phase, batch.episodes if phase == "loss" else batch.images)
                 figures |= found if phase == "loss" else {f"{phase}_{key}": value for key, value in found.items()}
         return self._count(figures)
 
-    def _update(self, phase: str, batch: Batch) -> dict[str, Tensor]:
+    def _update(self, phase: str, batch: Batch) -> Figures:
         """Forward, backward and a step of the phase's optimizer."""
         config, optimizer = self.config, self.optimizers[phase]
         set_rate(optimizer, self.schedule(self.step))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-            loss, metrics = self.module(batch, phase)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        figures = self.backward(batch, phase)
         parameters = [p for p in self.method.parameters() if p.grad is not None]
         if config.clip.value is not None:
             nn.utils.clip_grad_value_(parameters, config.clip.value)
@@ -91,9 +93,20 @@ class Learner:
             nn.utils.clip_grad_norm_(parameters, config.clip.norm)
         optimizer.step()
         self.method.after_step()
+        return figures
+
+    def own_backward(self, batch: Batch, phase: str) -> Figures:
+        """The gradients of a phase, in the parameters; its loss and other figures."""
+        with self.autocast():
+            loss, metrics = self.module(batch, phase)
+        self.optimizers[phase].zero_grad(set_to_none=True)
+        loss.backward()
         return {"loss": loss.detach(), **metrics}
 
-    def _count(self, figures: dict[str, Tensor]) -> dict[str, Tensor]:
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
+
+    def _count(self, figures: Figures) -> Figures:
         self.step += 1
         return figures
 
