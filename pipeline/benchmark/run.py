@@ -24,7 +24,9 @@ from pipeline.inference.files import write_atomic
 from pipeline.training.cluster import start_ray
 
 # Every theme registers its rows when it is imported.
-from . import campaign, distributed, evaluation, gpu, ingest, memory, startup, step, stream  # noqa: F401  # isort: skip
+from . import (  # noqa: F401  # isort: skip
+    campaign, distributed, evaluation, gpu, ingest, memory, program, startup, step, stream,
+)  # fmt: skip
 
 
 def benchmark(raw: Config) -> dict[str, Any]:
