@@ -22,8 +22,8 @@ class Program:
     """The gradients of several learners that :func:`alike` finds alike, at the same step and on the same batch.
 
     It takes the place of their ``backward``: the first that is asked computes for all, before any of them moves. A
-    learner ends with the weights it would have alone but for rounding; random numbers (dropout) are those it would draw
-    alone.
+    learner ends with the weights it would have alone but for rounding; where its network has dropout, masks are common
+    to all, and others than it would draw alone.
     """
 
     def __init__(self, learners: Sequence[Learner]) -> None:
@@ -55,7 +55,7 @@ class Program:
         return {name: values[number] for name, values in self._figures.items()}
 
     def _compute(self, batch: Batch, phase: str) -> None:
-        methods = [learner.method for learner in self.learners]
+        methods = [learner.method.train() for learner in self.learners]
         parameters, self._buffers = torch.func.stack_module_state(list[nn.Module](methods))
 
         def one(
@@ -78,10 +78,11 @@ class Program:
 def alike(learner: Learner) -> str | None:
     """What learners have in common that can be one program; None where a learner cannot be part of one."""
     method, config = learner.method, learner.config
-    if method.scalars is None or config.compile or len(method.phases) > 1:
+    scalars = vars(type(method)).get("scalars")  # its own: what a class makes of a batch, another built on it may not
+    if scalars is None or config.compile or len(method.phases) > 1:
         return None
     options = dict(learner.spec["method"])
-    for name in method.scalars:  # some are no part of the computation where they are 0
+    for name in scalars:  # some are no part of the computation where they are 0
         options[name] = bool(options.get(name, getattr(method, name)))
     return repr(({**learner.spec, "method": sorted(options.items())}, config.precision, config.augmentation))
 

@@ -124,7 +124,8 @@ def background(images: int, size: int, dtype: torch.dtype = torch.float32) -> to
     """Channels-last maps [images, 6, size, size] that are constant but for a tenth: means large beside deviations."""
     generator = torch.Generator().manual_seed(0)
     drawn = torch.rand(images, 1, size, size, generator=generator) < 0.1
-    x = 1 + 0.05 * torch.randn(images, 6, size, size, generator=generator) * drawn
+    paper = 1 + 0.3 * torch.rand(1, 6, 1, 1, generator=generator)
+    x = paper + 0.05 * torch.randn(images, 6, size, size, generator=generator) * drawn
     return x.to(dtype).contiguous(memory_format=torch.channels_last)
 
 
@@ -132,20 +133,22 @@ def background(images: int, size: int, dtype: torch.dtype = torch.float32) -> to
 @pytest.mark.parametrize("statistics", ["batch", "batch_statistics"])
 @pytest.mark.parametrize(("images", "size"), [(60, 28), (3, 84), (13, 10)])
 def test_statistics_are_exact_in_channels_last(images, size, statistics, affine):
-    """PyTorch's kernel is off by 2 % of the deviation at 60 images of 28x28."""
+    """PyTorch's kernel is off by 2 % of the deviation at 60 images of 28x28, by .7 % at 3 of 84x84."""
+    x = background(images, size)
+    probe = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
 
     def passes(x):
         layer = BatchNorm(6, statistics, affine).to(x.dtype).train()
         leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
         out = layer(leaf)
-        out.relu().square().sum().backward()
-        return [out, leaf.grad, *(p.grad for p in layer.parameters()), *layer.buffers()]
+        (out * probe).sum().backward()
+        return out.detach(), [leaf.grad, *(p.grad for p in layer.parameters()), *layer.buffers()]
 
-    x = background(images, size)
     assert fused_norm.inexact(x) == (images * size**2 > fused_norm.PIECE)
-    for found, expected in zip(passes(x), passes(x.double().contiguous()), strict=True):
-        found, expected = found.detach(), expected.detach()
-        torch.testing.assert_close(found.double(), expected, rtol=2e-3, atol=2e-3 * float(expected.abs().max()))
+    (found, others), (expected, exact) = passes(x), passes(x.double().contiguous())
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-3)  # in deviations
+    for mine, theirs in zip(others, exact, strict=True):
+        torch.testing.assert_close(mine.double(), theirs, rtol=2e-3, atol=2e-3 * float(theirs.abs().max()))
 
 
 def test_large_and_small_batches_go_through_one_layer_in_one_step():

@@ -110,7 +110,20 @@ def test_only_those_are_one_that_differ_in_scalars() -> None:
     assert [alike(other) == alike(one) for other in others] == [True, *[False] * 5]
     (other,) = learners(["method=matching", "backbone=mlp"], ["seed=0"])
     (compiled,) = learners(["method=maml", "backbone=mlp"], ["compile=true"])
-    assert alike(other) is None and alike(compiled) is None
+    (built_on_maml,) = learners(["method=maml_plus_plus", "backbone=mlp"], ["seed=0"])
+    assert alike(other) is None and alike(compiled) is None and alike(built_on_maml) is None
+
+
+def test_a_trial_that_diverges_leaves_the_others_alone() -> None:
+    case = ["method=prototypical", *CONV, *SGD], ["method.scale=1", "method.scale=3"]
+    (broken, sound), (_, alone) = learners(*case), learners(*case)
+    arrange([broken, sound], batched=True)
+    with torch.no_grad():
+        next(broken.method.backbone.parameters()).fill_(torch.nan)
+    assert broken.train_step(batch(0))["loss"].isnan()
+    sound.train_step(batch(0)), alone.train_step(batch(0))
+    for name, value in alone.method.state_dict().items():
+        torch.testing.assert_close(sound.method.state_dict()[name], value, rtol=1e-9, atol=1e-10)
 
 
 def test_they_are_one_where_it_pays() -> None:
