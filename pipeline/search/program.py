@@ -22,8 +22,8 @@ class Program:
     """The gradients of several learners that :func:`alike` finds alike, at the same step and on the same batch.
 
     It takes the place of their ``backward``: the first that is asked computes for all, before any of them moves. A
-    learner ends with the weights it would have alone but for rounding, which is coarse alone where PyTorch's batch-norm
-    sums channels-last maps on a CPU; where its network has dropout, masks are common to all, and others than alone.
+    learner ends with the weights it would have alone but for rounding; where its network has dropout, masks are common
+    to all, and others than it would draw alone.
     """
 
     def __init__(self, learners: Sequence[Learner]) -> None:

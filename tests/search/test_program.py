@@ -151,12 +151,7 @@ def test_running_averages_are_kept_only_where_each_trial_has_its_own() -> None:
 
 def test_a_pack_as_one_program(ray_session, campaign) -> None:
     """To rounding as alone; one is let go in the middle, and a pack of two goes on where the program was."""
-    gentle = [
-        "base.optimizer=sgd",
-        "base.optimizer.lr=0.001",
-        "base.backbone.bias=false",
-        "base.backbone.channels_last=false",
-    ]
+    gentle = ["base.optimizer=sgd", "base.optimizer.lr=0.001", "base.backbone.bias=false"]
     small = campaign("batched=true", "together=3", "base.steps=18", *gentle)
     values = [{"method": "prototypical", "method.distance": "cosine", "method.scale": s} for s in (1.0, 10.0, 30.0)]
     runs = [small.prepare(own, f"one-{number}") for number, own in enumerate(values)]

@@ -40,7 +40,10 @@ def small_run(glyphs, tmp_path):
 
     def make(method: str, *overrides: str) -> dict:
         root, name = glyphs.rsplit("/", 1)
+        usual = [*SMALL, *METHODS[method]]
+        if any(override.startswith("backbone=") for override in overrides):  # with its own options
+            usual = [override for override in usual if not override.startswith("backbone")]
         place = [f"data.root={root}", f"data.name={name}", f"storage={tmp_path}/runs"]
-        return compose("train", [*SMALL, *METHODS[method], *place, *overrides])
+        return compose("train", [*usual, *place, *overrides])
 
     return make
