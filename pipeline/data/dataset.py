@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data import images, shards, store
+from pipeline.data import png, shards, store
 from pipeline.data.manifest import MANIFEST_NAME, Manifest
 from pipeline.errors import PipelineError
 
@@ -112,7 +112,7 @@ class Dataset:
         if isinstance(view, np.ndarray):
             return np.take(view, rows, axis=0, out=out, mode="clip")
         for slot, row in enumerate(rows):
-            out[slot] = images.decode(view[int(row)].as_buffer(), self.shape)
+            out[slot] = png.decode(view[int(row)].as_py(), self.shape)
         return out
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.data import images, shards, store
+from pipeline.data import png, shards, store
 from pipeline.data.manifest import MANIFEST_NAME, Manifest, ShardInfo
 from pipeline.errors import PipelineError
 
@@ -174,7 +174,7 @@ class DatasetWriter:
         if self.encoding == "raw":
             pixels = np.asarray(rows)
         else:
-            pixels = np.stack([images.decode(content, self.shape) for content in rows])
+            pixels = np.stack([png.decode(content, self.shape) for content in rows])
         if pixels.dtype != np.uint8 or pixels.shape[1:] != self.shape:
             raise PipelineError(
                 f"images of class {name!r} are {pixels.dtype} {list(pixels.shape[1:])}, not uint8 {list(self.shape)}"

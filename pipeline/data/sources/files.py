@@ -15,13 +15,12 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
 
-from pipeline.data import images
+from pipeline.data import images, png
 from pipeline.data.archives import BadMember, Member, ZipReader, open_zip
 from pipeline.data.sources.base import Chunk, Shape, Skip, Source
 from pipeline.data.sources.tree import Entry
 from pipeline.errors import PipelineError
 
-PNG = b"\x89PNG\r\n\x1a\n"
 MOST = 8
 KEPT_FORMATS = ("PNG", "JPEG", "WEBP")
 # Position of the class, its name, the file: Entry and Member as plain tuples, which are pickled ten times faster.
@@ -124,6 +123,9 @@ def cut_by_name(entries: Mapping[str, Sequence[Entry]], classes: Sequence[str], 
 def decode(content: bytes, rule: Rule, keep_file: bool = False) -> tuple[np.ndarray, bytes]:
     """Decode an image file by ``rule``: uint8 [C, H, W], and the bytes to keep. Raises Unusable."""
     try:
+        plain = _plain(content, rule)
+        if plain is not None:
+            return (255 - plain if rule.invert and not keep_file else plain), content if keep_file else b""
         image = _open(content)
         if rule.modes is not None and image.mode not in rule.modes:
             raise Unusable("wrong_mode", f"is {image.mode}, not {' or '.join(sorted(rule.modes))}")
@@ -146,10 +148,18 @@ def decode(content: bytes, rule: Rule, keep_file: bool = False) -> tuple[np.ndar
         raise Unusable("truncated" if "truncated" in detail.lower() else "unreadable", detail) from error
 
 
+def _plain(content: bytes, rule: Rule) -> np.ndarray | None:
+    """Pixels of a file that needs nothing of what :func:`decode` does to others."""
+    channels, height, width = rule.shape
+    if rule.modes is not None and images.MODES[channels] not in rule.modes:
+        return None
+    return png.read_plain(content, rule.shape) if rule.size in (None, (width, height)) else None
+
+
 def _open(content: bytes) -> Image.Image:
     """``Image.open``, but what begins as PNG goes to that decoder at once, and half a bomb is a bomb."""
     stream = io.BytesIO(content)
-    image: Image.Image = PngImageFile(stream) if content.startswith(PNG) else Image.open(stream)
+    image: Image.Image = PngImageFile(stream) if content.startswith(png.SIGNATURE) else Image.open(stream)
     if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
         raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
     return image
