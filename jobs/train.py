@@ -11,9 +11,12 @@ def train(raw: Config) -> dict[str, Any]:
     from pipeline.training.early import started_early
 
     with started_early(raw):
-        from pipeline import workflow
+        from pipeline.training.tracked import train_only
 
-        return workflow.train(raw)
+        trained = train_only(raw)
+        from pipeline import workflow  # after the training: it imports MLflow
+
+        return workflow.finish(*trained)
 
 
 if __name__ == "__main__":

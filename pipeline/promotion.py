@@ -11,7 +11,8 @@ from pipeline.errors import PipelineError
 from pipeline.evaluation.evaluate import Model, Question, evaluate
 from pipeline.evaluation.statistics import estimate, paired
 from pipeline.registry.promotion import CHALLENGER, CHAMPION, Decision, alias_version, roll_back, settle
-from pipeline.registry.tracking import TrackingConfig, connect, reaching
+from pipeline.registry.tracking import connect, reaching
+from pipeline.registry.tracking_config import TrackingConfig
 from pipeline.registry.versions import pull
 from pipeline.report.tables import percent, text_table
 from pipeline.training.cluster import check_resources, start_ray

@@ -23,34 +23,25 @@ from pipeline.model import build_model, build_preprocess
 from pipeline.nets.preprocess import Preprocess
 from pipeline.registry.masking import mask_argument
 from pipeline.registry.publish import CALIBRATION, EVALUATION, REPORT, evaluation_of, publish
-from pipeline.registry.tracker import Tracker
-from pipeline.registry.tracking import check_tracking
 from pipeline.registry.versions import pull, register_run, set_alias
 from pipeline.report.measured import record
 from pipeline.report.tables import percent, text_table
 from pipeline.training.checkpoint import load_checkpoint
 from pipeline.training.cluster import check_resources, start_ray
 from pipeline.training.config import TrainConfig
-from pipeline.training.launch import launch, prepare
 from pipeline.training.runs import Run, best_checkpoint, find_run
+from pipeline.training.tracked import train_only
 
 CHALLENGER, CHAMPION = "challenger", "champion"
 
 
 def train(raw: Config) -> dict[str, Any]:
     """Train a run (or go on with one), evaluate its chosen checkpoint, publish and register it."""
-    config, raw, run = prepare(raw)
-    check_tracking(config.tracking)
-    print(f"run {run.name}: {config.method['name']} on {run.dataset['name']}, {config.steps:,} steps", flush=True)
-    tracker = Tracker(run.name, config.tracking, run.config, run.dataset)
-    status: str | None = "FAILED"
-    try:
-        launch(config, run, lambda entry: tracker.log(int(entry["step"]), _figures(entry)))
-        status = None  # publishing ends it
-    finally:
-        delivery = tracker.close(status=status)
-    if delivery.message:
-        print(delivery.message, flush=True)
+    return finish(*train_only(raw))
+
+
+def finish(config: TrainConfig, run: Run) -> dict[str, Any]:
+    """Evaluate a trained run's chosen checkpoint, publish and register it."""
     summary: dict[str, Any] = {"run": run.name, "folder": run.uri, "checkpoint": best_checkpoint(run.uri)}
     model = model_of_run(run)
     if config.evaluation is not None:
@@ -299,10 +290,6 @@ def print_results(measured: Sequence[tuple[Model, list[Result]]]) -> None:
     q = questions[0]
     print(f"\n{q.episodes:,} episodes of split {q.split!r}, {q.query} queries a class, mean ± 95 % interval")
     print(text_table(header, rows), flush=True)
-
-
-def _figures(entry: dict[str, float]) -> dict[str, float]:
-    return {key: value for key, value in entry.items() if key != "step"}
 
 
 def _say_made(summary: dict[str, Any]) -> None:

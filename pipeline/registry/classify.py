@@ -19,7 +19,7 @@ from pipeline.config import Config, Section, validate
 from pipeline.errors import PipelineError
 from pipeline.inference import Answers, Enrolment, FewShotClassifier
 from pipeline.inference.folders import Pictures, read_queries, read_support
-from pipeline.registry.tracking import TrackingConfig
+from pipeline.registry.tracking_config import TrackingConfig
 from pipeline.registry.versions import pull
 from pipeline.report.tables import text_table
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.config import Config, Section, validate
 from pipeline.registry.publish import publish
-from pipeline.registry.tracking import TrackingConfig
+from pipeline.registry.tracking_config import TrackingConfig
 from pipeline.registry.versions import register_run, set_alias
 from pipeline.training.runs import find_run
 

@@ -34,3 +34,10 @@ def mask_argument(text: str) -> str:
     """A ``key=value`` of a command line with what is secret in it replaced."""
     key, sign, value = text.partition("=")
     return f"{key}{sign}{mask(value, key) if value else value}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, without secrets, shortened."""
+    text = next(iter(str(error).splitlines()), "") or type(error).__name__
+    text = mask_text(text)
+    return text if len(text) <= 200 else f"{text[:197]}..."

@@ -1,4 +1,8 @@
-"""Figures of a training that runs, delivered to MLflow beside it: training never waits for the store."""
+"""Figures of a training that runs, delivered to MLflow beside it: training never waits for the store.
+
+Nor for MLflow, which takes seconds of CPU to import and to make its tables' classes: the thread that delivers does so,
+once there is something to deliver. Until then the processes that start have the CPU.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +11,28 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-from mlflow.entities import Metric
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.errors import PipelineError
-from pipeline.registry.record import Point, delivered_points, log_metrics, open_run
-from pipeline.registry.tracking import Store, connect, first_line
+from pipeline.registry.masking import first_line
 
+if TYPE_CHECKING:
+    from pipeline.registry.record import Point
+    from pipeline.registry.tracking import Store
+
+PATIENCE = 30.0  # seconds after which the run is made though nothing is logged: a cluster may take minutes to grow
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds between attempts, doubled after each failure
 CAPACITY = 100_000  # metrics kept while the store is away; the oldest go first, and are counted
 _AT_ONCE = 1000
+
+
+class Figure(NamedTuple):
+    """What MLflow calls a metric."""
+
+    key: str
+    value: float
+    timestamp: int  # ms
+    step: int
 
 
 @dataclass(frozen=True)
@@ -48,7 +63,7 @@ class Tracker:
     ) -> None:
         self.run_name = run_name
         self._tracking, self._config, self._dataset = dict(tracking), dict(config), dict(dataset)
-        self._pending: deque[Metric] = deque()
+        self._pending: deque[Figure] = deque()
         self._changed = threading.Condition()
         self._closing = False
         self._ended = threading.Event()  # nobody waits for the deliveries any more
@@ -71,7 +86,7 @@ class Tracker:
         with self._changed:
             for name, value in metrics.items():
                 try:
-                    self._pending.append(Metric(str(name), float(value), now, int(step)))
+                    self._pending.append(Figure(str(name), float(value), now, int(step)))
                 except (TypeError, ValueError):
                     self._dropped += 1
                     self._refused = f"{name} is no number"
@@ -107,6 +122,8 @@ class Tracker:
         return Delivery(self._delivered, lost, reason, message)
 
     def _deliver_all(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: bool(self._pending) or self._closing, timeout=PATIENCE)
         wait = FIRST_WAIT
         while True:
             try:
@@ -126,6 +143,11 @@ class Tracker:
 
     def _deliver(self) -> bool:
         """Deliver what is pending, or wait for more; true when all is done."""
+        from mlflow.entities import Metric
+
+        from pipeline.registry.record import delivered_points, log_metrics, open_run
+        from pipeline.registry.tracking import connect
+
         if self._store is None:
             self._store = connect(self._tracking)
         if self._run_id is None:
@@ -138,11 +160,11 @@ class Tracker:
             if self._status is not None:
                 self._store.client.set_terminated(self._run_id, status=self._status)
             return True
-        new: dict[Point, Metric] = {}
+        new: dict[Point, Figure] = {}
         for metric in part:
             if (metric.key, metric.step) not in self._known:
                 new.setdefault((metric.key, metric.step), metric)
-        log_metrics(self._store, self._run_id, new.values())
+        log_metrics(self._store, self._run_id, [Metric(*figure) for figure in new.values()])
         self._known |= new.keys()
         with self._changed:
             for metric in part:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,22 +16,13 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from pipeline.config import Section, validate
+from pipeline.config import validate
 from pipeline.errors import PipelineError
-from pipeline.registry.masking import mask_text
+from pipeline.registry.masking import first_line, mask_text
+from pipeline.registry.tracking_config import TrackingConfig, store_uri
 
 RUN_TAG = "pipeline.run"
 STORE_ERRORS = (MlflowException, requests.RequestException, SQLAlchemyError, OSError)
-_SQLITE = "sqlite:///"
-
-
-class TrackingConfig(Section):
-    """Keys of the ``tracking`` group; ``conf/tracking`` explains them."""
-
-    uri: str | None
-    artifacts: str | None
-    experiment: str
-    timeout: int | float
 
 
 @dataclass(frozen=True)
@@ -83,33 +73,6 @@ def make_client(uri: str) -> MlflowClient:
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
-def store_uri(config: TrackingConfig) -> str:
-    """The store's URI; a SQLite file's path made absolute and its folder made."""
-    if config.uri is None:
-        raise PipelineError("tracking.uri is null: there is no MLflow store; give tracking=embedded or tracking=server")
-    if not config.uri.startswith(_SQLITE):
-        if not re.match(r"(https?|postgresql|mysql|mssql)(\+\w+)?://", config.uri):
-            shown = mask_text(config.uri)
-            raise PipelineError(f"tracking.uri={shown}: give sqlite:///FILE, http(s)://SERVER or a database's URI")
-        return config.uri
-    path = Path(config.uri.removeprefix(_SQLITE))
-    if not path.is_absolute() and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
-        raise PipelineError(
-            f"tracking.uri={config.uri} is a relative path, which in a submitted job leads into a folder that is "
-            "thrown away: give sqlite:////absolute/path, a server, or tracking=none"
-        )
-    path = path.resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return f"{_SQLITE}{path}"
-
-
-def check_tracking(tracking: Mapping[str, Any]) -> None:
-    """Refuse a configuration that can never work, without reaching for the store."""
-    config = validate(TrackingConfig, dict(tracking))
-    if config.uri is not None:
-        store_uri(config)
-
-
 @contextmanager
 def reaching(tracking: Mapping[str, Any], remedy: str) -> Iterator[None]:
     """Turn a store that is away or refuses into one line that says what to do."""
@@ -118,13 +81,6 @@ def reaching(tracking: Mapping[str, Any], remedy: str) -> Iterator[None]:
     except STORE_ERRORS as error:
         where = mask_text(str(tracking.get("uri")))
         raise PipelineError(f"MLflow at {where}: {first_line(error)}; {remedy}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, without secrets, shortened."""
-    text = next(iter(str(error).splitlines()), "") or type(error).__name__
-    text = mask_text(text)
-    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def find_run(store: Store, name: str) -> Run | None:

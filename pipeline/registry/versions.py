@@ -25,15 +25,8 @@ from pipeline.registry.masking import mask
 from pipeline.registry.package import ARTIFACT, save_model
 from pipeline.registry.publish import CALIBRATION, REPORT, evaluation_of, result_name
 from pipeline.registry.record import open_run
-from pipeline.registry.tracking import (
-    RUN_TAG,
-    Store,
-    TrackingConfig,
-    connect,
-    make_client,
-    reaching,
-    store_uri,
-)
+from pipeline.registry.tracking import RUN_TAG, Store, connect, make_client, reaching
+from pipeline.registry.tracking_config import TrackingConfig, store_uri
 from pipeline.training.checkpoint import Checkpoint, load_checkpoint
 from pipeline.training.runs import best_checkpoint, read_run
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from pipeline.config import Section
-from pipeline.registry.tracking import TrackingConfig
+from pipeline.registry.tracking_config import TrackingConfig
 from pipeline.training.config import Cluster, Count, Name, Positive
 
 Head = Literal["svm", "ridge", "prototypes", "nearest", "linear", "cosine", "maml"]

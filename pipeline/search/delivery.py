@@ -13,9 +13,10 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from pipeline.config import to_yaml
 from pipeline.data import store as folders
 from pipeline.errors import PipelineError
+from pipeline.registry.masking import first_line
 from pipeline.registry.publish import publish
 from pipeline.registry.record import open_run
-from pipeline.registry.tracking import Store, connect, first_line, reaching
+from pipeline.registry.tracking import Store, connect, reaching
 from pipeline.search.campaign import Campaign
 from pipeline.search.ledger import Record
 from pipeline.training.runs import RUN_FILE, checkpoints, read_run

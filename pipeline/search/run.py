@@ -12,7 +12,7 @@ from pipeline.config import Config, to_yaml
 from pipeline.data import store
 from pipeline.errors import PipelineError
 from pipeline.registry.promotion import CHALLENGER
-from pipeline.registry.tracking import check_tracking
+from pipeline.registry.tracking_config import check_tracking
 from pipeline.registry.versions import register_run, set_alias
 from pipeline.search.campaign import Campaign, begin
 from pipeline.search.delivery import Delivery

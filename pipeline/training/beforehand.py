@@ -37,6 +37,8 @@ class Beforehand:
             open(os.path.join(self._folder, str(number)), "x").close()
         os.environ["RAY_preload_python_modules"] = "pipeline.training.preload"  # noqa: SIM112
         os.environ[TICKETS] = self._folder
+        # Ray starts so many at a time as there are cores, and forgets those that were asked for beyond
+        os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str((os.cpu_count() or 1) + workers + 1))
 
     def start(self) -> None:
         """Ask the Ray of this machine, which runs by now."""

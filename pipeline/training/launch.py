@@ -27,7 +27,7 @@ from pipeline.training.checkpoint import STATE
 from pipeline.training.cluster import check_resources, in_submitted_job, start_ray
 from pipeline.training.config import TrainConfig
 from pipeline.training.loop import make_planner
-from pipeline.training.optim import build_optimizer, build_schedule
+from pipeline.training.optim import build_schedule, check_optimizer
 from pipeline.training.progress import Display, Entry, asked_to_leave, leaving_on_sigterm, start_monitor
 from pipeline.training.runs import RUN_FILE, START, Run, find_run, write_run
 from pipeline.training.telemetry import Restarts, Telemetry
@@ -81,7 +81,7 @@ def check(config: TrainConfig, manifest: Manifest, spec: dict[str, Any]) -> None
     """Refuse, naming the key and the limit, what the dataset or the method cannot serve."""
     method = build_model(spec)
     build_preprocess(spec)
-    build_optimizer(method, config.optimizer)
+    check_optimizer(config.optimizer)
     build_schedule(config.schedule, config.steps)
     config.check_workers(method.regime)
     dataset = _Described(manifest)

@@ -10,7 +10,9 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from pipeline.registry import record as record_module
 from pipeline.registry import tracker as tracker_module
+from pipeline.registry import tracking as tracking_module
 from pipeline.registry.publish import publish
 from pipeline.registry.tracker import Tracker
 from tests.registry.conftest import CONFIG, DATASET, entry
@@ -87,7 +89,7 @@ def test_nothing_goes_on_after_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
         tried.set()
         raise MlflowException("the server is away")
 
-    monkeypatch.setattr(tracker_module, "connect", refuse)
+    monkeypatch.setattr(tracking_module, "connect", refuse)
     server = {"uri": "http://127.0.0.1:9", "artifacts": None, "experiment": "tests", "timeout": 1}
     tracker = Tracker("first-run", server, CONFIG, DATASET)
     tracker.log(1, {"train/loss": 1.0})
@@ -123,13 +125,13 @@ def test_what_is_no_number_is_named(tracking: dict) -> None:
 def test_room_is_bounded(tracking: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracker_module, "CAPACITY", 10)
     held = threading.Event()
-    open_run = tracker_module.open_run
+    open_run = record_module.open_run
 
     def wait(*arguments: object) -> str:
         held.wait(10)
         return open_run(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(tracker_module, "open_run", wait)
+    monkeypatch.setattr(record_module, "open_run", wait)
     tracker = Tracker("first-run", tracking, CONFIG, DATASET)
     for step in range(25):
         tracker.log(step, {"train/loss": float(step)})

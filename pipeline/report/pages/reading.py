@@ -19,7 +19,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from pipeline.config import validate
-from pipeline.registry.tracking import STORE_ERRORS, TrackingConfig, make_client, store_uri
+from pipeline.registry.tracking import STORE_ERRORS, make_client
+from pipeline.registry.tracking_config import TrackingConfig, store_uri
 
 CAMPAIGN_TAG, RUN_TAG = "pipeline.campaign", "pipeline.run"
 LOCK = ".promotion-lock"  # the end of a registered model's name that is a lock
