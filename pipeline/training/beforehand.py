@@ -47,6 +47,7 @@ class Beforehand:
             _request(json.dumps(variables, sort_keys=True), 1)  # for the controller, as the driver writes it
             compact = json.dumps(variables, sort_keys=True, separators=(",", ":"))  # as the controller does
             _request(compact, self._workers)
+            _share_actors()
         except Exception as error:
             self.close()
             _logger.debug("no processes are started beforehand: %s", error)
@@ -54,6 +55,20 @@ class Beforehand:
     def close(self) -> None:
         """Nobody needs a ticket any more."""
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _share_actors() -> None:
+    """Ray Data's actors that every job shares, in two of the processes that Ray keeps ready.
+
+    Made by the first who needs them, they would have processes of their own.
+    """
+    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+        get_or_create_autoscaling_coordinator,
+    )
+    from ray.data._internal.stats import get_or_create_stats_actor
+
+    get_or_create_autoscaling_coordinator()
+    get_or_create_stats_actor()
 
 
 def _variables() -> dict[str, str]:
