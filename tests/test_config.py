@@ -13,7 +13,7 @@ from pipeline.config import CONF, compose, config_hash, help_text, validate
 from pipeline.errors import PipelineError
 from pipeline.model import build_model, build_preprocess
 from pipeline.training.config import TrainConfig
-from pipeline.training.optim import build_optimizer, build_schedule
+from pipeline.training.optim import build_optimizer, build_schedule, check_optimizer
 
 SIZES = {"koch": 105}  # of images, where 28 pixels are too few
 OWN_BACKBONE = {"relation": "relation_encoder"}  # of methods that cannot do with any
@@ -42,8 +42,30 @@ def test_every_choice_builds(method, backbone, optimizer, schedule):
     model = build_model(spec)
     build_preprocess(spec)
     build_optimizer(model, config.optimizer)
+    check_optimizer(model, config.optimizer)
     factors = [build_schedule(config.schedule, 100)(step) for step in range(100)]
     assert all(0 <= factor <= 1 for factor in factors)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "lion", "lr": 0.1}, r"optimizer.name='lion': choose one of adam, adamw"),
+        ({"name": "adam", "lr": 0.1, "momentum": 0.9}, r"unknown key 'optimizer.momentum': adam takes amsgrad, betas"),
+        ({"name": "adam", "lr": -1.0}, "optimizer=adam: Invalid learning rate: -1.0"),
+        ({"name": "adamw", "lr": 0.1, "betas": [2, 1]}, "optimizer=adamw: Invalid beta parameter at index 0"),
+        ({"name": "sgd", "lr": 0.1, "nesterov": True}, "optimizer=sgd: Nesterov momentum requires a momentum"),
+        ({"name": "rmsprop", "lr": 0.1, "alpha": "much"}, "optimizer=rmsprop: '<=' not supported"),
+    ],
+)
+def test_a_wrong_optimizer_is_refused_before_it_is_made_and_when_it_is(options, message):
+    spec = {
+        "method": {"name": "prototypical"}, "backbone": {"name": "mlp", "widths": [4]}, "way": 5, "shot": 1,
+        "classes": 5, "input": {"shape": [1, 4, 4], "scaling": "unit", "mean": [0.1], "std": [0.3]},
+    }  # fmt: skip
+    for judge in (build_optimizer, check_optimizer):
+        with pytest.raises(PipelineError, match=message):
+            judge(build_model(spec), options)
 
 
 @pytest.mark.parametrize("recipe", choices("recipe"))

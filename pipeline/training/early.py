@@ -13,7 +13,7 @@ from pipeline.training.beforehand import Beforehand
 from pipeline.training.cluster import in_submitted_job, start_ray
 from pipeline.training.config import Cluster
 
-HEAVY = ("torch", "pandas", "pyarrow", "scipy.special")  # without Ray, which would meet itself half imported
+HEAVY = ("torch", "pandas", "pyarrow")  # without Ray, which would meet itself half imported
 
 
 @contextmanager

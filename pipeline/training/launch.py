@@ -81,7 +81,7 @@ def check(config: TrainConfig, manifest: Manifest, spec: dict[str, Any]) -> None
     """Refuse, naming the key and the limit, what the dataset or the method cannot serve."""
     method = build_model(spec)
     build_preprocess(spec)
-    check_optimizer(config.optimizer)
+    check_optimizer(method, config.optimizer)
     build_schedule(config.schedule, config.steps)
     config.check_workers(method.regime)
     dataset = _Described(manifest)

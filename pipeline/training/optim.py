@@ -24,43 +24,38 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 
 def build_optimizer(method: Method, config: dict[str, Any]) -> torch.optim.Optimizer:
     """The optimizer of a config ``{"name": ..., "lr": ..., options of the torch class}`` for a method's groups."""
-    kind, options = _choice(config)
+    return _build(_kind(config), method, config)
+
+
+def check_optimizer(method: Method, config: dict[str, Any]) -> None:
+    """Refuse what :func:`build_optimizer` would, without taking parameters in, at which PyTorch imports its compiler:
+    that takes a second."""
+    kind = _kind(config)
+    _build(type(kind.__name__, (kind,), {"add_param_group": lambda self, group: None}), method, config)
+
+
+def _kind(config: dict[str, Any]) -> type[torch.optim.Optimizer]:
+    name = config["name"]
+    if name not in OPTIMIZERS:
+        raise PipelineError(f"optimizer.name={name!r}: choose one of {', '.join(OPTIMIZERS)}")
+    known = set(inspect.signature(OPTIMIZERS[name]).parameters) - {"params"}
+    for key in config:
+        if key not in known | {"name"}:
+            raise PipelineError(f"unknown key 'optimizer.{key}': {name} takes {', '.join(sorted(known))}")
+    return OPTIMIZERS[name]
+
+
+def _build(kind: type[torch.optim.Optimizer], method: Method, config: dict[str, Any]) -> torch.optim.Optimizer:
+    options = {key: value for key, value in config.items() if key != "name"}
     groups = []
     for group in method.parameter_groups():
         group = dict(group)
         scale = group.pop("lr_scale", 1.0)
         groups.append({**group, "lr": options["lr"] * scale, "base_lr": options["lr"] * scale})
-    return _made(kind, groups, config["name"], options)
-
-
-def check_optimizer(config: dict[str, Any]) -> None:
-    """Refuse what :func:`build_optimizer` would, but do not make one: to take parameters in, PyTorch imports its
-    compiler, which takes a second."""
-    kind, options = _choice(config)
-    without = type(kind.__name__, (kind,), {"add_param_group": lambda self, group: None})
-    _made(without, [{"params": []}], config["name"], options)
-
-
-def _choice(config: dict[str, Any]) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
-    options = dict(config)
-    name = options.pop("name")
-    if name not in OPTIMIZERS:
-        raise PipelineError(f"optimizer.name={name!r}: choose one of {', '.join(OPTIMIZERS)}")
-    kind = OPTIMIZERS[name]
-    known = set(inspect.signature(kind).parameters) - {"params"}
-    for key in options:
-        if key not in known:
-            raise PipelineError(f"unknown key 'optimizer.{key}': {name} takes {', '.join(sorted(known))}")
-    return kind, options
-
-
-def _made(
-    kind: type[torch.optim.Optimizer], groups: list[dict[str, Any]], name: str, options: dict[str, Any]
-) -> torch.optim.Optimizer:
     try:
         return kind(groups, **options)
     except (ValueError, TypeError) as error:
-        raise PipelineError(f"optimizer={name}: {error}") from error
+        raise PipelineError(f"optimizer={config['name']}: {error}") from error
 
 
 def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:

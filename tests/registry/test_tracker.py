@@ -81,6 +81,23 @@ def test_a_server_that_is_away_costs_training_nothing(monkeypatch: pytest.Monkey
     assert "\n" not in delivery.message and "hunter2" not in delivery.message
 
 
+@pytest.mark.parametrize(("patience", "logged"), [(3600.0, True), (0.01, False)])
+def test_the_store_is_reached_for_with_the_first_figure_or_after_a_while(
+    patience: float, logged: bool, tracking: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached = threading.Event()
+    connect = tracking_module.connect
+    monkeypatch.setattr(tracking_module, "connect", lambda config: reached.set() or connect(config))
+    monkeypatch.setattr(tracker_module, "PATIENCE", patience)
+    tracker = Tracker("first-run", tracking, CONFIG, DATASET)
+    if logged:
+        assert not reached.is_set()
+        tracker.log(1, {"train/loss": 1.0})
+    assert reached.wait(60)
+    assert tracker.close().message == ""
+    only_run(tracking)
+
+
 def test_nothing_goes_on_after_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that is away for good: its thread ends with :meth:`Tracker.close`, which waits for no attempt."""
     tried = threading.Event()

@@ -29,6 +29,7 @@ with started_early(raw):
     deadline = time.monotonic() + 120
     while os.listdir(os.environ[TICKETS]) and time.monotonic() < deadline:
         time.sleep(0.1)
+    assert not os.listdir(os.environ[TICKETS]), "Ray did not start all that it was asked for"
     ready = {child.pid for child in psutil.Process().children(recursive=True)}
     from pipeline.training.launch import launch, prepare
     config, _, run = prepare(raw)
@@ -56,6 +57,28 @@ def test_the_workers_of_a_run_are_those_that_were_started_beforehand(glyphs: str
         cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=390,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+
+
+LEAN = """
+import sys
+from pipeline.config import compose
+from pipeline.training.tracked import train_only
+from pipeline.training import launch
+
+def stop(*arguments):
+    sys.exit(", ".join(sorted({"mlflow", "scipy", "matplotlib", "torch._dynamo"} & set(sys.modules))))
+
+import pipeline.training.tracked as tracked
+tracked.launch = stop
+train_only(compose("train", sys.argv[1:]))
+"""
+
+
+def test_a_run_is_launched_before_what_only_its_end_needs_is_imported(glyphs: str, tmp_path: Path) -> None:
+    root, name = os.path.split(glyphs)
+    place = [f"data.root={root}", f"data.name={name}", f"storage={tmp_path}", f"tracking.uri=sqlite:///{tmp_path}/t.db"]
+    done = subprocess.run([sys.executable, "-c", LEAN, *place], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (1, "\n"), done.stdout + done.stderr
 
 
 def test_every_ticket_is_taken_once_and_by_ray_trains_own_alone(monkeypatch: pytest.MonkeyPatch) -> None:
