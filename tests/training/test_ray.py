@@ -73,7 +73,6 @@ def test_a_killed_worker_changes_no_bit(ray_session, small_run, method):
     assert_same(final(whole.uri), final(hurt.uri))
 
 
-@pytest.mark.slow  # three jobs one after the other
 def test_a_killed_driver_is_resumed(glyphs, tmp_path):
     """The whole job is killed, Ray with it; ``resume`` goes on and ends as if nothing had happened."""
     root, name = glyphs.rsplit("/", 1)
