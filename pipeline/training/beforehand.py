@@ -2,8 +2,9 @@
 
 Ray Train gives them environment variables, so that those which Ray keeps ready are not theirs: they would start when
 the run begins, one after the other, and each imports torch. Here Ray is asked for them as soon as it runs, and they
-import what a worker needs (:mod:`pipeline.training.preload`) before they are given work. The request is not part of
-Ray's public interface: where it fails, the processes start when they are needed, as they do without it.
+import what a worker needs (:mod:`pipeline.training.preload`) before they are given work. Neither the request nor the
+making of Ray Data's actors is part of Ray's public interface: where they fail, the processes start when they are
+needed, as they do without it.
 """
 
 from __future__ import annotations

@@ -62,15 +62,13 @@ def test_the_workers_of_a_run_are_those_that_were_started_beforehand(glyphs: str
 LEAN = """
 import sys
 from pipeline.config import compose
-from pipeline.training.tracked import train_only
-from pipeline.training import launch
+from pipeline.training import tracked
 
 def stop(*arguments):
     sys.exit(", ".join(sorted({"mlflow", "scipy", "matplotlib", "torch._dynamo"} & set(sys.modules))))
 
-import pipeline.training.tracked as tracked
 tracked.launch = stop
-train_only(compose("train", sys.argv[1:]))
+tracked.train_only(compose("train", sys.argv[1:]))
 """
 
 
