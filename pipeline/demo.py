@@ -13,8 +13,8 @@ from typing import Any
 
 from pydantic import PositiveInt
 
+from pipeline import store
 from pipeline.config import Config, Section, compose, validate
-from pipeline.data import store
 from pipeline.data.dataset import Dataset, class_table
 from pipeline.data.export import export_images
 from pipeline.data.manifest import MANIFEST_NAME

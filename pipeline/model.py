@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.errors import PipelineError
 from pipeline.methods.base import Method
 from pipeline.nets import Preprocess, build_backbone
-from pipeline.nets.registry import construct, resolve
+from pipeline.nets.by_name import construct, resolve
 
 
 def build_model(spec: Mapping[str, Any]) -> Method:

@@ -14,7 +14,7 @@ from pipeline.registry.promotion import CHALLENGER, CHAMPION, Decision, alias_ve
 from pipeline.registry.tracking import connect, reaching
 from pipeline.registry.tracking_config import TrackingConfig
 from pipeline.registry.versions import pull
-from pipeline.report.tables import percent, text_table
+from pipeline.tables import percent, text_table
 from pipeline.training.cluster import check_resources, start_ray
 from pipeline.training.config import Cluster, Count, Name, Real, Share
 

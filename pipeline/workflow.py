@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from pipeline import store
 from pipeline.config import Config, validate
-from pipeline.data import store
 from pipeline.data.dataset import Dataset, class_table
 from pipeline.errors import PipelineError
 from pipeline.evaluation.config import EvaluateConfig
@@ -25,7 +25,7 @@ from pipeline.registry.masking import mask_argument
 from pipeline.registry.publish import CALIBRATION, EVALUATION, REPORT, evaluation_of, publish
 from pipeline.registry.versions import pull, register_run, set_alias
 from pipeline.report.measured import record
-from pipeline.report.tables import percent, text_table
+from pipeline.tables import percent, text_table
 from pipeline.training.checkpoint import load_checkpoint
 from pipeline.training.cluster import check_resources, start_ray
 from pipeline.training.config import TrainConfig

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pipeline.report.tables import markdown_table, text_table
+from pipeline.tables import markdown_table, text_table
 
 HEADER = ["what", "measured", "spread", "target", "of"]
 

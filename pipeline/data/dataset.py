@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data import png, shards, store
+from pipeline import store
+from pipeline.data import png, shards
 from pipeline.data.manifest import MANIFEST_NAME, Manifest
 from pipeline.errors import PipelineError
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.data import shards, store
+from pipeline import store
+from pipeline.data import shards
 from pipeline.data.manifest import ShardInfo
 from pipeline.data.sources.base import Chunk, Shape, Skip, Source
 from pipeline.data.sources.files import MOST

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.data import png, shards, store
+from pipeline import store
+from pipeline.data import png, shards
 from pipeline.data.manifest import MANIFEST_NAME, Manifest, ShardInfo
 from pipeline.errors import PipelineError
 

@@ -21,8 +21,8 @@ from pipeline.functional.inner_loop import (
     vmap_tasks,
 )
 from pipeline.methods.base import Method, State
+from pipeline.nets.by_name import choose
 from pipeline.nets.norm import batch_norms, fixed_statistics, recorded_statistics, replace_native
-from pipeline.nets.registry import choose
 from pipeline.nets.size import hidden_values
 from pipeline.nets.transforms import inside_transform
 

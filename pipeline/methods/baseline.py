@@ -15,8 +15,8 @@ from pipeline.functional.mixing import mix_pairs
 from pipeline.functional.support_initialised import hardness
 from pipeline.methods._tuned import Tuner
 from pipeline.methods.base import Method, State, embed
+from pipeline.nets.by_name import choose
 from pipeline.nets.norm import replace_native
-from pipeline.nets.registry import choose
 
 FROZEN = ("linear", "cosine", "nearest", "prototype", "svm", "ridge")
 TUNED = ("finetune_all", "support_initialised")

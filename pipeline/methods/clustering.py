@@ -18,7 +18,7 @@ from pipeline.functional.clustering import (
 from pipeline.functional.heads import HEADS
 from pipeline.functional.losses import accuracy, cross_entropy
 from pipeline.methods.base import Method, State, embed
-from pipeline.nets.registry import choose
+from pipeline.nets.by_name import choose
 
 
 class Clustering(Method):

@@ -13,8 +13,8 @@ from pipeline.functional.losses import PADDING, summed_cross_entropy
 from pipeline.functional.memory import SIMILARITIES, mixture, recall
 from pipeline.functional.shifts import direct_feedback, output_error, shifted_activation
 from pipeline.methods.base import Method, State, embed
+from pipeline.nets.by_name import choose
 from pipeline.nets.copies import fresh_copy
-from pipeline.nets.registry import choose
 from pipeline.nets.stages import OtherStatistics, stages
 
 VALUES = "values."

@@ -12,7 +12,7 @@ from pipeline.functional.logistic import expected_log_probabilities, fit_softmax
 from pipeline.functional.losses import PADDING, accuracy, cross_entropy
 from pipeline.functional.priors import PRIORS, GaussianPrior
 from pipeline.methods.base import Method, State, embed
-from pipeline.nets.registry import choose
+from pipeline.nets.by_name import choose
 
 
 class DiscriminativeKShot(Method):

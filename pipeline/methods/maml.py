@@ -13,8 +13,8 @@ from pipeline.functional.inner_loop import Gradient, Parameters, descend, loop_t
 from pipeline.functional.losses import accuracy, labelled, summed_cross_entropy
 from pipeline.methods._fast_weights import _FastWeights, gradient_within
 from pipeline.methods.base import State
+from pipeline.nets.by_name import choose
 from pipeline.nets.norm import batch_norms
-from pipeline.nets.registry import choose
 from pipeline.nets.transforms import inside_transform
 
 

@@ -13,8 +13,8 @@ from pipeline.functional.distances import DISTANCES
 from pipeline.functional.losses import PADDING, accuracy, cross_entropy
 from pipeline.functional.prototypes import one_hot
 from pipeline.methods.base import Method, State, embed
+from pipeline.nets.by_name import choose
 from pipeline.nets.full_context import READINGS, QueryContext, SupportContext
-from pipeline.nets.registry import choose
 
 
 class Matching(Method):

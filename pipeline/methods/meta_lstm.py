@@ -17,8 +17,8 @@ from pipeline.functional.losses import labelled, summed_cross_entropy
 from pipeline.functional.meta_lstm import CellWeights, cell_step, first_state, replayed
 from pipeline.methods._fast_weights import STATISTICS, _FastWeights, at_least_one
 from pipeline.methods.base import State
+from pipeline.nets.by_name import choose
 from pipeline.nets.norm import batch_norms
-from pipeline.nets.registry import choose
 
 GRAPH = 1_600_000  # coordinates times updates whose graph is kept: about 1 GB at 20 hidden units
 

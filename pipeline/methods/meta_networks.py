@@ -13,10 +13,10 @@ from pipeline.functional.memory import mixture, recall
 from pipeline.functional.meta_networks import contrastive_loss, in_steps, log_and_sign
 from pipeline.functional.sequences import reordered, sequence_order
 from pipeline.methods.base import Method, State, embed
+from pipeline.nets.by_name import choose
 from pipeline.nets.coordinates import per_coordinate
 from pipeline.nets.copies import fresh_copy
 from pipeline.nets.fast_layers import FastLayers
-from pipeline.nets.registry import choose
 
 MEMORY, TASK = "memory.", "task."
 Loss = Callable[..., Tensor]  # of representation, answers and labels

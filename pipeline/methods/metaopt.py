@@ -14,7 +14,7 @@ from pipeline.functional.prototypes import prototypes
 from pipeline.functional.ridge import metaopt_ridge_weights
 from pipeline.functional.svm import svm_weights, svm_weights_inexact
 from pipeline.methods.base import Method, State, embed
-from pipeline.nets.registry import choose
+from pipeline.nets.by_name import choose
 
 
 class MetaOpt(Method):

@@ -12,7 +12,7 @@ from pipeline.functional.losses import accuracy
 from pipeline.functional.nca import log_right_neighbour, pair_losses
 from pipeline.functional.neighbours import ANSWERS, recall, remember
 from pipeline.methods.base import Method, State, embed
-from pipeline.nets.registry import choose
+from pipeline.nets.by_name import choose
 
 OBJECTIVES = ("expected", "log", "negatives", "pairs")
 

@@ -11,7 +11,7 @@ from pipeline.functional.distances import DISTANCES, by_class
 from pipeline.functional.losses import accuracy, cross_entropy
 from pipeline.functional.prototypes import prototypes
 from pipeline.methods.base import Method, State, embed
-from pipeline.nets.registry import choose
+from pipeline.nets.by_name import choose
 
 
 class Prototypical(Method):

@@ -16,7 +16,7 @@ from pipeline.functional.losses import accuracy
 from pipeline.functional.nca import proxy_distances, proxy_nca
 from pipeline.functional.prototypes import prototypes
 from pipeline.methods.base import Method, State, embed
-from pipeline.nets.registry import choose
+from pipeline.nets.by_name import choose
 
 
 class ProxyNCA(Method):

@@ -14,7 +14,7 @@ from pipeline.functional.logistic import irls_weights
 from pipeline.functional.losses import accuracy, cross_entropy
 from pipeline.functional.ridge import r2d2_weights
 from pipeline.methods.base import Method, State, embed
-from pipeline.nets.registry import choose
+from pipeline.nets.by_name import choose
 
 
 class R2D2(Method):

@@ -13,8 +13,8 @@ from pipeline.functional.inner_loop import loop_tasks, vmap_tasks
 from pipeline.functional.losses import accuracy
 from pipeline.functional.relation import class_maps, relation_loss
 from pipeline.methods.base import Method, State, embed
+from pipeline.nets.by_name import choose
 from pipeline.nets.norm import batch_norms, replace_native
-from pipeline.nets.registry import choose
 from pipeline.nets.relation_module import RelationModule
 
 

@@ -20,8 +20,8 @@ from pipeline.functional.losses import accuracy, labelled, summed_cross_entropy
 from pipeline.functional.minibatches import task_minibatches
 from pipeline.methods._fast_weights import _FastWeights, at_least_one
 from pipeline.methods.base import State
+from pipeline.nets.by_name import choose
 from pipeline.nets.norm import batch_norms
-from pipeline.nets.registry import choose
 from pipeline.nets.transforms import inside_transform
 
 BATCH_IMAGES = 512  # at once, where every query goes through the network with the whole support set

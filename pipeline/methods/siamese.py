@@ -15,7 +15,7 @@ from pipeline.functional.losses import accuracy
 from pipeline.functional.pairs import class_evidence, contrastive, draw_pairs, every_weighted_l1, weighted_l1
 from pipeline.functional.prototypes import one_hot
 from pipeline.methods.base import Method, State, embed
-from pipeline.nets.registry import choose
+from pipeline.nets.by_name import choose
 
 
 class Siamese(Method):

@@ -15,8 +15,8 @@ from pipeline.functional.losses import accuracy, cross_entropy
 from pipeline.functional.prototypes import prototypes
 from pipeline.functional.tadam import METRICS, co_training_probability, l2_penalty
 from pipeline.methods.base import Method, State, embed
+from pipeline.nets.by_name import choose
 from pipeline.nets.film import film_of
-from pipeline.nets.registry import choose
 from pipeline.nets.task_embedding import TaskEmbedding
 
 

@@ -13,7 +13,7 @@ from pipeline.functional.losses import accuracy
 from pipeline.functional.neighbours import recall, remember
 from pipeline.functional.triplets import MININGS, REDUCTIONS, mine, reduce
 from pipeline.methods.base import Method, State, embed
-from pipeline.nets.registry import choose
+from pipeline.nets.by_name import choose
 
 
 class Triplet(Method):

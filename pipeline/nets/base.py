@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from pipeline.errors import PipelineError
-from pipeline.nets.registry import construct, resolve
+from pipeline.nets.by_name import construct, resolve
 
 Shape = tuple[int, int, int]  # C, H, W
 

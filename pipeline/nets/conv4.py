@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from pipeline.errors import PipelineError
 from pipeline.nets.base import Backbone, Shape
 from pipeline.nets.blocks import to_format
+from pipeline.nets.by_name import choose
 from pipeline.nets.film import Film, modulate
 from pipeline.nets.norm import BatchNorm
-from pipeline.nets.registry import choose
 
 
 class Conv4(Backbone):

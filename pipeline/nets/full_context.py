@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from pipeline.errors import PipelineError
 from pipeline.functional.attention import attention, lstm_step
 from pipeline.functional.precision import in_float32
-from pipeline.nets.registry import choose
+from pipeline.nets.by_name import choose
 
 READINGS = ("concat", "added", "closer", "ravi")
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import PipelineError
 from pipeline.nets.base import Backbone, Shape
-from pipeline.nets.registry import choose
+from pipeline.nets.by_name import choose
 from pipeline.nets.transforms import inside_transform
 
 LAYERS = ((64, 10), (128, 7), (128, 4), (256, 4))  # filters and side of every convolution

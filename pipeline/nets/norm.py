@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import PipelineError
 from pipeline.nets import fused_norm
-from pipeline.nets.registry import choose
+from pipeline.nets.by_name import choose
 from pipeline.nets.transforms import has_own_values, inside_transform
 
 MANY_VALUES = 10_000  # of a layer's input, from where `fused_norm` is differentiated twice faster (measured)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import PipelineError
-from pipeline.nets.registry import choose
+from pipeline.nets.by_name import choose
 
 
 class Preprocess(nn.Module):

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from pipeline.errors import PipelineError
 from pipeline.nets.base import Backbone, Shape
 from pipeline.nets.blocks import leaky_relu, sizes_after, to_format
+from pipeline.nets.by_name import choose
 from pipeline.nets.film import Film, modulate
 from pipeline.nets.norm import BatchNorm
-from pipeline.nets.registry import choose
 
 DROPOUT = {"r2d2": (0.1, 0.1), "metaopt": (0.1, 0.3)}
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from pipeline.errors import PipelineError
 from pipeline.nets.base import Backbone, Shape
+from pipeline.nets.by_name import choose
 from pipeline.nets.norm import BatchNorm
-from pipeline.nets.registry import choose
 from pipeline.nets.transforms import inside_transform
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.functional.sequences import causal_attention, gated_units, last_attention, shifted
-from pipeline.nets.registry import choose
+from pipeline.nets.by_name import choose
 
 Memory = dict[str, Tensor]  # every tensor leads with the tasks [T, ...]
 

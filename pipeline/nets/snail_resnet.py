@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.nets.base import Backbone, Shape
+from pipeline.nets.by_name import choose
 from pipeline.nets.norm import BatchNorm
-from pipeline.nets.registry import choose
 
 
 class SnailResNet(Backbone):

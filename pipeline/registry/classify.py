@@ -21,7 +21,7 @@ from pipeline.inference import Answers, Enrolment, FewShotClassifier
 from pipeline.inference.folders import Pictures, read_queries, read_support
 from pipeline.registry.tracking_config import TrackingConfig
 from pipeline.registry.versions import pull
-from pipeline.report.tables import text_table
+from pipeline.tables import text_table
 
 
 class ClassifyConfig(Section):

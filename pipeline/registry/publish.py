@@ -13,7 +13,7 @@ from typing import Any
 
 from mlflow.entities import Metric
 
-from pipeline.data import store as folders
+from pipeline import store as folders
 from pipeline.errors import PipelineError
 from pipeline.registry.masking import mask
 from pipeline.registry.record import Point, delivered_points, log_metrics, open_run

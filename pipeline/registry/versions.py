@@ -16,8 +16,8 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
+from pipeline import store as folders
 from pipeline.config import config_hash, validate
-from pipeline.data import store as folders
 from pipeline.errors import PipelineError
 from pipeline.inference import Calibration, FewShotClassifier
 from pipeline.registry.environment import code_version

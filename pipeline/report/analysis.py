@@ -15,12 +15,12 @@ from pipeline.evaluation.evaluate import Model, Question
 from pipeline.evaluation.extractor import kind, matched
 from pipeline.functional.clustering import class_spread, spread_clustering
 from pipeline.inference.files import write_atomic
+from pipeline.pages.build import make_pages
 from pipeline.report import measured, reproduction
 from pipeline.report.config import ReportConfig
 from pipeline.report.embeddings import side_by_side
-from pipeline.report.pages.build import make_pages
 from pipeline.report.style import Kind
-from pipeline.report.tables import text_table
+from pipeline.tables import text_table
 from pipeline.training.checkpoint import Checkpoint, load_checkpoint
 from pipeline.training.cluster import check_resources, start_ray
 from pipeline.training.runs import Run, best_checkpoint, find_run

@@ -7,15 +7,15 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from pipeline import store
 from pipeline.config import Config, compose, flat
-from pipeline.data import store
 from pipeline.errors import PipelineError
 from pipeline.inference.files import write_atomic
-from pipeline.report.tables import markdown_table, percent
 from pipeline.search.campaign import CAMPAIGN_FILE
 from pipeline.search.ledger import LEDGER_FILE
 from pipeline.search.results import value_text
 from pipeline.search.run import PLOTS, SUMMARY
+from pipeline.tables import markdown_table, percent
 
 _HERE = ("campaign", "name", "storage", "tracking", "resume", "register_as", "concurrent")  # not of the measurement
 OVER = "accuracy_over_"

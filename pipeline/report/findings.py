@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pipeline.report.tables import percent
+from pipeline.tables import percent
 
 Table = Callable[[Sequence[str], Sequence[Sequence[object]]], str]
 MEASURES = {"feature_clustering": "R_FC", "hyperplane_variation": "R_HV"}

@@ -21,7 +21,7 @@ from pipeline.errors import PipelineError
 from pipeline.inference.files import write_atomic
 from pipeline.report import findings, reproduction
 from pipeline.report.published import by_setting, matching, published, setting
-from pipeline.report.tables import markdown_table, percent
+from pipeline.tables import markdown_table, percent
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.runs import Run
 

@@ -13,7 +13,7 @@ import yaml
 
 from pipeline.config import CONF
 from pipeline.report.published import Row, by_setting, matching, protocol, published, setting
-from pipeline.report.tables import markdown_table, text_table
+from pipeline.tables import markdown_table, text_table
 
 JOINT = {"novel": "novel among all", "all": "all"}  # figures of a joint evaluation that are published too
 PROTOCOLS = {  # what the heading of a table says beside the data set

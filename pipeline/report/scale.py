@@ -19,7 +19,7 @@ from pipeline.inference.files import write_atomic
 from pipeline.model import build_model
 from pipeline.report.scale_model import GB, GBIT, GIB, Machines, Step, all_reduce, demands, first_to_saturate, start
 from pipeline.report.scale_plan import Simulated, simulate
-from pipeline.report.tables import markdown_table
+from pipeline.tables import markdown_table
 from pipeline.training.config import Count, Positive
 
 Sizes = Annotated[list[Count], Field(min_length=1)]

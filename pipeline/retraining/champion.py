@@ -9,7 +9,7 @@ from typing import Any
 
 from mlflow.exceptions import MlflowException
 
-from pipeline.data import store
+from pipeline import store
 from pipeline.data.manifest import Manifest
 from pipeline.errors import PipelineError
 from pipeline.registry.promotion import CHAMPION

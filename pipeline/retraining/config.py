@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from pipeline import store
 from pipeline.config import Config, Section, config_hash, validate
-from pipeline.data import store
 from pipeline.errors import PipelineError
 from pipeline.promotion import PromoteConfig
 from pipeline.training.config import Count, Name, Positive, Real, Share, TrainConfig

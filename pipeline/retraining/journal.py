@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from pipeline.data import store
+from pipeline import store
 from pipeline.errors import PipelineError
 
 JOURNAL = "journal.json"

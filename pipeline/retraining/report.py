@@ -9,7 +9,7 @@ from typing import Any
 
 from mlflow.entities import Metric
 
-from pipeline.data import store
+from pipeline import store
 from pipeline.registry.tracking import connect, reaching
 from pipeline.retraining.champion import Champion
 from pipeline.retraining.config import Settings

@@ -14,9 +14,8 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
-from pipeline import workflow
+from pipeline import store, workflow
 from pipeline.config import Config, compose
-from pipeline.data import store
 from pipeline.data.dataset import read_manifest
 from pipeline.data.ingest import ingest
 from pipeline.data.manifest import MANIFEST_NAME, Manifest

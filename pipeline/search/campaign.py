@@ -10,8 +10,8 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from pipeline import store
 from pipeline.config import Config, compose, flat, validate
-from pipeline.data import store
 from pipeline.data.dataset import read_manifest
 from pipeline.errors import PipelineError
 from pipeline.search.config import CampaignConfig

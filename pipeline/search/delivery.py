@@ -10,8 +10,8 @@ from pathlib import Path
 
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
+from pipeline import store as folders
 from pipeline.config import to_yaml
-from pipeline.data import store as folders
 from pipeline.errors import PipelineError
 from pipeline.registry.masking import first_line
 from pipeline.registry.publish import publish

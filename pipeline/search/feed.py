@@ -9,7 +9,7 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from pipeline.data import store
+from pipeline import store
 from pipeline.search.ledger import Record
 from pipeline.search.plans import Plan
 from pipeline.search.release import HELD, release

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data import store
+from pipeline import store
 from pipeline.errors import PipelineError
 from pipeline.evaluation.evaluate import Model, Question, evaluate
 from pipeline.evaluation.statistics import Comparison, Estimate, estimate, paired

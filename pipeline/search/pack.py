@@ -17,9 +17,9 @@ from typing import Any
 import ray
 import torch
 
+from pipeline import store
 from pipeline.batch import Batch
 from pipeline.config import validate
-from pipeline.data import store
 from pipeline.data.dataset import Dataset
 from pipeline.data.stream import Stream
 from pipeline.errors import PipelineError

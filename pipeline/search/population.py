@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from pipeline.data import store
+from pipeline import store
 from pipeline.errors import PipelineError
 from pipeline.search.campaign import Campaign
 from pipeline.search.ledger import Ledger, Record

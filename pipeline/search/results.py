@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.evaluation.statistics import Comparison
-from pipeline.report.tables import percent, text_table
 from pipeline.search.finalists import Verdict
 from pipeline.search.ledger import Record
 from pipeline.search.space import Space, Values
+from pipeline.tables import percent, text_table
 
 
 def trials_table(records: Sequence[Record], space: Space, select: str) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from pipeline import store
 from pipeline.config import Config, to_yaml
-from pipeline.data import store
 from pipeline.errors import PipelineError
 from pipeline.registry.promotion import CHALLENGER
 from pipeline.registry.tracking_config import check_tracking

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from pipeline.data import store
+from pipeline import store
 from pipeline.errors import PipelineError
 from pipeline.training.runs import Run
 

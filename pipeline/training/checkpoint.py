@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from pipeline.data import store
+from pipeline import store
 from pipeline.data.shards import sha256
 from pipeline.errors import PipelineError
 

@@ -15,8 +15,8 @@ import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig
 
+from pipeline import store
 from pipeline.config import GIVEN, Config, compose, flat, validate
-from pipeline.data import store
 from pipeline.data.dataset import class_table, read_manifest
 from pipeline.data.episodes import EpisodeSpec, bounds, check_spec
 from pipeline.data.manifest import Manifest

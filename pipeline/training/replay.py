@@ -22,7 +22,7 @@ from pipeline.data.batches import Planner, to_batch
 from pipeline.data.dataset import Dataset
 from pipeline.data.episodes import AnyPlan, CoPlan, ImagePlan, Plan
 from pipeline.errors import PipelineError
-from pipeline.report.tables import text_table
+from pipeline.tables import text_table
 from pipeline.training.checkpoint import Damaged, load_checkpoint
 from pipeline.training.config import Count, TrainConfig
 from pipeline.training.learner import Learner, make_deterministic, seed_everything

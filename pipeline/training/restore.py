@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pipeline.data import store
+from pipeline import store
 from pipeline.errors import PipelineError
 from pipeline.training.checkpoint import STATE, Checkpoint, Damaged, load_checkpoint
 from pipeline.training.loop import Workers

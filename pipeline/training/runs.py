@@ -7,8 +7,8 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline import store
 from pipeline.config import Config
-from pipeline.data import store
 from pipeline.errors import PipelineError
 
 RUN_FILE = "run.json"

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from pipeline import store
 from pipeline.config import Config, compose
-from pipeline.data import store
 from pipeline.training.checkpoint import Checkpoint, load_checkpoint
 from pipeline.training.launch import launch, prepare
 from pipeline.training.runs import Run, checkpoints

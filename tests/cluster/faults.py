@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.report.tables import text_table
+from pipeline.tables import text_table
 
 FOLDER = Path(__file__).parent
 

@@ -26,7 +26,7 @@ import torch
 from pipeline.data.sources.glyphs import draw_glyphs
 from pipeline.data.write import write_dataset
 from pipeline.errors import Stopped
-from pipeline.report.tables import text_table
+from pipeline.tables import text_table
 from pipeline.training.checkpoint import load_checkpoint
 from pipeline.training.launch import launch, prepare
 from pipeline.training.runs import Run, checkpoints

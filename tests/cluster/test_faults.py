@@ -19,8 +19,8 @@ import pytest
 import ray
 import torch
 
+from pipeline import store
 from pipeline.config import compose
-from pipeline.data import store
 from pipeline.errors import PipelineError
 from pipeline.training.checkpoint import load_checkpoint
 from pipeline.training.launch import launch, prepare

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline import store
 from pipeline.config import compose
-from pipeline.data import store
 from pipeline.data.dataset import Dataset, read_manifest
 from pipeline.data.images import decode
 from pipeline.data.ingest import SKIPPED_NAME, ingest

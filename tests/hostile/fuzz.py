@@ -12,7 +12,7 @@ import time
 import traceback
 from collections import Counter
 
-from pipeline.report.tables import text_table
+from pipeline.tables import text_table
 from tests.hostile.targets import TARGETS, attempt
 
 

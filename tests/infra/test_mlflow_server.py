@@ -120,7 +120,7 @@ def server(tmp_path: Path, moto_bucket: str) -> Iterator[str]:
 def test_only_who_has_the_password_is_served_and_artifacts_go_to_the_bucket(
     server: str, moto_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.data import store
+    from pipeline import store
     from pipeline.errors import PipelineError
     from pipeline.registry.tracking import connect, reaching
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.data import store
+from pipeline import store
 from pipeline.model import build_model
 from pipeline.training.checkpoint import Checkpoint, save_checkpoint
 

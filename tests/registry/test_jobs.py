@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from jobs._main import run as run_job
-from pipeline.data import store
+from pipeline import store
 from pipeline.inference import Enrolment, FewShotClassifier
 from pipeline.inference.folders import read_queries, read_support
 from pipeline.registry.classify import classify

@@ -11,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from pipeline.data import store
+from pipeline import store
 from pipeline.errors import PipelineError
 from pipeline.inference import Calibration, CalibrationPoint, FewShotClassifier
 from pipeline.registry.publish import publish

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.report.pages.build import make_pages
+from pipeline.pages.build import make_pages
 from tests.report.pages_store import fill, fill_with_malice, tracking_in
 
 

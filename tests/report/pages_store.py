@@ -12,9 +12,8 @@ import torch
 from mlflow import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from pipeline import workflow
+from pipeline import store, workflow
 from pipeline.config import compose, to_yaml, validate
-from pipeline.data import store
 from pipeline.data.dataset import Dataset, class_table, read_manifest
 from pipeline.evaluation.episodic import episode_accuracies
 from pipeline.evaluation.evaluate import Question

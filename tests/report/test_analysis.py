@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from jobs._main import run as run_job
+from pipeline import store
 from pipeline.config import compose, validate
-from pipeline.data import store
 from pipeline.data.dataset import class_table, read_manifest
 from pipeline.errors import PipelineError
 from pipeline.report import measured

@@ -20,13 +20,13 @@ from pipeline.data.episodes import EpisodeSpec, plan_episodes
 from pipeline.errors import PipelineError
 from pipeline.evaluation.evaluate import Question
 from pipeline.model import build_model, build_preprocess
+from pipeline.pages.build import make_pages
+from pipeline.pages.facts import Card, Tiles, checked
+from pipeline.pages.images import Sheet
+from pipeline.pages.render import file_name
+from pipeline.pages.tables import Cell, Table, number
 from pipeline.report.analysis import report
 from pipeline.report.card import CARD, SHEET, draw_card
-from pipeline.report.pages.build import make_pages
-from pipeline.report.pages.facts import Card, Tiles, checked
-from pipeline.report.pages.images import Sheet
-from pipeline.report.pages.render import file_name
-from pipeline.report.pages.tables import Cell, Table, number
 from tests.report.pages_store import EVIL, make_run, tracking_in
 
 

@@ -13,7 +13,7 @@ from pipeline.report import findings, measured
 from pipeline.report.embeddings import discriminant_plane, plane, side_by_side
 from pipeline.report.published import by_setting, matching, protocol, published, setting
 from pipeline.report.reproduction import entries, markdown, summary, text
-from pipeline.report.tables import markdown_table, text_table
+from pipeline.tables import markdown_table, text_table
 
 
 def run_file(folder, name="x", method="maml", dataset="omniglot", accuracy=0.99, interval=0.004, **method_options):

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline import store
 from pipeline.config import compose
-from pipeline.data import store
 from pipeline.retraining.config import settings_of
 
 INFRA = Path(__file__).resolve().parents[2] / "infra"

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from pipeline.data import store
+from pipeline import store
 from pipeline.data.dataset import read_manifest
 from pipeline.errors import PipelineError
 from pipeline.search.arguments import translate

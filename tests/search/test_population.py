@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from pipeline import store
 from pipeline.config import validate
-from pipeline.data import store
 from pipeline.errors import PipelineError
 from pipeline.search.ledger import Ledger, Record
 from pipeline.search.population import PopulationPlan, perturbed

@@ -14,8 +14,8 @@ import psutil
 import pytest
 import torch
 
+from pipeline import store
 from pipeline.config import compose
-from pipeline.data import store
 from pipeline.errors import PipelineError
 from pipeline.training.checkpoint import load_checkpoint
 from pipeline.training.launch import launch, prepare

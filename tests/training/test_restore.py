@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.data import store
+from pipeline import store
 from pipeline.data.batches import local_batches
 from pipeline.data.dataset import Dataset
 from pipeline.errors import PipelineError

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 _environment = Environment(
-    loader=PackageLoader("pipeline.report.pages", "templates"),
+    loader=PackageLoader("pipeline.pages", "templates"),
     autoescape=True,
     undefined=StrictUndefined,
     trim_blocks=True,

@@ -10,11 +10,11 @@ import yaml
 from markupsafe import Markup
 from mlflow.entities import Run
 
+from pipeline.pages import charts
+from pipeline.pages.facts import Result, checked
+from pipeline.pages.reading import RUN_TAG, Files, Site
+from pipeline.pages.tables import Cell, Table, number, share
 from pipeline.registry.publish import EVALUATION, REPORT
-from pipeline.report.pages import charts
-from pipeline.report.pages.facts import Result, checked
-from pipeline.report.pages.reading import RUN_TAG, Files, Site
-from pipeline.report.pages.tables import Cell, Table, number, share
 from pipeline.report.published import Row, by_setting, matching, protocol, published
 
 MOST_MARKS = 14  # rows of a plot; the table has all

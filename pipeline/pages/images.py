@@ -8,7 +8,7 @@ import warnings
 
 from PIL import Image
 
-from pipeline.report.pages.facts import Tiles
+from pipeline.pages.facts import Tiles
 
 LARGEST = 40_000_000  # pixels
 

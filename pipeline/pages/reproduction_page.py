@@ -6,13 +6,13 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.pages.facts import Card, checked
+from pipeline.pages.leaderboard import Scored, paper_text, parameters
+from pipeline.pages.reading import Files
+from pipeline.pages.tables import Cell, Table, number, share
 from pipeline.registry.publish import REPORT
 from pipeline.report import measured
 from pipeline.report.card import CARD
-from pipeline.report.pages.facts import Card, checked
-from pipeline.report.pages.leaderboard import Scored, paper_text, parameters
-from pipeline.report.pages.reading import Files
-from pipeline.report.pages.tables import Cell, Table, number, share
 from pipeline.report.reproduction import Entry, entries_of, measured_files, settings_of, steps_text, tables_of
 
 

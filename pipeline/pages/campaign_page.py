@@ -8,12 +8,12 @@ from typing import Any
 
 from mlflow.entities import Run
 
+from pipeline.pages import campaign_charts as charts
+from pipeline.pages.facts import Best, Dimension, Finalist, Summary, Trial, checked
+from pipeline.pages.leaderboard import parameters
+from pipeline.pages.reading import RUN_TAG, Files
+from pipeline.pages.tables import Cell, Table, number, share
 from pipeline.registry.record import CONFIG
-from pipeline.report.pages import campaign_charts as charts
-from pipeline.report.pages.facts import Best, Dimension, Finalist, Summary, Trial, checked
-from pipeline.report.pages.leaderboard import parameters
-from pipeline.report.pages.reading import RUN_TAG, Files
-from pipeline.report.pages.tables import Cell, Table, number, share
 
 LEDGER, SUMMARY, SPACE, BEST = "ledger.jsonl", "summary.json", "space.yaml", "best.yaml"
 MOST_KEYS = 24

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from pipeline.report.pages.svg import Drawing, Scale, series, spread
+from pipeline.pages.svg import Drawing, Scale, series, spread
 
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 460.0, 52.0, 14.0, 24.0, 40.0
 

@@ -9,17 +9,17 @@ from typing import Any
 
 from markupsafe import Markup
 
+from pipeline.pages import charts
+from pipeline.pages.facts import Calibration, Card, Decision, Failure, Result, checked
+from pipeline.pages.images import Sheet
+from pipeline.pages.leaderboard import paper_rows, paper_text, parameters, results_of
+from pipeline.pages.reading import RUN_TAG, Files, Registered, Version
+from pipeline.pages.render import when
+from pipeline.pages.tables import Cell, Table, number, share
 from pipeline.registry.promotion import CHALLENGER, CHAMPION, DECISION_TAG
 from pipeline.registry.publish import CALIBRATION, REPORT
 from pipeline.registry.record import CONFIG, ENVIRONMENT
 from pipeline.report.card import CARD, SHEET
-from pipeline.report.pages import charts
-from pipeline.report.pages.facts import Calibration, Card, Decision, Failure, Result, checked
-from pipeline.report.pages.images import Sheet
-from pipeline.report.pages.leaderboard import paper_rows, paper_text, parameters, results_of
-from pipeline.report.pages.reading import RUN_TAG, Files, Registered, Version
-from pipeline.report.pages.render import when
-from pipeline.report.pages.tables import Cell, Table, number, share
 
 RECIPE = {  # what of a configuration is shown without asking
     "method.name": "method", "backbone.name": "backbone", "data.name": "data set", "train.split": "training split",

@@ -6,15 +6,15 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.data import store
+from pipeline import store
+from pipeline.pages.campaign_page import best_accuracy, campaign_context, campaign_name
+from pipeline.pages.leaderboard import boards, scored_runs
+from pipeline.pages.model_page import headline, model_context, shown_version
+from pipeline.pages.reading import Registered, Site, read_site
+from pipeline.pages.render import file_name, render, when
+from pipeline.pages.reproduction_page import reproduction_tables
+from pipeline.pages.tables import Cell, Table, share
 from pipeline.registry.tracking import reaching
-from pipeline.report.pages.campaign_page import best_accuracy, campaign_context, campaign_name
-from pipeline.report.pages.leaderboard import boards, scored_runs
-from pipeline.report.pages.model_page import headline, model_context, shown_version
-from pipeline.report.pages.reading import Registered, Site, read_site
-from pipeline.report.pages.render import file_name, render, when
-from pipeline.report.pages.reproduction_page import reproduction_tables
-from pipeline.report.pages.tables import Cell, Table, share
 
 INDEX, REPRODUCTION = "index.html", "reproduction.html"
 

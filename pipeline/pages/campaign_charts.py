@@ -9,9 +9,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from pipeline.report.pages.charts import BOTTOM, LEFT, RIGHT, TOP, WIDTH, labels, left_axis, percent_text, short
-from pipeline.report.pages.facts import Dimension, Finalist, Trial
-from pipeline.report.pages.svg import Drawing, Scale, series, spread
+from pipeline.pages.charts import BOTTOM, LEFT, RIGHT, TOP, WIDTH, labels, left_axis, percent_text, short
+from pipeline.pages.facts import Dimension, Finalist, Trial
+from pipeline.pages.svg import Drawing, Scale, series, spread
 
 STATUS = {"finished": "good", "stopped": "warn", "failed": "bad"}
 WIDE, HEAT = 760.0, 10
