@@ -11,6 +11,7 @@ from pipeline.errors import PipelineError
 from pipeline.functional.losses import PADDING, summed_cross_entropy
 from pipeline.functional.memory import mixture, recall
 from pipeline.functional.meta_networks import contrastive_loss, in_steps, log_and_sign
+from pipeline.functional.precision import in_float32
 from pipeline.functional.sequences import reordered, sequence_order
 from pipeline.methods.base import Method, State, embed
 from pipeline.nets.by_name import choose
@@ -148,11 +149,17 @@ class MetaNetworks(Method):
             sequence, last = in_steps(torch.cat([g.flatten(2) for g in part], dim=2), present, self.steps)
             tasks, _, coordinates = sequence.shape
             inputs = log_and_sign(sequence, self.precision).transpose(0, 1).flatten(1, 2)  # [steps, T * P, 2]
-            read = self.lstm[kind](inputs)[0].unflatten(1, (tasks, coordinates))
+            read = self._read(kind, inputs).unflatten(1, (tasks, coordinates))
             read = read[last, torch.arange(tasks, device=last.device)]  # [T, P, units], after the last image
             weights = self.lstm_output[kind](read).squeeze(-1)
             found += weights.split([g[0, 0].numel() for g in part], dim=1)
         return [weights.unflatten(1, shape) for weights, shape in zip(found, shapes, strict=True)]
+
+    @in_float32
+    def _read(self, kind: str, inputs: Tensor) -> Tensor:
+        """[steps, N, 2] -> [steps, N, units]; not every processor has a recurrent layer in half precision."""
+        found: Tensor = self.lstm[kind](inputs)[0]
+        return found
 
     def _by_kind(self, gradients: list[Tensor]) -> Iterator[tuple[str, list[Tensor]]]:
         parts = {"convolution": gradients[: self.convolutions], "linear": gradients[self.convolutions :]}
