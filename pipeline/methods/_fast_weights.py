@@ -24,7 +24,6 @@ from pipeline.methods.base import Method, State
 from pipeline.nets.by_name import choose
 from pipeline.nets.norm import batch_norms, fixed_statistics, recorded_statistics, replace_native
 from pipeline.nets.size import hidden_values
-from pipeline.nets.transforms import inside_transform
 
 STATISTICS = "statistics."
 
@@ -104,8 +103,6 @@ class _FastWeights(Method):
 
     def _each_task(self, images: Tensor) -> Callable[..., Any]:
         """What maps a function of one task over all tasks, on the device of ``images`` [T, ...]."""
-        if inside_transform():  # of several trials, where autograd's own functions are not to be had
-            return vmap_tasks
         if self.inner_loop == "auto":
             grouped_is_slow = self._convolutional and not images.is_cuda and self._many_values(images)
             return loop_tasks if grouped_is_slow else vmap_tasks

@@ -30,9 +30,6 @@ class Method(nn.Module):
     regime: str = "episodic"  # "classical": trained on batches of labelled images; "both": on tasks and on images
     phases: tuple[str, ...] = ("loss",)  # what a training step does: methods, each with an optimizer step of its own
     embeds_once: bool = False  # in evaluation, sees an image through its backbone alone, whatever images are beside it
-    # Options that trials of a search may differ in and still be computed as one program, with a leading dimension of
-    # trials (`pipeline/search/program.py`); None: the method has not been made for that. It is not inherited.
-    scalars: tuple[str, ...] | None = None
     fixed_way: int | None = None  # the only number of classes the method can answer for; None: any
 
     def __init__(self, backbone: nn.Module) -> None:

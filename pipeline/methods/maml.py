@@ -15,7 +15,6 @@ from pipeline.methods._fast_weights import _FastWeights, gradient_within
 from pipeline.methods.base import State
 from pipeline.nets.by_name import choose
 from pipeline.nets.norm import batch_norms
-from pipeline.nets.transforms import inside_transform
 
 
 class MAML(_FastWeights):
@@ -40,8 +39,6 @@ class MAML(_FastWeights):
             28x28 images and strided convolutions) that the loop's own cost is larger. On CUDA and without convolutions
             it takes vmap.
     """
-
-    scalars = ("inner_lr",)
 
     def __init__(
         self,
@@ -119,7 +116,7 @@ class MAML(_FastWeights):
         """
         start: Parameters = dict(self.named_parameters())
         for name, parameter in start.items():
-            if not (self.training and (parameter.requires_grad or inside_transform())):  # there nothing says so
+            if not (self.training and parameter.requires_grad):
                 start[name] = parameter.detach().requires_grad_(leaves and name in self._adapted)
         return start
 

@@ -28,7 +28,6 @@ class Prototypical(Method):
     """
 
     embeds_once = True
-    scalars = ("scale",)
 
     def __init__(
         self,

@@ -22,7 +22,6 @@ from pipeline.methods._fast_weights import _FastWeights, at_least_one
 from pipeline.methods.base import State
 from pipeline.nets.by_name import choose
 from pipeline.nets.norm import batch_norms
-from pipeline.nets.transforms import inside_transform
 
 BATCH_IMAGES = 512  # at once, where every query goes through the network with the whole support set
 
@@ -84,7 +83,6 @@ class Reptile(_FastWeights):
             otherwise vmap. Persistent moments are carried from task to task, which is a loop in training.
     """
 
-    scalars = ("inner_lr", "consensus")
     few_values = 0  # first-order steps on CPU: the loop was never much slower than vmap, and up to six times as fast
     first_moment: Tensor | None
     second_moment: Tensor
@@ -118,7 +116,6 @@ class Reptile(_FastWeights):
             inner_steps_eval=inner_steps_eval, inner_batch_eval=inner_batch_eval,
         )  # fmt: skip
         self.inner_lr, self.beta1, self.beta2, self.consensus = inner_lr, beta1, beta2, consensus
-        self._penalised = consensus != 0  # asked here, since a program of several trials has the penalties as a tensor
         self.inner_steps, self.inner_steps_eval = inner_steps, inner_steps_eval
         self.inner_batch, self.inner_batch_eval = inner_batch, inner_batch_eval
         self.inner_optimizer = choose("inner_optimizer", inner_optimizer, ("adam", "sgd"))
@@ -170,8 +167,8 @@ class Reptile(_FastWeights):
         """
         tasks, moments = len(minibatches[0][0]), self._moments()
         if not self._persistent:
-            found, _ = self._train(minibatches, moments.expand(tasks), self._penalised)
-        elif self._penalised:
+            found, _ = self._train(minibatches, moments.expand(tasks), self.consensus != 0)
+        elif self.consensus:
             found, moments = self._train(minibatches, moments, True)
         else:  # what one task leaves of the moments, the next begins with
             parts = []
@@ -184,7 +181,7 @@ class Reptile(_FastWeights):
         start = weights.detach() if self.displacement == "all" else found.before
         surrogate = (weights * (start - found.after).mean(0)).sum()
         figures = {"accuracy": found.accuracy.mean()}
-        if self._penalised:
+        if self.consensus:
             figures["consensus"] = found.penalty.mean()
         return found.loss.mean() + surrogate - surrogate.detach(), figures
 
@@ -215,7 +212,7 @@ class Reptile(_FastWeights):
         penalty = right = weights.new_zeros(len(weights))
         for images, labels in minibatches:
             each_task = loop_tasks if len(images) == 1 else self._each_task(images)
-            one = partial(self._gradient_one, each_task is vmap_tasks or inside_transform())
+            one = partial(self._gradient_one, each_task is vmap_tasks)
             found = each_task(one, weights, images, labels)
             before, right = weights, found["accuracy"]
             losses.append(found["loss"])

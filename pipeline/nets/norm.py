@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pipeline.errors import PipelineError
 from pipeline.nets import fused_norm
 from pipeline.nets.by_name import choose
-from pipeline.nets.transforms import has_own_values, inside_transform
+from pipeline.nets.transforms import inside_transform
 
 MANY_VALUES = 10_000  # of a layer's input, from where `fused_norm` is differentiated twice faster (measured)
 
@@ -32,7 +32,7 @@ class BatchNorm(nn.Module):
 
     Under ``torch.func`` transforms the layer computes with elementary operations: ``vmap`` over PyTorch's native
     training-mode batch-norm returns wrong second-order gradients (torch 2.13, relative error 3e-3). Running averages
-    are updated there only where they are mapped over too: otherwise there is no place to keep them.
+    are not updated there: a mapped function has no place to keep them.
     """
 
     running_mean: Tensor | None
@@ -68,10 +68,7 @@ class BatchNorm(nn.Module):
                 "or train with norms that do not depend on the batch (transductive=false)"
             )
         if self._recording or inside_transform():
-            mean, var = self._batch_moments(x)
-            if self.running_mean is not None and not self._recording and has_own_values(self.running_mean):
-                self._average(mean.detach(), var.detach(), x.numel() // x.shape[1])
-            return self._normalise(x, mean, var)
+            return self._normalise(x, *self._batch_moments(x))
         return self._native(x, training=True)
 
     def _average(self, mean: Tensor, var: Tensor, values: int) -> None:
@@ -79,8 +76,7 @@ class BatchNorm(nn.Module):
         for running, new in ((self.running_mean, mean), (self.running_var, var * (values / (values - 1)))):
             if running is not None:
                 # As data: PyTorch's kernel, which another call of the step may take, saves it for a gradient of none
-                own = running if inside_transform() else running.data
-                own.mul_(1 - self.momentum).add_(self.momentum * new)
+                running.data.mul_(1 - self.momentum).add_(self.momentum * new)
 
     def _native(self, x: Tensor, training: bool) -> Tensor:
         weight: Tensor | None = self.weight

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import sys
 
-from pipeline.config import gather
+from pipeline.config import Config, gather
 from pipeline.errors import PipelineError
+
+GONE = {
+    "batched": "trials are computed one after the other, which was as fast, and have the same results but for rounding"
+}
 
 
 def translate(arguments: list[str]) -> list[str]:
     """Arguments for Hydra: ``base.KEY=VALUE`` gathered into ``overrides`` and ``fix.KEY=VALUE`` into ``fix``;
-    ``campaign=FILE.yaml`` found by its folder.
+    ``campaign=FILE.yaml`` found by its folder; keys that are gone left out, with a warning.
 
     A campaign's file lies in a folder named ``campaign``, as Hydra wants it.
     """
@@ -18,9 +23,23 @@ def translate(arguments: list[str]) -> list[str]:
     for argument in arguments:
         if argument.startswith("campaign=") and argument.endswith((".yaml", ".yml")):
             kept += _file(argument.removeprefix("campaign="))
+        elif (key := argument.lstrip("+~").partition("=")[0]) in GONE:
+            _warn(key)
         else:
             kept.append(argument)
     return gather(kept, {"base": "overrides", "fix": "fix"})
+
+
+def without_gone(raw: Config, warn: bool = True) -> Config:
+    """A campaign's configuration without the keys that earlier releases had."""
+    for key in GONE.keys() & raw.keys():
+        if warn:
+            _warn(key)
+    return {key: value for key, value in raw.items() if key not in GONE}
+
+
+def _warn(key: str) -> None:
+    print(f"{key} is ignored and will be refused by the next release: {GONE[key]}", file=sys.stderr)
 
 
 def _file(name: str) -> list[str]:

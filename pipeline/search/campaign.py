@@ -14,6 +14,7 @@ from pipeline import store
 from pipeline.config import Config, compose, flat, validate
 from pipeline.data.dataset import read_manifest
 from pipeline.errors import PipelineError
+from pipeline.search.arguments import without_gone
 from pipeline.search.config import CampaignConfig
 from pipeline.search.guard import OBJECTIVE, check_arguments, check_classes, check_searched, check_trial, key_of
 from pipeline.search.space import Space, Values, as_overrides, meets
@@ -191,6 +192,7 @@ def begin(raw: Config) -> Campaign:
     """A new campaign in its folder, or the one that ``resume`` names."""
     if raw.get("resume"):
         return _resumed(raw)
+    raw = without_gone(raw)
     config = validate(CampaignConfig, raw)
     if not config.campaign and not config.space:
         raise PipelineError("give campaign=NAME, a FILE.yaml, or resume=CAMPAIGN; see: python -m jobs.tune --help")
@@ -216,7 +218,7 @@ def _resumed(raw: Config) -> Campaign:
         raise PipelineError(f"resume={raw['resume']}: no campaign of this name in {storage}")
     try:
         record = json.loads(store.read_bytes(where))
-        stored, fingerprint = dict(record["config"]), record["dataset"]["fingerprint"]
+        stored, fingerprint = without_gone(record["config"], warn=False), record["dataset"]["fingerprint"]
     except (ValueError, KeyError, TypeError) as error:
         raise PipelineError(f"{where} is not a campaign's description ({error})") from error
     stored["storage"] = storage

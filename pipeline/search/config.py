@@ -66,7 +66,6 @@ class CampaignConfig(Section):
     scheduler: Scheduler
     finalists: Finalists
     together: Count
-    batched: bool | None = None  # campaigns that were begun before it was there go on
     cpus_per_trial: Positive | None
     gpus_per_trial: Positive | None
     concurrent: Count | None

@@ -1,8 +1,8 @@
-"""Several trials as one program: one process trains them in step, on batches that it gathers once.
+"""Several trials in one process, which trains them in step, on batches that it gathers once.
 
 The trials of a campaign have one seed and one dataset, so those that train on the same episodes can share the stream,
 the process and its start. Every trial keeps its own weights, options and random numbers, and ends with the weights that
-it would have alone: bit for bit on a CPU, but for rounding where several are one program (see there).
+it would have alone, bit for bit on a CPU.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from pipeline.config import validate
 from pipeline.data.dataset import Dataset
 from pipeline.data.stream import Stream
 from pipeline.errors import PipelineError
-from pipeline.search.program import arrange
 from pipeline.search.trial import ACCURACY, STEP
 from pipeline.training.checkpoint import STATE, load_checkpoint, save_checkpoint
 from pipeline.training.config import TrainConfig
@@ -52,20 +51,15 @@ class _Member:
 
 @ray.remote
 class Pack:
-    """Trials that :func:`shares` finds alike. Each goes on from its last checkpoint, if it has one.
+    """Trials that :func:`shares` finds alike. Each goes on from its last checkpoint, if it has one."""
 
-    Args:
-        batched: whether those that differ in scalars alone are one program; None: where it pays.
-    """
-
-    def __init__(self, runs: list[Run], batched: bool | None = None) -> None:
+    def __init__(self, runs: list[Run]) -> None:
         configs = [validate(TrainConfig, run.config) for run in runs]
         first = configs[0]
         make_deterministic(first.cluster.threads_per_worker, first.deterministic)
         device = torch.device("cuda" if first.cluster.gpus_per_worker else "cpu")
         self._dataset = Dataset(first.dataset_uri)
         learners = [self._learner(config, run, device) for run, config in zip(runs, configs, strict=True)]
-        self._batched, self._together = batched, list[str]()
         self._members = {run.name: _Member(run, learner) for run, learner in zip(runs, learners, strict=True)}
         planner = make_planner(first, self._dataset, learners[0].method)
         begin = min(learner.step for learner in learners)
@@ -94,12 +88,9 @@ class Pack:
 
     def _step(self) -> None:
         item = next(self._stream)  # one that was resumed may be ahead of the others
-        now = {name: member for name, member in self._members.items() if member.learner.step == item[0]}
-        if list(now) != self._together:
-            arrange([member.learner for member in now.values()], self._batched)
-            self._together = list(now)
-        for member in now.values():
-            self._go(member, item)
+        for member in self._members.values():
+            if member.learner.step == item[0]:
+                self._go(member, item)
 
     def _go(self, member: _Member, item: tuple[int, Batch] | None) -> None:
         """Send a batch to a member's loop, and keep what comes of it."""

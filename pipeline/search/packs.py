@@ -43,8 +43,6 @@ def check_packs(campaign: Campaign) -> None:
         raise PipelineError(
             f"together={config.together}: trials that share a process have one worker: set base.cluster.workers=1"
         )
-    if config.together == 1 and config.batched:
-        raise PipelineError("batched=true: one program takes trials that share a process: set together=4, or more")
     if config.together > 1 and config.scheduler.kind == "population":
         raise PipelineError(f"together={config.together}: members of a population train each by itself")
 
@@ -59,7 +57,7 @@ def run_packs(plan: Plan, scheduler: Halving | None, at_once: int | None) -> Non
     try:
         while True:
             while len(running) < places and (waiting or (waiting := list(_packs(plan, size)))):
-                pack = _begin(waiting.pop(0), plan.campaign.config.batched)
+                pack = _begin(waiting.pop(0))
                 running[pack.advance()] = pack
             if not running:
                 return
@@ -70,7 +68,7 @@ def run_packs(plan: Plan, scheduler: Halving | None, at_once: int | None) -> Non
             except ray.exceptions.RayActorError:
                 if pack.again:
                     trials = list(pack.trials.values())
-                    pack = replace(_begin(trials, plan.campaign.config.batched), again=False)
+                    pack = replace(_begin(trials), again=False)
                     running[pack.advance()] = pack
                 else:
                     for record, _run in pack.trials.values():
@@ -101,11 +99,11 @@ def _alike(run: Run) -> str:
     return shares(validate(TrainConfig, run.config), build_model(run.spec).regime)
 
 
-def _begin(trials: Sequence[tuple[Record, Run]], batched: bool | None) -> _Open:
+def _begin(trials: Sequence[tuple[Record, Run]]) -> _Open:
     runs = [run for _, run in trials]
     cluster = validate(TrainConfig, runs[0].config).cluster
     options = {"num_cpus": cluster.cpus_per_worker + DRIVER_CPUS, "num_gpus": cluster.gpus_per_worker}
-    process = Pack.options(**options).remote(runs, batched)  # type: ignore[attr-defined]
+    process = Pack.options(**options).remote(runs)  # type: ignore[attr-defined]
     return _Open(process, {record.run: (record, run) for record, run in trials})
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -58,8 +57,6 @@ class Learner:
         self.schedule = build_schedule(config.schedule, config.steps)
         self.augmentation = config.augmentation.build()
         self.module: nn.Module = self.method  # what runs the forward pass; DDP and compile wrap it
-        # What leaves a prepared batch's gradients in the parameters; a program for several learners can take its place
-        self.backward: Callable[[Batch, str], Figures] = self.own_backward
         self.step = 0
         self.metrics: dict[str, float] = {}
         self.history: list[dict[str, float]] = []
@@ -85,7 +82,10 @@ class Learner:
         """Forward, backward and a step of the phase's optimizer."""
         config, optimizer = self.config, self.optimizers[phase]
         set_rate(optimizer, self.schedule(self.step))
-        figures = self.backward(batch, phase)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+            loss, metrics = self.module(batch, phase)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
         parameters = [p for p in self.method.parameters() if p.grad is not None]
         if config.clip.value is not None:
             nn.utils.clip_grad_value_(parameters, config.clip.value)
@@ -93,18 +93,7 @@ class Learner:
             nn.utils.clip_grad_norm_(parameters, config.clip.norm)
         optimizer.step()
         self.method.after_step()
-        return figures
-
-    def own_backward(self, batch: Batch, phase: str) -> Figures:
-        """The gradients of a phase, in the parameters; its loss and other figures."""
-        with self.autocast():
-            loss, metrics = self.module(batch, phase)
-        self.optimizers[phase].zero_grad(set_to_none=True)
-        loss.backward()
         return {"loss": loss.detach(), **metrics}
-
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
 
     def _count(self, figures: Figures) -> Figures:
         self.step += 1
