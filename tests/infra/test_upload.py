@@ -20,8 +20,21 @@ LEFT_BEHIND = [
     "pipeline/__pycache__/x.pyc",
     "tests/test_x.py",
     "images_background.zip",
+    "photos/mug/notes.txt",
+    "my pictures/mug/IMG_0001.JPG",
+    "my pictures/mug/scan.tiff",
+    *(f"{folder}weights.{suffix}" for folder in ("", "downloads/") for suffix in ("pth", "pt", "ckpt", "onnx", "npz")),
+    "features.npy",
+    "old.tgz",
 ]
-UPLOADED = ["pipeline/data/a.py", "pipeline/conf/data/glyphs.yaml", "pipeline/data/splits/x.json", "jobs/train.py"]
+UPLOADED = [
+    "pipeline/data/a.py",
+    "pipeline/conf/data/glyphs.yaml",
+    "pipeline/data/splits/x.json",
+    "pipeline/data/photos/source.py",
+    "jobs/train.py",
+    "my_network.py",
+]
 
 
 def test_the_upload_is_the_code_alone(tmp_path: Path) -> None:
@@ -35,3 +48,12 @@ def test_the_upload_is_the_code_alone(tmp_path: Path) -> None:
     create_package(str(tree), tmp_path / "package.zip", include_gitignore=True)
     files = {name for name in zipfile.ZipFile(tmp_path / "package.zip").namelist() if not name.endswith("/")}
     assert files == {*UPLOADED, ".rayignore"}
+
+
+def test_nothing_that_the_code_needs_stays_behind() -> None:
+    from ray._private.runtime_env.packaging import get_excludes_from_ignore_files
+
+    (left_out,) = get_excludes_from_ignore_files(ROOT, include_gitignore=False)
+    needed = [file for folder in ("pipeline", "jobs") for file in (ROOT / folder).rglob("*.*")
+              if file.suffix in {".py", ".yaml", ".json", ".html", ".css", ".js"}]  # fmt: skip
+    assert len(needed) > 100 and not [file for file in needed if left_out(file)]
