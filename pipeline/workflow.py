@@ -1,4 +1,8 @@
-"""What the jobs do: training, evaluation and registration put together."""
+"""What the jobs do: training, evaluation and registration put together.
+
+What imports MLflow is imported where it is needed: it takes seconds, and a training does not wait for it before its
+first step.
+"""
 
 from __future__ import annotations
 
@@ -22,26 +26,33 @@ from pipeline.methods.base import Method
 from pipeline.model import build_model, build_preprocess
 from pipeline.nets.preprocess import Preprocess
 from pipeline.registry.masking import mask_argument
-from pipeline.registry.publish import CALIBRATION, EVALUATION, REPORT, evaluation_of, publish
-from pipeline.registry.versions import pull, register_run, set_alias
+from pipeline.registry.tracker import Tracker
+from pipeline.registry.tracking_config import check_tracking
 from pipeline.report.measured import record
 from pipeline.tables import percent, text_table
 from pipeline.training.checkpoint import load_checkpoint
 from pipeline.training.cluster import check_resources, start_ray
 from pipeline.training.config import TrainConfig
-from pipeline.training.runs import Run, best_checkpoint, find_run
-from pipeline.training.tracked import train_only
+from pipeline.training.launch import launch, prepare
+from pipeline.training.runs import CALIBRATION, EVALUATION, REPORT, Run, best_checkpoint, find_run
 
 CHALLENGER, CHAMPION = "challenger", "champion"
 
 
 def train(raw: Config) -> dict[str, Any]:
     """Train a run (or go on with one), evaluate its chosen checkpoint, publish and register it."""
-    return finish(*train_only(raw))
-
-
-def finish(config: TrainConfig, run: Run) -> dict[str, Any]:
-    """Evaluate a trained run's chosen checkpoint, publish and register it."""
+    config, _, run = prepare(raw)
+    check_tracking(config.tracking)
+    print(f"run {run.name}: {config.method['name']} on {run.dataset['name']}, {config.steps:,} steps", flush=True)
+    tracker = Tracker(run.name, config.tracking, run.config, run.dataset)
+    status: str | None = "FAILED"
+    try:
+        launch(config, run, lambda entry: tracker.log(int(entry["step"]), _without_step(entry)))
+        status = None  # publishing ends it
+    finally:
+        delivery = tracker.close(status=status)
+    if delivery.message:
+        print(delivery.message, flush=True)
     summary: dict[str, Any] = {"run": run.name, "folder": run.uri, "checkpoint": best_checkpoint(run.uri)}
     model = model_of_run(run)
     if config.evaluation is not None:
@@ -51,10 +62,17 @@ def finish(config: TrainConfig, run: Run) -> dict[str, Any]:
     return summary
 
 
+def _without_step(entry: dict[str, float]) -> dict[str, float]:
+    return {key: value for key, value in entry.items() if key != "step"}
+
+
 def register(run_uri: str, config: TrainConfig) -> dict[str, Any]:
     """Publish a run and register its model; where the store is away, say how to do it later."""
     if config.tracking.get("uri") is None:
         return {}
+    from pipeline.registry.publish import publish
+    from pipeline.registry.versions import register_run, set_alias
+
     try:
         published = publish(run_uri, config.tracking)
         made = {"mlflow_run": published.run_id, "tracking": published.uri}
@@ -113,6 +131,8 @@ def model_of_run(run: Run) -> Model:
 def _subject(name: str, config: EvaluateConfig) -> tuple[Model, Run | None]:
     """A model by the name of its run, or from the registry."""
     if name.startswith("models:"):
+        from pipeline.registry.versions import pull
+
         classifier = pull(name, config.tracking)
         dataset = classifier.origin.get("dataset") or {}
         return Model(classifier.spec, dict(classifier.method.state_dict()), name, dataset.get("uri")), None
@@ -249,6 +269,8 @@ def _evaluate_run(config: TrainConfig, run: Run, model: Model) -> list[dict[str,
 
 def _publish_evaluation(config: EvaluateConfig, model: Model, run: Run, summary: dict[str, Any]) -> None:
     """Figures and model card into the run's report, beside or instead of what is there, and to the tracking store."""
+    from pipeline.registry.publish import evaluation_of, publish
+
     mine = [entry for entry in summary["results"] if entry["model"] == model.label]
     known = {(entry["split"], entry["way"], entry["shot"]): entry for entry in evaluation_of(run)}
     for entry in mine:

@@ -19,7 +19,6 @@ os.environ.update(
     RAY_USAGE_STATS_ENABLED="0",
     RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
     OMP_NUM_THREADS="1",
-    PIPELINE_NO_DASHBOARD="1",  # of the session's Ray
 )
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,7 +29,13 @@ def ray_session(moto_bucket):
     """The session's one Ray cluster, on this machine; its workers know the S3 server."""
     import ray
 
-    ray.init(address="local", num_cpus=4, object_store_memory=400 * 2**20, include_dashboard=False, log_to_driver=True)
+    from pipeline.training.cluster import WITHOUT_DASHBOARD
+
+    with pytest.MonkeyPatch.context() as environment:
+        for key, value in WITHOUT_DASHBOARD.items():
+            environment.setenv(key, value)
+        options = {"num_cpus": 4, "object_store_memory": 400 * 2**20, "include_dashboard": False}
+        ray.init(address="local", log_to_driver=True, **options)
     yield ray
     ray.shutdown()
 

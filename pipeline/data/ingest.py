@@ -36,6 +36,7 @@ from pipeline.data.sources import make_source
 from pipeline.data.sources.base import HARMLESS, Plan, Skip, Source
 from pipeline.data.write import Moments, Target, make_manifest
 from pipeline.errors import PipelineError
+from pipeline.ray_internals import DATA_PROGRESS_LOGGER
 
 SKIPPED_NAME = "skipped.json"
 
@@ -160,7 +161,7 @@ def _dataset(items: list[dict[str, Any]], progress: bool) -> ray.data.Dataset:
     """One block an item, in order."""
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
     logging.getLogger("ray.data").setLevel(logging.WARNING)  # making a dataset sets it to INFO
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns where there are no bars
+    logging.getLogger(DATA_PROGRESS_LOGGER).setLevel(logging.ERROR)  # it warns where there are no bars
     dataset.context.execution_options.preserve_order = True
     # Of two cores it would keep half a one for the writers, and so one of them idle while there is nothing to write.
     dataset.context.op_resource_reservation_enabled = False

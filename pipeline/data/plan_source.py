@@ -6,14 +6,12 @@ Knows no torch: its import would be most of what a planning task does before a r
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
-from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
@@ -24,7 +22,6 @@ from pipeline.data.planners import Planner
 _BLOCK_STEPS = 256
 _BLOCK_BYTES = 32 * 2**20
 _BLOCKS = 256  # of one source: Ray Data lists them all before the first, so that a long run would begin late
-_PAUSE = 0.02  # seconds
 
 _SCHEMA = pa.schema(
     [
@@ -35,17 +32,6 @@ _SCHEMA = pa.schema(
         ("pixels", pa.large_binary()),
     ]
 )
-
-
-class Pause(ExecutionCallback):
-    """Rest between two turns of Ray Data's scheduling loop.
-
-    The loop is a thread of the training worker, and while its output waits to be consumed it turns without rest: it
-    would take the interpreter from the training thread, which halves the speed of methods with many small operations.
-    """
-
-    def on_execution_step(self, executor: Any) -> None:
-        time.sleep(_PAUSE)
 
 
 class PlanSource(Datasource):

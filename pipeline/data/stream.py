@@ -23,8 +23,9 @@ from pipeline.batch import Batch
 from pipeline.data.batches import to_batch
 from pipeline.data.dataset import Dataset
 from pipeline.data.episodes import AnyPlan
-from pipeline.data.plan_source import Pause, PlanSource, decode
+from pipeline.data.plan_source import PlanSource, decode
 from pipeline.data.planners import TASK_CPUS, Planner
+from pipeline.ray_internals import rest_between_turns
 
 MATERIALIZE = ("worker", "cluster", "device")
 _AHEAD = 2  # batches that wait, gathered, for the training step
@@ -113,7 +114,7 @@ class Stream:
         blocks.context.execution_options.preserve_order = True
         blocks.context.enable_progress_bars = False
         blocks.context.print_on_execution_start = False
-        blocks.context.custom_execution_callback_classes = [Pause]
+        rest_between_turns(blocks.context)
         for block in blocks.iterator().iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
             for row in range(block.num_rows):
                 if stop.is_set():

@@ -14,8 +14,8 @@ from pipeline.pages import charts
 from pipeline.pages.facts import Result, checked
 from pipeline.pages.reading import RUN_TAG, Files, Site
 from pipeline.pages.tables import Cell, Table, number, share
-from pipeline.registry.publish import EVALUATION, REPORT
 from pipeline.report.published import Row, by_setting, matching, protocol, published
+from pipeline.training.runs import EVALUATION, REPORT
 
 MOST_MARKS = 14  # rows of a plot; the table has all
 

@@ -17,9 +17,9 @@ from pipeline.pages.reading import RUN_TAG, Files, Registered, Version
 from pipeline.pages.render import when
 from pipeline.pages.tables import Cell, Table, number, share
 from pipeline.registry.promotion import CHALLENGER, CHAMPION, DECISION_TAG
-from pipeline.registry.publish import CALIBRATION, REPORT
 from pipeline.registry.record import CONFIG, ENVIRONMENT
 from pipeline.report.card import CARD, SHEET
+from pipeline.training.runs import CALIBRATION, REPORT
 
 RECIPE = {  # what of a configuration is shown without asking
     "method.name": "method", "backbone.name": "backbone", "data.name": "data set", "train.split": "training split",

@@ -10,10 +10,10 @@ from pipeline.pages.facts import Card, checked
 from pipeline.pages.leaderboard import Scored, paper_text, parameters
 from pipeline.pages.reading import Files
 from pipeline.pages.tables import Cell, Table, number, share
-from pipeline.registry.publish import REPORT
 from pipeline.report import measured
 from pipeline.report.card import CARD
 from pipeline.report.reproduction import Entry, entries_of, measured_files, settings_of, steps_text, tables_of
+from pipeline.training.runs import REPORT
 
 
 def reproduction_tables(scored: Sequence[Scored], files: Files, pages: Mapping[str, tuple[str, str]]) -> list[Table]:

@@ -19,9 +19,8 @@ from pipeline.registry.masking import mask
 from pipeline.registry.record import Point, delivered_points, log_metrics, open_run
 from pipeline.registry.tracking import Store, connect, reaching
 from pipeline.training.checkpoint import STATE
-from pipeline.training.runs import Run, best_checkpoint, checkpoints, read_run
+from pipeline.training.runs import EVALUATION, REPORT, Run, best_checkpoint, checkpoints, read_run
 
-REPORT, EVALUATION, CALIBRATION = "report", "evaluation.json", "calibration.json"
 BEST, PLOTS = "checkpoints/best", "plots"
 _CHECKPOINT_TAG = "pipeline.checkpoint"
 

@@ -23,12 +23,12 @@ from pipeline.inference import Calibration, FewShotClassifier
 from pipeline.registry.environment import code_version
 from pipeline.registry.masking import mask
 from pipeline.registry.package import ARTIFACT, save_model
-from pipeline.registry.publish import CALIBRATION, REPORT, evaluation_of, result_name
+from pipeline.registry.publish import evaluation_of, result_name
 from pipeline.registry.record import open_run
 from pipeline.registry.tracking import RUN_TAG, Store, connect, make_client, reaching
 from pipeline.registry.tracking_config import TrackingConfig, store_uri
 from pipeline.training.checkpoint import Checkpoint, load_checkpoint
-from pipeline.training.runs import best_checkpoint, read_run
+from pipeline.training.runs import CALIBRATION, REPORT, best_checkpoint, read_run
 
 CONTENT_TAG = "pipeline.content"  # SHA-256 of the model's description, which names that of its weights
 _URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")

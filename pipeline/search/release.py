@@ -13,20 +13,20 @@ from typing import Any
 
 import ray
 from ray import cloudpickle
-from ray.train._internal.session import get_session
-from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.util.placement_group import remove_placement_group
+from ray.util.queue import Queue
+
+from pipeline.ray_internals import worker_group_callback
 
 HELD = "held"
 TIMEOUT_S = 20.0
 
 
-class Holder(WorkerGroupCallback):
+class Holder(worker_group_callback()):  # type: ignore[misc]
     """In a run's controller: tells Ray Tune, as "held", who controls the run and which placement group it has."""
 
-    def __init__(self) -> None:
-        session: Any = get_session()
-        self._queue = session._get_or_create_inter_actor_queue()
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue  # of what is passed on to Ray Tune
 
     def after_worker_group_start(self, worker_group: Any) -> None:
         group = worker_group.get_worker_group_state().placement_group_handle.placement_group

@@ -65,7 +65,7 @@ def run_trial(trial: dict[str, Any]) -> None:
     run = Run(**json.loads(trial["run"]))
     try:
         with reporting() as forward:
-            launch(validate(TrainConfig, run.config), run, callbacks=[forward, Holder()])
+            launch(validate(TrainConfig, run.config), run, callbacks=[forward, Holder(forward.queue)])
     except PipelineError as error:
         tune.report({FAILED: str(error).removeprefix(f"run {run.name}: ")})
     except Exception as error:  # a bug, or a worker that died too often: its traceback is in the trial's log

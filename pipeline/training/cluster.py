@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
 
+from pipeline import ray_internals
 from pipeline.data.planners import TASK_CPUS
 from pipeline.errors import PipelineError
 from pipeline.training.allocator import LARGE_PAGES
@@ -22,7 +25,10 @@ ENVIRONMENT = {
 }
 # Where the store is, which every node must know. Secrets are not sent: nodes have a role or their own environment.
 PASSED_ON = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "PIPELINE_CACHE")
-NO_DASHBOARD = "PIPELINE_NO_DASHBOARD"  # set where Ray was started without one, here and in its processes
+# For the processes of a Ray without a dashboard: nobody listens here. Ray Train's PlacementGroupCleaner asks the
+# dashboard whether the run's controller lives: it would look for one for 12 s at the end of every run, and is refused
+# at once instead. A Ray that was started for a run takes everything with it, so that there is nothing to clean.
+WITHOUT_DASHBOARD = {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9"}
 START_TIMEOUT_S = "120"  # how long a worker group may wait for resources that an autoscaler brings
 
 
@@ -44,7 +50,6 @@ def start_ray(cluster: Cluster) -> None:
     options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": cluster.worker_output}
     address = cluster.address or ("auto" if in_submitted_job() else None)
     if address:
-        os.environ.pop(NO_DASHBOARD, None)
         variables = {key: os.environ[key] for key in (*ENVIRONMENT, *PASSED_ON) if key in os.environ}
         try:
             ray.init(address=address, runtime_env={"env_vars": variables}, **options)
@@ -58,19 +63,30 @@ def start_ray(cluster: Cluster) -> None:
             f"cluster.workers={cluster.workers} of cluster.cpus_per_worker={cluster.cpus_per_worker:g} need "
             f"{wanted:g} cores; this machine has {cores}: lower one of them, or give a cluster.address"
         )
-    # Its processes inherit this one's environment. A runtime environment would make them strangers to those that Ray
-    # starts beforehand, and these would start for nothing.
-    os.environ[NO_DASHBOARD] = "1"
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody reclaims this machine
-    ray.init(
-        address="local",
-        num_cpus=cores + 1,  # planning tasks compute for milliseconds: they share the workers' cores
-        object_store_memory=cluster.object_store_mb * 2**20,
-        include_dashboard=False,
-        **options,
-    )
+    with _environment(WITHOUT_DASHBOARD):  # Ray's processes inherit it
+        ray.init(
+            address="local",
+            num_cpus=cores + 1,  # planning tasks compute for milliseconds: they share the workers' cores
+            object_store_memory=cluster.object_store_mb * 2**20,
+            include_dashboard=False,
+            **options,
+        )
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    before = {key: os.environ.get(key) for key in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            os.environ.pop(key, None)
+            if value is not None:
+                os.environ[key] = value
 
 
 def check_resources(cluster: Cluster) -> None:
@@ -98,10 +114,5 @@ def check_resources(cluster: Cluster) -> None:
 def capacity() -> dict[str, float]:
     """The cluster's resources, or what its autoscaler may bring them to, whichever is more."""
     now = dict(ray.cluster_resources())
-    try:
-        from ray._private.state import state
-
-        later = state.get_max_resources_from_cluster_config() or {}
-    except (ImportError, AttributeError):  # no public call tells this
-        later = {}
+    later = ray_internals.autoscaler_limits()
     return {key: max(now.get(key, 0.0), float(later.get(key, 0.0))) for key in {*now, *later}}

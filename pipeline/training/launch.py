@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig
+from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipeline import store
 from pipeline.config import GIVEN, Config, compose, flat, validate
@@ -31,7 +31,6 @@ from pipeline.training.optim import build_schedule, check_optimizer
 from pipeline.training.progress import Display, Entry, asked_to_leave, leaving_on_sigterm, start_monitor
 from pipeline.training.runs import RUN_FILE, START, Run, find_run, write_run
 from pipeline.training.telemetry import Restarts, Telemetry
-from pipeline.training.trainer import Trainer
 from pipeline.training.worker import train_worker
 
 GROUPS = ("data", "method", "backbone", "optimizer", "schedule", "tracking")  # whose keys depend on the choice made
@@ -132,7 +131,7 @@ def launch(
     monitor = start_monitor()
     telemetry = Telemetry(run.name, str(config.method["name"]), str(run.dataset["name"]), config.steps)
     hooks: list[Any] = [*callbacks, Restarts(monitor)]
-    trainer = Trainer(
+    trainer = TorchTrainer(
         train_worker,
         train_loop_config={
             "config": run.config,

@@ -17,6 +17,7 @@ import ray
 import torch
 import torch.distributed as dist
 
+from pipeline.ray_internals import node_is_draining
 from pipeline.training.loop import Notice
 
 _TERMINATED = threading.Event()  # of this process
@@ -41,7 +42,7 @@ class Notices:
 
     def __call__(self) -> Notice:
         """After every step, on all workers: the same answer on each; a notice is given once."""
-        if _TERMINATED.is_set() or _node_is_draining():
+        if _TERMINATED.is_set() or node_is_draining():
             self.hear(Notice.SAVE)
         agreed = self._agree() if self._group is not None else self._heard
         if agreed <= self._obeyed:
@@ -58,16 +59,6 @@ class Notices:
         self._flag = torch.tensor(int(self._heard), dtype=torch.int32)
         self._travelling = dist.all_reduce(self._flag, dist.ReduceOp.MAX, group=self._group, async_op=True)
         return found
-
-
-def _node_is_draining() -> bool:
-    """Whether Ray has told this worker that a node of the run is to be taken away."""
-    try:
-        from ray.train.v2._internal.execution.context import get_train_context
-
-        return get_train_context().preemption_context.preemption_info is not None
-    except (ImportError, AttributeError, RuntimeError):  # the public call makes all workers wait for each other
-        return False
 
 
 def _on_sigterm() -> None:

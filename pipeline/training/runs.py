@@ -12,6 +12,7 @@ from pipeline.config import Config
 from pipeline.errors import PipelineError
 
 RUN_FILE = "run.json"
+REPORT, EVALUATION, CALIBRATION = "report", "evaluation.json", "calibration.json"  # a folder, and files in it
 START = "start"  # folder of a run with the checkpoint of another one, from where it goes on
 
 

@@ -20,7 +20,7 @@ import psutil
 import ray
 from ray.cluster_utils import Cluster
 
-from pipeline.training.cluster import NO_DASHBOARD
+from pipeline.training.cluster import WITHOUT_DASHBOARD
 from tests.cluster.conftest import ROOT, free_ports
 
 BUCKET = "pipeline"
@@ -253,6 +253,6 @@ def environment_for(store: ObjectStore) -> dict[str, str]:
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
         "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
         "RAY_agent_register_timeout_ms": "300000",
-        NO_DASHBOARD: "1",
+        **WITHOUT_DASHBOARD,
         "RAY_prestart_worker_first_driver": "0",  # fewer processes: the machine may be busy
     }

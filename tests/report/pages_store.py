@@ -20,13 +20,13 @@ from pipeline.evaluation.evaluate import Question
 from pipeline.inference.calibration import Calibration, CalibrationPoint
 from pipeline.model import build_model, build_preprocess
 from pipeline.registry.promotion import Decision, settle
-from pipeline.registry.publish import CALIBRATION, EVALUATION, REPORT, publish
+from pipeline.registry.publish import publish
 from pipeline.registry.tracking import connect
 from pipeline.registry.versions import Registered, register_run, set_alias
 from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.training.config import TrainConfig
 from pipeline.training.learner import Learner
-from pipeline.training.runs import RUN_FILE, best_checkpoint, find_run
+from pipeline.training.runs import CALIBRATION, EVALUATION, REPORT, RUN_FILE, best_checkpoint, find_run
 
 EVIL = "<script>document.title='owned';window.owned=1</script><img src=x onerror=window.owned=1>\"'`--"
 EVIL_NAME = '<script>window.owned=1<script><img src=x onerror=window.owned=1> &"'  # no store takes "/" in a name
