@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from pipeline.config import Section
+from pipeline.config_kinds import Cluster, Count, Positive
 from pipeline.evaluation.generalized import FineTuning
-from pipeline.training.config import Cluster, Count, Positive
 
 
 def _as_list(value: Any) -> Any:

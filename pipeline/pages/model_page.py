@@ -16,7 +16,7 @@ from pipeline.pages.leaderboard import paper_rows, paper_text, parameters, resul
 from pipeline.pages.reading import RUN_TAG, Files, Registered, Version
 from pipeline.pages.render import when
 from pipeline.pages.tables import Cell, Table, number, share
-from pipeline.registry.promotion import CHALLENGER, CHAMPION, DECISION_TAG
+from pipeline.registry.aliases import CHALLENGER, CHAMPION, DECISION_TAG
 from pipeline.registry.record import CONFIG, ENVIRONMENT
 from pipeline.report.card import CARD, SHEET
 from pipeline.training.runs import CALIBRATION, REPORT

@@ -1,167 +1,137 @@
-"""Who is champion: aliases that move by a recorded decision, one at a time, and back again."""
+"""``jobs.promote``: challenger and champion on the same episodes, and the rule that lets one replace the other."""
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from mlflow import MlflowClient
-from mlflow.entities import Metric, RunTag
-from mlflow.exceptions import MlflowException
+import numpy as np
 
+from pipeline.config import Config, Section, validate
+from pipeline.config_kinds import Cluster, Count, Name, Real, Share
 from pipeline.errors import PipelineError
-from pipeline.registry import locks
-from pipeline.registry.tracking import Store, connect, reaching
+from pipeline.evaluation.evaluate import Model, Question, evaluate
+from pipeline.evaluation.statistics import estimate, paired
+from pipeline.registry.aliases import CHAMPION, Decision, alias_version, roll_back, settle
+from pipeline.registry.tracking import connect, reaching
+from pipeline.registry.tracking_config import TrackingConfig
+from pipeline.registry.versions import pull
+from pipeline.tables import percent, text_table
+from pipeline.training.cluster import check_resources, start_ray
 
-CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
-DECISION_TAG = "pipeline.promotion"
-LOCK_WAIT, LOCK_STALE = 30.0, 300.0  # seconds: aliases move in milliseconds
-
-
-@dataclass(frozen=True)
-class Decision:
-    """A challenger against the champion, and what came of it."""
-
-    name: str  # of the registered model
-    challenger: int  # version
-    champion: int | None  # version that it was measured against
-    promoted: bool
-    reason: str
-    figures: dict[str, Any] = field(default_factory=dict)  # accuracies, paired difference, episodes, margin
+KEPT = 3  # exit code: the champion stays
 
 
-def alias_version(client: MlflowClient, name: str, alias: str) -> int | None:
-    """The version that an alias names, or None.
+class PromoteConfig(Section):
+    """Keys of ``conf/promote.yaml``."""
 
-    Raises:
-        PipelineError: there is no such registered model.
-    """
-    try:
-        aliases = client.get_registered_model(name).aliases
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        known = ", ".join(sorted(model.name for model in client.search_registered_models(max_results=100)))
-        raise PipelineError(f"there is no registered model {name!r}; there is {known or 'none'}") from error
-    return int(aliases[alias]) if alias in aliases else None
+    name: Name
+    challenger: Name
+    rollback: bool
+    dataset: str | None
+    split: str
+    episodes: Count
+    way: Count
+    shot: Count
+    query: Count
+    tasks: Count
+    seed: int
+    margin: Real
+    confidence: Share
+    cluster: Cluster
+    tracking: TrackingConfig
 
 
-def settle(
-    tracking: Mapping[str, Any], decision: Decision, lock_wait: float = LOCK_WAIT, again: bool = False
-) -> Decision:
-    """Record a decision and, where it promotes, move ``@champion`` and ``@previous``.
+def promote_job(raw: Config) -> dict[str, Any]:
+    """Measure, decide and record; or go back to the previous champion."""
+    config = validate(PromoteConfig, raw)
+    tracking = config.tracking.model_dump()
+    if config.rollback:
+        decision = roll_back(tracking, config.name)
+        print(f"version {decision.challenger} of {config.name} is champion again, after {decision.champion}")
+        return {"promoted": True, **_summary(decision)}
+    decision = promote(config)
+    return {"exit_code": 0 if decision.promoted else KEPT, **_summary(decision)}
 
-    Of two promotions at once one waits, finds that the champion is no longer the one it was measured against, and is
-    refused. Interrupted between two aliases it leaves the old champion in office, and can be done again.
 
-    Args:
-        again: an earlier call with this decision may have been interrupted: what it did stands and is completed.
-
-    Raises:
-        PipelineError: another version became champion meanwhile, or the store is away.
-    """
+def promote(config: PromoteConfig) -> Decision:
+    """The challenger replaces the champion if the whole paired interval of its advantage lies above the margin."""
+    tracking = config.tracking.model_dump()
     with reaching(tracking, "nothing was decided; try again"):
-        store = connect(tracking)
-        with promotion_lock(store.client, decision.name, lock_wait) as still_held:
-            now = alias_version(store.client, decision.name, CHAMPION)
-            moved = again and decision.promoted and now == decision.challenger
-            if now != decision.champion and not moved:
-                raise PipelineError(
-                    f"version {now} of {decision.name!r} became champion meanwhile: version {decision.challenger} was "
-                    f"measured against {decision.champion or 'none'}; measure again"
-                )
-            if decision.promoted and not moved:
-                still_held()
-                _move(store.client, decision.name, now, decision.challenger)
-            if not (again and _is_recorded(store, decision)):
-                _record(store, decision)
+        client = connect(tracking).client
+        champion = alias_version(client, config.name, CHAMPION)
+        version = int(config.challenger) if config.challenger.isdigit() else None
+        challenger = version or alias_version(client, config.name, config.challenger)
+    if challenger is None:
+        raise PipelineError(f"challenger={config.challenger}: {config.name!r} has no such version or alias")
+    if challenger == champion:
+        print(f"version {champion} of {config.name} is champion already")
+        return Decision(config.name, challenger, champion, True, "is champion already")
+    return settle(tracking, measure(config, challenger, champion))
+
+
+def measure(config: PromoteConfig, challenger: int, champion: int | None) -> Decision:
+    """Both versions on the same episodes, and the rule; nothing is recorded or moved."""
+    tracking = config.tracking.model_dump()
+    start_ray(config.cluster)
+    check_resources(config.cluster)
+    first = pull(f"models:/{config.name}/{challenger}", tracking)
+    uri = config.dataset or (first.origin.get("dataset") or {}).get("uri")
+    if uri is None:
+        raise PipelineError("the challenger does not say what it was trained on: give dataset=FOLDER")
+    question = Question(
+        uri, config.split, config.way, config.shot, config.query, config.episodes, config.seed, config.tasks
+    )
+    models = [Model(first.spec, dict(first.method.state_dict()), f"challenger, version {challenger}")]
+    if champion is not None:
+        second = pull(f"models:/{config.name}/{champion}", tracking)
+        models.append(Model(second.spec, dict(second.method.state_dict()), f"champion, version {champion}"))
+    measured = [evaluate(model, [question], config.cluster.gpus_per_worker)[0].accuracies for model in models]
+    decision = decide(config, challenger, champion, measured, uri)
+    _show(models, measured, decision)
     return decision
 
 
-def roll_back(tracking: Mapping[str, Any], name: str, lock_wait: float = LOCK_WAIT) -> Decision:
-    """Let the previous champion be champion again; the one it replaces becomes the previous."""
-    with reaching(tracking, "nothing was changed; try again"):
-        store = connect(tracking)
-        with promotion_lock(store.client, name, lock_wait) as still_held:
-            now = alias_version(store.client, name, CHAMPION)
-            before = alias_version(store.client, name, PREVIOUS)
-            if before is None or before == now:
-                raise PipelineError(f"registered model {name!r} has no previous champion to go back to")
-            decision = Decision(name, before, now, True, "rolled back")
-            still_held()
-            _move(store.client, name, now, before)
-            _record(store, decision)
-    return decision
-
-
-@contextmanager
-def promotion_lock(client: MlflowClient, name: str, wait: float = LOCK_WAIT) -> Iterator[Any]:
-    """One promotion of a model at a time, on any machine.
-
-    What is yielded checks that the lock is still held.
-    """
-    lock, owner = f"{name}.promotion-lock", locks.new_owner()
-    deadline = time.monotonic() + wait
-    while not _take(client, lock, owner):
-        if time.monotonic() > deadline:
-            raise PipelineError(
-                f"another promotion of {name!r} is under way; try again, or delete the registered model {lock!r} "
-                "if its process died"
-            )
-        time.sleep(0.2)
-
-    def still_held() -> None:
-        if locks.holder(client, lock)[0] != owner:
-            raise PipelineError(f"the promotion of {name!r} took so long that another one went on; try again")
-
-    try:
-        yield still_held
-    finally:
-        locks.release(client, lock, owner)
-
-
-def _take(client: MlflowClient, lock: str, owner: str) -> bool:
-    if locks.take(client, lock, owner):
-        return True
-    holder, since = locks.holder(client, lock)
-    if holder is not None and time.time() - since > LOCK_STALE and locks.holder(client, lock)[0] == holder:
-        client.delete_registered_model(lock)  # its process died
-    return False
-
-
-def _move(client: MlflowClient, name: str, champion: int | None, challenger: int) -> None:
-    if champion is not None and champion != challenger:
-        client.set_registered_model_alias(name, PREVIOUS, str(champion))
-    client.set_registered_model_alias(name, CHAMPION, str(challenger))
-
-
-def _is_recorded(store: Store, decision: Decision) -> bool:
-    tags = store.client.get_model_version(decision.name, str(decision.challenger)).tags
-    return tags.get(DECISION_TAG) == _text(decision)
-
-
-def _text(decision: Decision) -> str:
-    return json.dumps(asdict(decision), sort_keys=True)[:5000]
-
-
-def _record(store: Store, decision: Decision) -> None:
-    """As an MLflow run with the figures, and on the challenger's version, which shows that all is recorded."""
-    run = store.client.create_run(
-        store.experiment_id,
-        run_name=f"promotion {decision.name} v{decision.challenger}",
-        tags={DECISION_TAG: decision.name, "promoted": str(decision.promoted).lower(), "reason": decision.reason},
+def decide(
+    config: PromoteConfig, challenger: int, champion: int | None, accuracies: list[np.ndarray], uri: str
+) -> Decision:
+    """The rule, from the accuracies of every episode: of the challenger and, where there is one, of the champion."""
+    shape = ("split", "way", "shot", "query", "episodes", "seed", "margin", "confidence")
+    figures: dict[str, Any] = {"dataset": uri, **{key: getattr(config, key) for key in shape}}
+    figures |= {"accuracy.challenger": estimate(accuracies[0]).mean}
+    if champion is None:
+        return Decision(config.name, challenger, None, True, "there was no champion", figures)
+    found = paired(accuracies[1], accuracies[0], config.confidence)
+    figures |= {
+        "accuracy.champion": estimate(accuracies[1]).mean,
+        "difference": found.difference,
+        "low": found.low,
+        "high": found.high,
+    }
+    promoted = found.better_by(config.margin)
+    reason = (
+        f"difference {100 * found.difference:+.2f} points, {100 * config.confidence:.0f} % interval "
+        f"{100 * found.low:+.2f} … {100 * found.high:+.2f}: {'' if promoted else 'not '}all above the margin of "
+        f"{100 * config.margin:.2f}"
     )
-    numbers = {key: value for key, value in decision.figures.items() if isinstance(value, float)}
-    now = int(time.time() * 1000)
-    store.client.log_batch(
-        run.info.run_id,
-        metrics=[Metric(key, value, now, 0) for key, value in numbers.items()],
-        tags=[RunTag("challenger", str(decision.challenger)), RunTag("champion", str(decision.champion))],
-    )
-    store.client.log_text(run.info.run_id, json.dumps(asdict(decision), indent=1), "decision.json")
-    store.client.set_terminated(run.info.run_id)
-    store.client.set_model_version_tag(decision.name, str(decision.challenger), DECISION_TAG, _text(decision))
+    return Decision(config.name, challenger, champion, promoted, reason, figures)
+
+
+def _show(models: list[Model], accuracies: list[np.ndarray], decision: Decision) -> None:
+    found = [estimate(values) for values in accuracies]
+    rows = [[model.label, percent(e.mean, e.interval)] for model, e in zip(models, found, strict=True)]
+    print(text_table(["model", "accuracy, %"], rows))
+    what = "becomes champion" if decision.promoted else "does not become champion"
+    print(f"version {decision.challenger} of {decision.name} {what}: {decision.reason}", flush=True)
+
+
+def _summary(decision: Decision) -> dict[str, Any]:
+    return {
+        "name": decision.name,
+        "version": decision.challenger,
+        "champion_before": decision.champion,
+        "promoted": decision.promoted,
+        "reason": decision.reason,
+        **decision.figures,
+    }
+
+

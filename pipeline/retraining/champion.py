@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 from pipeline import store
 from pipeline.data.manifest import Manifest
 from pipeline.errors import PipelineError
-from pipeline.registry.promotion import CHAMPION
+from pipeline.registry.aliases import CHAMPION
 from pipeline.registry.tracking import connect, reaching
 from pipeline.registry.versions import pull
 from pipeline.training.checkpoint import STATE, Checkpoint, save_checkpoint

@@ -9,9 +9,10 @@ from pydantic import BeforeValidator, Field
 
 from pipeline import store
 from pipeline.config import Config, Section, config_hash, validate
+from pipeline.config_kinds import Count, Name, Positive, Real, Share
 from pipeline.errors import PipelineError
-from pipeline.promotion import PromoteConfig
-from pipeline.training.config import Count, Name, Positive, Real, Share, TrainConfig
+from pipeline.registry.promotion import PromoteConfig
+from pipeline.training.config import TrainConfig
 from pipeline.training.launch import absolute
 
 ELSEWHERE = ("name", "storage", "resume", "cluster", "tracking", "register_as", "initial")  # change no result

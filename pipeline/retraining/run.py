@@ -20,8 +20,8 @@ from pipeline.data.dataset import read_manifest
 from pipeline.data.ingest import ingest
 from pipeline.data.manifest import MANIFEST_NAME, Manifest
 from pipeline.errors import PipelineError, Stopped
-from pipeline.promotion import KEPT, measure
-from pipeline.registry.promotion import CHAMPION, Decision, alias_version, settle
+from pipeline.registry.aliases import CHAMPION, Decision, alias_version, settle
+from pipeline.registry.promotion import KEPT, measure
 from pipeline.registry.tracking import connect, reaching
 from pipeline.registry.tracking_config import check_tracking
 from pipeline.retraining.champion import champion_of, keep_classes, keep_weights, refuse_seen_classes

@@ -11,7 +11,7 @@ import numpy as np
 from pipeline import store
 from pipeline.config import Config, to_yaml
 from pipeline.errors import PipelineError
-from pipeline.registry.promotion import CHALLENGER
+from pipeline.registry.aliases import CHALLENGER
 from pipeline.registry.tracking_config import check_tracking
 from pipeline.registry.versions import register_run, set_alias
 from pipeline.search.campaign import Campaign, begin

@@ -12,8 +12,8 @@ from optuna.trial import Trial
 from pydantic import model_validator
 
 from pipeline.config import Section, validate
+from pipeline.config_kinds import Real
 from pipeline.errors import PipelineError
-from pipeline.training.config import Real
 
 Values = dict[str, Any]  # chosen values by dotted key
 _PLAIN = re.compile(r"[A-Za-z_][\w.+-]*")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import BeforeValidator, Field
 
 from pipeline.config import Section
+from pipeline.config_kinds import Cluster, Count, Name, Positive, Share
 from pipeline.data.episodes import EpisodeSpec
 from pipeline.errors import PipelineError
 
@@ -18,27 +19,6 @@ def _as_range(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _as_float(value: Any) -> Any:
-    """YAML reads 1e-3 as a string and 1 as an integer."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-def _finite(value: float) -> float:
-    if value != value or value in (float("inf"), float("-inf")):
-        raise ValueError("give a finite number")
-    return value
-
-
-Count = Annotated[int, Field(ge=1)]
-Real = Annotated[float, BeforeValidator(_as_float), AfterValidator(_finite)]
-Positive = Annotated[Real, Field(gt=0)]
-Share = Annotated[Real, Field(ge=0, lt=1)]
-Name = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, int | float) else value)]
 Grouping = Annotated[tuple[Count, Annotated[int, Field(ge=2)]], BeforeValidator(_as_range)]
 Spread = Annotated[int | tuple[int, int], BeforeValidator(_as_range)]
 
@@ -105,17 +85,6 @@ class Augment(Section):
 
 class Input(Section):
     scaling: Literal["unit", "standard", "none"]
-
-
-class Cluster(Section):
-    address: str | None
-    workers: Count
-    cpus_per_worker: Annotated[Real, Field(gt=0)]
-    threads_per_worker: Count | None
-    gpus_per_worker: Annotated[Real, Field(ge=0)]
-    restarts: Annotated[int, Field(ge=0)]
-    object_store_mb: Annotated[int, Field(ge=100)]
-    worker_output: bool
 
 
 class TrainConfig(Section):

@@ -15,9 +15,9 @@ from mlflow import MlflowClient
 from pipeline.config import compose, validate
 from pipeline.errors import PipelineError
 from pipeline.model import build_model
-from pipeline.promotion import KEPT, PromoteConfig, decide, promote_job
-from pipeline.registry import promotion
-from pipeline.registry.promotion import Decision, alias_version, promotion_lock, roll_back, settle
+from pipeline.registry import aliases
+from pipeline.registry.aliases import Decision, alias_version, promotion_lock, roll_back, settle
+from pipeline.registry.promotion import KEPT, PromoteConfig, decide, promote_job
 from pipeline.registry.versions import register, register_run, set_alias
 from pipeline.training.checkpoint import Checkpoint
 from tests.registry.conftest import add_checkpoint
@@ -35,15 +35,15 @@ def client(run: Path, tracking: dict) -> MlflowClient:
     return MlflowClient(tracking_uri=tracking["uri"])
 
 
-def aliases(client: MlflowClient) -> dict[str, int]:
+def aliases_of(client: MlflowClient) -> dict[str, int]:
     return {name: int(version) for name, version in client.get_registered_model("people").aliases.items()}
 
 
 def test_a_promotion_moves_both_aliases_and_is_recorded(client, tracking):
     figures = {"difference": 0.02, "low": 0.01, "high": 0.03, "episodes": 1000}
     settle(tracking, Decision("people", 2, 1, True, "better", figures))
-    assert aliases(client) == {"champion": 2, "previous": 1}
-    tag = json.loads(client.get_model_version("people", "2").tags[promotion.DECISION_TAG])
+    assert aliases_of(client) == {"champion": 2, "previous": 1}
+    tag = json.loads(client.get_model_version("people", "2").tags[aliases.DECISION_TAG])
     assert tag["promoted"] and tag["champion"] == 1 and tag["figures"] == figures
     [run] = client.search_runs([client.get_experiment_by_name("tests").experiment_id], "tags.promoted = 'true'")
     assert run.data.metrics == {"difference": 0.02, "low": 0.01, "high": 0.03} and run.info.status == "FINISHED"
@@ -53,8 +53,8 @@ def test_a_promotion_moves_both_aliases_and_is_recorded(client, tracking):
 
 def test_a_refused_challenger_changes_no_alias_and_is_recorded(client, tracking):
     settle(tracking, Decision("people", 2, 1, False, "not better", {"low": -0.1}))
-    assert aliases(client) == {"champion": 1}
-    assert not json.loads(client.get_model_version("people", "2").tags[promotion.DECISION_TAG])["promoted"]
+    assert aliases_of(client) == {"champion": 1}
+    assert not json.loads(client.get_model_version("people", "2").tags[aliases.DECISION_TAG])["promoted"]
 
 
 def test_back_and_forth(client, tracking):
@@ -62,9 +62,9 @@ def test_back_and_forth(client, tracking):
         roll_back(tracking, "people")
     settle(tracking, Decision("people", 3, 1, True, "better"))
     assert roll_back(tracking, "people").challenger == 1
-    assert aliases(client) == {"champion": 1, "previous": 3}
+    assert aliases_of(client) == {"champion": 1, "previous": 3}
     roll_back(tracking, "people")
-    assert aliases(client) == {"champion": 3, "previous": 1}
+    assert aliases_of(client) == {"champion": 3, "previous": 1}
 
 
 def test_of_two_at_once_one_wins(client, tracking):
@@ -85,18 +85,18 @@ def test_of_two_at_once_one_wins(client, tracking):
         thread.join()
     winner, loser = sorted(outcome, key=lambda version: outcome[version] != "won")
     assert outcome[winner] == "won" and f"version {winner} of 'people' became champion meanwhile" in outcome[loser]
-    assert aliases(client) == {"champion": winner, "previous": 1}
+    assert aliases_of(client) == {"champion": winner, "previous": 1}
 
 
 def test_a_held_lock_is_waited_for_and_a_dead_one_is_broken(client, tracking, monkeypatch):
     client.create_registered_model(LOCK, description="somebody")
     with pytest.raises(PipelineError, match=r"another promotion of 'people' is under way.*'people\.promotion-lock'"):
         settle(tracking, Decision("people", 2, 1, True, "better"), lock_wait=0.5)
-    assert aliases(client) == {"champion": 1}
-    monkeypatch.setattr(promotion, "LOCK_STALE", 0.0)
+    assert aliases_of(client) == {"champion": 1}
+    monkeypatch.setattr(aliases, "LOCK_STALE", 0.0)
     time.sleep(0.01)
     settle(tracking, Decision("people", 2, 1, True, "better"))
-    assert aliases(client)["champion"] == 2
+    assert aliases_of(client)["champion"] == 2
 
 
 def test_whoever_lost_the_lock_moves_nothing_and_leaves_the_new_holder_alone(client, tracking):
@@ -156,7 +156,7 @@ def test_the_job(ray_session, tracking, glyphs, capsys):
     assert not third["promoted"] and third["exit_code"] == KEPT and third["high"] < 0
     assert promote_job(config(tracking, *small))["reason"] == "is champion already"
     client = MlflowClient(tracking_uri=tracking["uri"])
-    assert aliases(client) == {"champion": 2, "previous": 1, "challenger": 2}
+    assert aliases_of(client) == {"champion": 2, "previous": 1, "challenger": 2}
     assert (
         promote_job(config(tracking, "rollback=true"))["version"] == 1
         and alias_version(client, "people", "previous") == 2

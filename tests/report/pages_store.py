@@ -19,7 +19,7 @@ from pipeline.evaluation.episodic import episode_accuracies
 from pipeline.evaluation.evaluate import Question
 from pipeline.inference.calibration import Calibration, CalibrationPoint
 from pipeline.model import build_model, build_preprocess
-from pipeline.registry.promotion import Decision, settle
+from pipeline.registry.aliases import Decision, settle
 from pipeline.registry.publish import publish
 from pipeline.registry.tracking import connect
 from pipeline.registry.versions import Registered, register_run, set_alias

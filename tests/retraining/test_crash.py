@@ -18,8 +18,8 @@ from mlflow import MlflowClient
 
 from pipeline import workflow
 from pipeline.config import compose
-from pipeline.registry import promotion
-from pipeline.registry.promotion import DECISION_TAG
+from pipeline.registry import aliases
+from pipeline.registry.aliases import DECISION_TAG
 from pipeline.registry.versions import pull
 from pipeline.retraining import run
 from pipeline.retraining.journal import Journal
@@ -39,7 +39,7 @@ STOPS: list[tuple[Any, str, str]] = [
     (run, "_decide", "before"),
     (run, "measure", "after"),  # measured, not noted
     (run, "settle", "before"),  # the decision is noted
-    (promotion, "_record", "before"),  # the aliases have moved, the decision is not recorded
+    (aliases, "_record", "before"),  # the aliases have moved, the decision is not recorded
     (run, "settle", "after"),  # settled, not noted
     (run, "write_report", "before"),
     (run, "write_report", "after"),

@@ -20,9 +20,9 @@ from pipeline.config import Config, compose
 from pipeline.data.write import write_dataset
 from pipeline.errors import PipelineError, Stopped
 from pipeline.model import build_model
-from pipeline.promotion import PromoteConfig
-from pipeline.registry import promotion
-from pipeline.registry.promotion import DECISION_TAG, Decision, settle
+from pipeline.registry import aliases
+from pipeline.registry.aliases import DECISION_TAG, Decision, settle
+from pipeline.registry.promotion import PromoteConfig
 from pipeline.registry.versions import register, set_alias
 from pipeline.retraining import run
 from pipeline.retraining.journal import Journal
@@ -97,7 +97,7 @@ def store(home: Path) -> MlflowClient:
     return MlflowClient(tracking_uri=f"sqlite:///{home}/mlflow.db")
 
 
-def aliases(home: Path) -> dict[str, int]:
+def aliases_of(home: Path) -> dict[str, int]:
     assert [model.name for model in store(home).search_registered_models()] == ["people"]  # no lock is left
     return {name: int(v) for name, v in store(home).get_registered_model("people").aliases.items()}
 
@@ -111,7 +111,7 @@ def tagged(home: Path, tag: str) -> int:
 
 def test_stopped_everywhere(quick: Path) -> None:
     make_data(quick, 0)
-    assert retrained(quick)["outcome"] == "promoted" and aliases(quick) == {"champion": 1, "challenger": 1}
+    assert retrained(quick)["outcome"] == "promoted" and aliases_of(quick) == {"champion": 1, "challenger": 1}
     make_data(quick, 1)
     for module, name, when in STOPS:
         with pytest.MonkeyPatch.context() as patch:
@@ -123,7 +123,7 @@ def test_stopped_everywhere(quick: Path) -> None:
                 retrained(quick)
     last = retrained(quick)
     assert (last["outcome"], last["exit_code"]) == ("unchanged", 4)
-    assert aliases(quick) == {"champion": 2, "previous": 1, "challenger": 2}
+    assert aliases_of(quick) == {"champion": 2, "previous": 1, "challenger": 2}
     assert len(store(quick).search_model_versions("name='people'")) == 2
     assert tagged(quick, DECISION_TAG) == 2 and tagged(quick, RETRAINING_TAG) == 2
     first, second = Journal(f"{quick}/runs/people.retraining").entries
@@ -148,7 +148,7 @@ def test_unchanged_better_and_worse(quick: Path) -> None:
     worse = retrained(quick)
     assert (worse["exit_code"], worse["outcome"], worse["champion"], worse["version"]) == (3, "kept", 2, 3)
     assert retrained(quick)["exit_code"] == 4 and CALLS == {"train": 3, "measure": 3}
-    assert aliases(quick) == {"champion": 2, "previous": 1, "challenger": 3}
+    assert aliases_of(quick) == {"champion": 2, "previous": 1, "challenger": 3}
     DIFFERENCE[0] = 0.2
     forced = retrained(quick, "retrain.force=true")
     assert (forced["exit_code"], forced["version"]) == (0, 4) and CALLS["train"] == 4  # with another seed
@@ -169,7 +169,7 @@ def test_overtaken_between_decision_and_promotion(quick: Path) -> None:
     settle(tracking, Decision("people", by_hand, 1, True, "by hand"))
     done = retrained(quick)
     assert (done["outcome"], done["champion_before"], done["champion"]) == ("promoted", by_hand, 2)
-    assert CALLS["measure"] == 3 and aliases(quick)["previous"] == by_hand
+    assert CALLS["measure"] == 3 and aliases_of(quick)["previous"] == by_hand
 
 
 def test_asked_to_end_it_goes_on_later_and_that_is_no_failure(quick: Path) -> None:
@@ -202,12 +202,12 @@ def test_a_decision_is_recorded_once_however_often_it_is_settled(quick: Path) ->
     version = register("other", checkpoint(SPEC), tracking, "people").version
     decision = Decision("people", version, 1, True, "better", {"low": 0.1})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(promotion, "_record", stopping(promotion._record, "before"))
+        patch.setattr(aliases, "_record", stopping(aliases._record, "before"))
         with pytest.raises(Stop):
             settle(tracking, decision, again=True)
     before = tagged(quick, DECISION_TAG)
     for _ in range(2):
         settle(tracking, decision, again=True)
-    assert tagged(quick, DECISION_TAG) == before + 1 and aliases(quick)["champion"] == version
+    assert tagged(quick, DECISION_TAG) == before + 1 and aliases_of(quick)["champion"] == version
     with pytest.raises(PipelineError, match="became champion meanwhile"):
         settle(tracking, decision)
