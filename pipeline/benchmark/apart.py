@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any
 
-from pipeline.training.allocator import LARGE_PAGES
+from pipeline.training.allocator import ALLOCATOR
 
 Side = Callable[..., Iterator[Any]]  # sets up, then measures whenever the next figure is asked for
 
@@ -26,7 +26,7 @@ class Apart:
         self._pipe, other = context.Pipe()
         # Not a daemon: a data loader's workers are its children.
         self._process = context.Process(target=_serve, args=(other, threads, side, arguments))
-        with _environment(LARGE_PAGES if product else {}):
+        with _environment(ALLOCATOR if product else {}):
             self._process.start()
         other.close()
 
@@ -73,7 +73,7 @@ class Together:
 @contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
     """Within, of the allocator's variables these are set and no others."""
-    before = {key: os.environ.pop(key) for key in LARGE_PAGES if key in os.environ}
+    before = {key: os.environ.pop(key) for key in ALLOCATOR if key in os.environ}
     os.environ.update(variables)
     try:
         yield

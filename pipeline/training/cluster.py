@@ -13,7 +13,7 @@ import ray
 from pipeline import ray_internals
 from pipeline.data.planners import TASK_CPUS
 from pipeline.errors import PipelineError
-from pipeline.training.allocator import LARGE_PAGES
+from pipeline.training.allocator import ALLOCATOR
 from pipeline.training.config import Cluster
 
 ENVIRONMENT = {
@@ -21,7 +21,7 @@ ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "PYTHONWARNINGS": "ignore::DeprecationWarning,ignore::FutureWarning,ignore::UserWarning",
-    **LARGE_PAGES,
+    **ALLOCATOR,
 }
 # Where the store is, which every node must know. Secrets are not sent: nodes have a role or their own environment.
 PASSED_ON = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "PIPELINE_CACHE")
