@@ -103,8 +103,9 @@ def find_duplicates(plan: Plan, written: list[Written]) -> list[tuple[int, int, 
     for position, part in enumerate(written):
         rows = part.rows
         for row, (digest, name, number) in enumerate(zip(rows.digests, rows.names, rows.classes.tolist(), strict=True)):
-            original, owner = first.setdefault(digest, (name, number))
-            if original != name or owner != number:
+            image = (name, number)
+            original, owner = before = first.setdefault(digest, image)
+            if before is not image:
                 reason = "duplicate_in_class" if owner == number else "duplicate_across_classes"
                 skip = Skip(name, plan.classes[number], reason, f"is {original} of class {plan.classes[owner]}")
                 found.append((position, row, skip))

@@ -12,15 +12,14 @@ from pipeline.data import images
 
 Shape = tuple[int, int, int]
 
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _COLOURS = {1: 0, 3: 2}  # PNG's number for grey and for red, green and blue
 _MORE = (b"tRNS", b"eXIf", b"acTL")  # transparency, how the camera was held, frames: more than pixels
 
 
 def decode(content: bytes, shape: Shape) -> np.ndarray:
-    """Decode an image file of any format to uint8 [C, H, W], as :func:`pipeline.data.images.decode`."""
+    """Decode a file of a dataset, of any format and number of pixels, as :func:`pipeline.data.images.decode`."""
     plain = read_plain(content, shape)
-    return images.decode(content, shape) if plain is None else plain
+    return images.decode(content, shape, max_pixels=None) if plain is None else plain
 
 
 def read_plain(content: bytes, shape: Shape) -> np.ndarray | None:
@@ -44,12 +43,12 @@ def _begin(shape: Shape) -> bytes:
     """How such a file begins: its size, eight bits a channel, the colours, not interlaced."""
     channels, height, width = shape
     about = b"IHDR" + width.to_bytes(4) + height.to_bytes(4) + bytes([8, _COLOURS[channels], 0, 0, 0])
-    return SIGNATURE + (13).to_bytes(4) + about
+    return images.PNG_SIGNATURE + (13).to_bytes(4) + about
 
 
 def _whole_and_plain(content: bytes) -> bool:
     """Whether every chunk is what its checksum says (the decoder does not look) and there are pixels alone."""
-    start, kind = len(SIGNATURE), b""
+    start, kind = len(images.PNG_SIGNATURE), b""
     while kind != b"IEND":
         end = start + 8 + int.from_bytes(content[start : start + 4])
         chunk = content[start + 4 : end]

@@ -22,7 +22,7 @@ from pipeline.data.archives import BadMember, Limits, Member, ZipReader, list_zi
 from pipeline.data.images import MODES
 from pipeline.data.sources.files import Rule, Unusable, decode
 from pipeline.data.sources.omniglot import Omniglot
-from pipeline.data.sources.tree import is_hidden
+from pipeline.data.sources.tree import hidden_part
 from pipeline.errors import PipelineError
 from pipeline.evaluation.episodic import evaluating
 from pipeline.evaluation.evaluate import Model
@@ -99,7 +99,7 @@ def read_runs(path: str, shape: Sequence[int]) -> OneShotRuns:
     members: dict[str, Member] = {}
     for member in list_zip(path, _LIMITS):
         found = _FILE.fullmatch(member.name)
-        if found and not is_hidden(member.name):
+        if found and hidden_part(member.name) is None:
             members[f"{found[1]}/{found[2]}"] = member
     names = [f"run{run:02}" for run in range(1, RUNS + 1)]
     kinds = [f"{kind}{n:02}.png" for kind in ("training/class", "test/item") for n in range(1, WAY + 1)]

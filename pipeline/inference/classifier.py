@@ -144,6 +144,9 @@ class FewShotClassifier:
             raise PipelineError("no support images: extend by at least one image of one class")
         if label_kind([*enrolment.classes, *names]) is None:
             raise PipelineError("the enrolment's labels and the new ones are numbers and names: give one kind")
+        if isinstance(names[0], str):  # an enrolment of old may hold names in another Unicode form
+            enrolled = dict(zip(plain_labels(enrolment.classes, enrolment.way), enrolment.classes, strict=True))
+            names = [enrolled.get(name, name) for name in names]
         new = [name for name in dict.fromkeys(names) if name not in set(enrolment.classes)]
         classes = [*enrolment.classes, *new]
         positions = _positions(classes, names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,12 +108,16 @@ def label_kind(labels: Sequence[object]) -> type | None:
 
 
 def plain_labels(labels: Sequence[Label] | np.ndarray, images: int) -> list[Label]:
-    """Labels as plain ints or strings, one an image; refused in one line when they are anything else."""
+    """Labels as plain ints or strings, one an image; refused in one line when they are anything else.
+
+    Names come in one Unicode form: "café" is one class, on whatever system it was typed.
+    """
     if isinstance(labels, str | bytes) or (isinstance(labels, np.ndarray) and labels.ndim != 1):
         raise PipelineError("labels are no list: give one label an image")
     if not isinstance(labels, Iterable):
         raise PipelineError(f"labels are {labels!r:.40}: give a list, one label an image")
     plain = [label.item() if isinstance(label, np.generic) else label for label in labels]
+    plain = [unicodedata.normalize("NFC", label) if isinstance(label, str) else label for label in plain]
     if len(plain) != images:
         raise PipelineError(f"{images} support images came with {len(plain)} labels: give one label an image")
     if label_kind(plain) is None:

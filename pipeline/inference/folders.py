@@ -1,17 +1,19 @@
-"""Images from files: of any size and mode, brought to the model's shape as the training images were."""
+"""Images from files: of any size and mode, found and brought to the model's shape as an ingest does."""
 
 from __future__ import annotations
 
 import os
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from pipeline.data.images import decode
+from pipeline.data.sources.base import HARMLESS
+from pipeline.data.sources.files import Rule, Unusable, content_of, decode
+from pipeline.data.sources.tree import Entry, by_class, list_folder
 from pipeline.errors import PipelineError
 
 Shape = tuple[int, int, int]
@@ -31,18 +33,17 @@ def read_images(files: Iterable[Path], shape: Shape, invert: bool = False) -> Pi
 
     ``invert`` turns dark ink on bright paper to bright ink, as some datasets (Omniglot) are stored.
     """
+    rule = Rule(shape, invert=invert)
     images, kept, skipped = [], [], []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+    with warnings.catch_warnings(), ExitStack() as stack:
+        warnings.simplefilter("ignore")  # Pillow's, about a file: what cannot be used is listed
         for file in files:
             try:
-                images.append(decode(file.read_bytes(), shape))
+                images.append(decode(content_of(Entry(file.name, str(file), None), {}, stack), rule)[0])
                 kept.append(file)
-            except Exception as error:  # Pillow's readers fail in as many ways as files can be broken
-                skipped.append((file, " ".join(str(error).split()) or type(error).__name__))
-    stacked = np.stack(images) if images else np.empty((0, *shape), dtype=np.uint8)
-    return Pictures(255 - stacked if invert else stacked, kept, skipped)
+            except Unusable as problem:
+                skipped.append((file, problem.detail or problem.reason))
+    return Pictures(np.stack(images) if images else np.empty((0, *shape), dtype=np.uint8), kept, skipped)
 
 
 def read_support(folder: str | Path, shape: Shape, invert: bool = False) -> tuple[Pictures, list[str]]:
@@ -52,33 +53,48 @@ def read_support(folder: str | Path, shape: Shape, invert: bool = False) -> tupl
         PipelineError: no such folder, no sub-folders, or a class of which no image can be read.
     """
     root = Path(folder)
-    if not root.is_dir():
-        raise PipelineError(f"support={folder}: there is no such folder")
-    classes = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    entries, skipped = _listed(root, f"support={folder}")
+    classes = by_class([entry for entry in entries if "/" in entry.name], slice(0, 1))
     if not classes:
         raise PipelineError(f"support={folder}: it has no sub-folders; give one folder a class, with its images in it")
-    pictures = read_images((file for path in classes for file in _files(path)), shape, invert)
-    labels = [file.relative_to(root).parts[0] for file in pictures.files]
-    for path in classes:
-        if path.name not in labels:
-            raise PipelineError(f"support={folder}: no image of class {path.name!r} can be read; give at least one")
+    label_of = {Path(entry.container): name for name, members in classes.items() for entry in members}
+    pictures = read_images(label_of, shape, invert)
+    labels = [label_of[file] for file in pictures.files]
+    for name in classes:
+        if name not in labels:
+            raise PipelineError(f"support={folder}: no image of class {name!r} can be read; give at least one")
+    pictures.skipped.extend(skipped)
+    pictures.skipped.extend((Path(e.container), "lies in no class folder") for e in entries if "/" not in e.name)
     return pictures, labels
 
 
 def read_queries(places: str | Path | Sequence[str | Path], shape: Shape, invert: bool = False) -> Pictures:
     """Images of one or more files and folders (with their sub-folders), sorted within each folder."""
     files: list[Path] = []
+    skipped: list[tuple[Path, str]] = []
     for place in [places] if isinstance(places, str | os.PathLike) else places:
         path = Path(place)
-        if not path.exists():
+        if path.is_file():
+            files.append(path)
+        elif path.exists() and not path.is_dir():
+            raise PipelineError(f"queries={place}: it is neither a file nor a folder")
+        elif path.is_dir():
+            entries, others = _listed(path, f"queries={place}")
+            files += [Path(entry.container) for entry in entries]
+            skipped += others
+        else:
             raise PipelineError(f"queries={place}: there is no such file or folder")
-        files += _files(path) if path.is_dir() else [path]
     if not files:
         raise PipelineError(f"queries={places}: there are no files in it")
-    return read_images(files, shape, invert)
+    pictures = read_images(files, shape, invert)
+    pictures.skipped.extend(skipped)
+    return pictures
 
 
-def _files(folder: Path) -> list[Path]:
-    """The files below ``folder``, hidden ones left out."""
-    found = (path for path in folder.rglob("*") if path.is_file())
-    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+def _listed(root: Path, given: str) -> tuple[list[Entry], list[tuple[Path, str]]]:
+    """The files below a folder, folder by folder, and what an ingest would hold against it."""
+    entries, skipped = list_folder(str(root), given.partition("=")[0])
+    entries.sort(key=lambda entry: entry.name.split("/"))
+
+    held = [skip for skip in skipped if skip.reason not in HARMLESS]
+    return entries, [(root / skip.file, skip.detail or skip.reason) for skip in held]

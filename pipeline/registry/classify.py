@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.config import Config, Section, validate
+from pipeline.data.sources.tree import shown
 from pipeline.errors import PipelineError
 from pipeline.inference import Answers, Enrolment, FewShotClassifier
 from pipeline.inference.folders import Pictures, read_queries, read_support
@@ -63,11 +64,11 @@ def classify(raw: Config) -> dict[str, Any]:
         summary["answers"] = _rows(pictures, answers, config.top_k)
         _show(summary["answers"], config.top_k)
         print(_conclusion(classifier, enrolment, answers, config))
-    summary["skipped"] = [{"file": str(file), "reason": reason} for file, reason in skipped]
+    summary["skipped"] = [{"file": shown(str(file)), "reason": reason} for file, reason in skipped]
     if skipped:
         print(
             f"{len(skipped)} file{'' if len(skipped) == 1 else 's'} could not be read: "
-            + "; ".join(f"{file} ({why})" for file, why in skipped)
+            + "; ".join(f"{shown(str(file))} ({why})" for file, why in skipped)
         )
     return summary
 
@@ -127,7 +128,7 @@ def _rows(pictures: Pictures, answers: Answers, top_k: int) -> list[dict[str, An
     labels, probabilities = answers.top(top_k)
     return [
         {
-            "file": str(file),
+            "file": shown(str(file)),
             "label": answers.labels[i] if answers.known[i] else None,
             "nearest": answers.labels[i],
             "known": bool(answers.known[i]),

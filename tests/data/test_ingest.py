@@ -172,7 +172,7 @@ def test_a_class_without_usable_images_is_named(ray_session: Any, tmp_path: Path
 def test_hostile_input_is_refused_in_one_line(ray_session: Any, tmp_path: Path) -> None:
     images = make_folder(tmp_path / "in", images=3)
     Image.new("L", (20_000, 10_000)).save(images / "class 2" / "bomb.png")
-    with pytest.raises(PipelineError, match=r"^'class 2/bomb.png' in .* is refused: a decompression bomb") as refusal:
+    with pytest.raises(PipelineError, match=r"1 too_large; the first is class 2/bomb.png \(20000 x 10000") as refusal:
         ingest(folder(tmp_path / "out", images), progress=False)
     assert "\n" not in str(refusal.value)
     with zipfile.ZipFile(tmp_path / "evil.zip", "w") as archive:

@@ -102,7 +102,7 @@ def test_rules_hold_for_the_fast_reader(monkeypatch: pytest.MonkeyPatch) -> None
     shape, content = (3, 9, 7), encoded(drawn((3, 9, 7)))
     pixels = images.decode(content, shape)
     with monkeypatch.context() as alone:
-        alone.setattr("pipeline.data.sources.files._open", None)  # Pillow is not asked
+        alone.setattr("pipeline.data.images.open_image", None)  # Pillow is not asked
         taken, kept = decode(content, Rule(shape, frozenset({"RGB"}), (7, 9)))
         assert np.array_equal(taken, pixels) and kept == b""
         assert np.array_equal(decode(content, Rule(shape, invert=True))[0], 255 - pixels)

@@ -108,11 +108,11 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     return sink.getvalue()
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "F", "HSV"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "HSV"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_mode_becomes_what_its_colour_looks_like(mode: str, channels: int) -> None:
-    white = 65535 if mode == "I;16" else 255.0 if mode == "F" else None
-    image = Image.new(mode, (8, 6), white) if white else Image.new("RGB", (8, 6), "white").convert(mode)
+    deep = mode == "I;16"
+    image = Image.new(mode, (8, 6), 65535) if deep else Image.new("RGB", (8, 6), "white").convert(mode)
     if mode == "HSV":
         with pytest.raises((Unusable, OSError)):
             decode(encoded(image, "TIFF"), Rule((channels, 4, 4), modes=frozenset({"RGB"})))
@@ -259,13 +259,17 @@ def test_a_split_file_chooses_the_classes(tmp_path: Path) -> None:
         Folder(str(tmp_path / "in"), splits=str(split)).plan(10, print)
 
 
-def test_image_bombs_are_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_large_images_are_left_out_and_a_key_lets_them_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow warns above its own limit and fails above its double; the key decides in both."""
     for name in ("a", "b", "c"):
-        save(tmp_path / name / "big.png", (40, 40))
-    for limit in (1500, 700):  # Pillow warns above the limit and fails above its double: both refuse
-        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-        with pytest.raises(PipelineError, match=r"'a/big.png' in .* decompression bomb"):
-            read_all(Folder(str(tmp_path)))
+        save(tmp_path / name / "1.png", seed=ord(name))
+        save(tmp_path / name / "big.jpg", (60, 40))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    plan, chunk = read_all(Folder(str(tmp_path), max_pixels=2000))
+    assert [skip.file for skip in chunk.skipped] == [f"{name}/big.jpg" for name in plan.classes]
+    assert {(skip.reason, skip.detail) for skip in chunk.skipped} == {("too_large", "60 x 40 pixels, more than 2,000")}
+    assert len(read_all(Folder(str(tmp_path), max_pixels=2400))[1].images) == 6
+    assert Image.MAX_IMAGE_PIXELS == 1000
 
 
 def test_encoded_images_keep_their_files(tmp_path: Path) -> None:
@@ -281,6 +285,8 @@ def test_encoded_images_keep_their_files(tmp_path: Path) -> None:
         {"path": None},
         {"shape": [2, 8, 8]},
         {"encoding": "jpeg"},
+        {"max_pixels": 0},
+        {"max_pixels": 1e6},
         {"rotations": [45]},
         {"rotations": [0, 90], "shape": [1, 8, 9]},
         {"colour": 1},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -260,6 +261,18 @@ def test_weights_of_another_type_are_refused(classifier: FewShotClassifier) -> N
         FewShotClassifier.from_weights(spec_of(), {**weights, name: weights[name].double()})
     with pytest.raises(PipelineError, match="'more' is not the model's"):
         FewShotClassifier.from_weights(spec_of(), {**weights, "more": torch.zeros(1)})
+
+
+def test_a_name_is_one_class_in_every_unicode_form(pictures: np.ndarray) -> None:
+    """'caf\u00e9' typed on a Mac and on Linux; also where an enrolment of old holds the other form."""
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    classifier = classifier_of(spec_of())
+    images, _ = support_of(pictures, [0, 1], 2)
+    enrolment = classifier.enrol(images, [composed, apart, "b", "b"])
+    assert enrolment.classes == [composed, "b"] and enrolment.counts == [2, 2]
+    old = replace(enrolment, classes=[apart, "b"])
+    grown = classifier.extend(old, images[:1], [composed])
+    assert grown.classes == [apart, "b"] and grown.counts == [3, 2]
 
 
 def test_maml_learns_anew_what_it_cannot_extend(pictures: np.ndarray, tmp_path: Path) -> None:

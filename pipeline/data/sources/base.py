@@ -23,7 +23,7 @@ class Skip(NamedTuple):
 
 
 # Reasons that do not speak against the input: they are listed, but not held against ``max_skipped_share``.
-HARMLESS = frozenset({"hidden", "not_in_split", "empty_class"})
+HARMLESS = frozenset({"hidden", "linked_again", "not_in_split", "empty_class"})
 
 
 @dataclass

@@ -22,7 +22,7 @@ from pipeline.data.sources import splits
 from pipeline.data.sources.arrays import chunks
 from pipeline.data.sources.base import Chunk, Plan, Report, Skip
 from pipeline.data.sources.files import FileSource, Rule, cut
-from pipeline.data.sources.tree import Entry, absolute, is_hidden, list_tree
+from pipeline.data.sources.tree import Entry, absolute, list_tree
 from pipeline.data.sources.unpickle import read_arrays
 from pipeline.errors import PipelineError
 
@@ -129,12 +129,10 @@ def _find(path: str) -> str:
 def _class_folders(path: str) -> tuple[dict[str, list[Entry]], list[Skip]]:
     """Files by class, the training part first; files that lie elsewhere are listed."""
     by_part: dict[str, dict[str, list[Entry]]] = {part: {} for part in PARTS}
-    skipped = []
-    for entry in list_tree(path):
+    listed, skipped = list_tree(path)
+    for entry in listed:
         parts = entry.name.split("/")
-        if is_hidden(entry.name):
-            skipped.append(Skip(entry.name, "", "hidden"))
-        elif len(parts) < 3 or parts[-3] not in by_part:
+        if len(parts) < 3 or parts[-3] not in by_part:
             skipped.append(Skip(entry.name, "", "no_class", "does not lie in train/CLASS or test/CLASS"))
         else:
             by_part[parts[-3]].setdefault(parts[-2], []).append(entry)

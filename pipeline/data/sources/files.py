@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from PIL.PngImagePlugin import PngImageFile
 
 from pipeline.data import images, png
 from pipeline.data.archives import BadMember, Member, ZipReader, open_zip
@@ -35,6 +34,7 @@ class Rule:
     modes: frozenset[str] | None = None  # of Pillow; None: every mode that can be converted
     size: tuple[int, int] | None = None  # width and height that every image must have; None: any
     invert: bool = False  # ink becomes bright
+    max_pixels: int = images.MAX_PIXELS  # of one image: larger ones are left out
 
 
 class Unusable(Exception):
@@ -71,8 +71,8 @@ class FileSource(Source):
             for position, class_name, (name, container, member) in order:
                 entry = Entry(name, container, Member._make(member) if member else None)
                 try:
-                    content = _content(entry, archives, stack)
-                    pixels[len(names)], kept = self._decode(content, entry)
+                    content = content_of(entry, archives, stack)
+                    pixels[len(names)], kept = decode(content, self.rule, self.encoding == "encoded")
                 except Unusable as problem:
                     skipped.append(Skip(entry.name, class_name, problem.reason, problem.detail))
                     continue
@@ -84,14 +84,6 @@ class FileSource(Source):
         rows = np.asarray(classes, dtype=np.int32)
         kept_files = files if self.encoding == "encoded" else None
         return Chunk(pixels[: len(names)], rows, names, digests, kept_files, skipped)
-
-    def _decode(self, content: bytes, entry: Entry) -> tuple[np.ndarray, bytes]:
-        """Pixels uint8 [C, H, W] and the file to keep when the dataset is encoded."""
-        try:
-            return decode(content, self.rule, self.encoding == "encoded")
-        except Image.DecompressionBombError as error:
-            name = f"{entry.name!r} in {entry.container}"
-            raise PipelineError(f"{name} is refused: a decompression bomb ({error})") from error
 
 
 def cut(entries: Mapping[str, Sequence[Entry]], classes: Sequence[str], chunk_rows: int) -> list[Order]:
@@ -126,19 +118,24 @@ def decode(content: bytes, rule: Rule, keep_file: bool = False) -> tuple[np.ndar
         plain = _plain(content, rule)
         if plain is not None:
             return (255 - plain if rule.invert and not keep_file else plain), content if keep_file else b""
-        image = _open(content)
+        image = images.open_image(content, rule.max_pixels)
         if rule.modes is not None and image.mode not in rule.modes:
             raise Unusable("wrong_mode", f"is {image.mode}, not {' or '.join(sorted(rule.modes))}")
         if rule.size is not None and image.size != rule.size:
             raise Unusable("wrong_size", f"is {image.width}x{image.height}, not {rule.size[0]}x{rule.size[1]}")
-        image.load()
-        standing = images.upright(image)
+        standing = images.standing(image)
         pixels = images.to_array(standing, rule.shape)
         if not keep_file:
             return (255 - pixels if rule.invert else pixels), b""
         return pixels, content if image.format in KEPT_FORMATS else _as_png(standing, rule.shape[0])
-    except (Unusable, MemoryError, Image.DecompressionBombError):
+    except Unusable:
         raise
+    except images.UnknownRange as error:
+        raise Unusable("unknown_range", f"holds {error}") from error
+    except (images.TooLarge, Image.DecompressionBombError) as error:
+        raise Unusable("too_large", str(error)) from error
+    except MemoryError as error:
+        raise Unusable("too_large", "does not fit into memory") from error
     except UnidentifiedImageError as error:
         raise Unusable("unreadable", "is no image that Pillow knows") from error
     except Exception as error:  # a broken file can make a decoder fail in any way
@@ -156,16 +153,8 @@ def _plain(content: bytes, rule: Rule) -> np.ndarray | None:
     return png.read_plain(content, rule.shape) if rule.size in (None, (width, height)) else None
 
 
-def _open(content: bytes) -> Image.Image:
-    """``Image.open``, but what begins as PNG goes to that decoder at once, and half a bomb is a bomb."""
-    stream = io.BytesIO(content)
-    image: Image.Image = PngImageFile(stream) if content.startswith(png.SIGNATURE) else Image.open(stream)
-    if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
-        raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
-    return image
-
-
-def _content(entry: Entry, archives: dict[str, ZipReader], stack: ExitStack) -> bytes:
+def content_of(entry: Entry, archives: dict[str, ZipReader], stack: ExitStack) -> bytes:
+    """The bytes of a file; ``archives`` that are open are used again, and closed with ``stack``. Raises Unusable."""
     try:
         if entry.member is None:
             with open(entry.container, "rb") as stream:
@@ -189,5 +178,5 @@ def _content(entry: Entry, archives: dict[str, ZipReader], stack: ExitStack) -> 
 def _as_png(image: Image.Image, channels: int) -> bytes:
     """Formats that the stream does not decode are kept as PNG, without loss."""
     sink = io.BytesIO()
-    images.to_mode(image, images.MODES[channels]).save(sink, "PNG")
+    image.convert(images.MODES[channels]).save(sink, "PNG")
     return sink.getvalue()

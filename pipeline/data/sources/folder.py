@@ -10,19 +10,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
+from pipeline.data.images import MAX_PIXELS
 from pipeline.data.sources import splits
 from pipeline.data.sources.base import Plan, Report, Skip
 from pipeline.data.sources.files import FileSource, Rule, cut, cut_by_name
-from pipeline.data.sources.tree import (
-    Entry,
-    absolute,
-    clean_name,
-    common_folder,
-    folder_of,
-    is_hidden,
-    list_tree,
-    refuse_collisions,
-)
+from pipeline.data.sources.tree import Entry, absolute, by_class, common_folder, list_tree
 from pipeline.errors import PipelineError
 
 FRACTIONS = {"train": 0.64, "val": 0.16, "test": 0.20}
@@ -46,6 +38,7 @@ class Folder(FileSource):
         rotations: Sequence[int] = (0,),
         keep_duplicates: bool = False,
         grows: bool = False,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         if path is None:
             raise PipelineError("data.source.path must be given: a folder, or a zip archive, with one folder a class")
@@ -57,8 +50,10 @@ class Folder(FileSource):
             raise PipelineError(f"data.source.rotations={list(rotations)} are not multiples of 90")
         if any(angle % 180 for angle in rotations) and shape[1] != shape[2]:
             raise PipelineError(f"data.source.rotations={list(rotations)} need square images, not {list(shape)}")
+        if type(max_pixels) is not int or max_pixels < 1:
+            raise PipelineError(f"data.source.max_pixels={max_pixels} is no positive whole number")
         self.given, self.path = path, absolute(path)
-        self.rule = Rule(shape=(shape[0], shape[1], shape[2]))
+        self.rule = Rule(shape=(shape[0], shape[1], shape[2]), max_pixels=max_pixels)
         self.encoding, self.keep_duplicates, self.grows = encoding, keep_duplicates, grows
         self.splits_file, self.fractions, self.seed = splits, dict(fractions or FRACTIONS), seed
         self.rotations = tuple(rotations)
@@ -67,7 +62,6 @@ class Folder(FileSource):
         entries, skipped = self._classes()
         if not entries:
             raise PipelineError(f"data.source.path={self.given} holds no folders with files: one a class is needed")
-        refuse_collisions(entries)
         classes = sorted(entries)
         if self.splits_file is None:
             drawn_by = splits.by_name if self.grows else splits.by_fractions
@@ -87,19 +81,9 @@ class Folder(FileSource):
         return Plan(classes, chosen, orders, source, self.rotations, images, skipped, archives)
 
     def _classes(self) -> tuple[dict[str, list[Entry]], list[Skip]]:
-        listed = list_tree(self.path)
-        skipped = [Skip(entry.name, "", "hidden") for entry in listed if is_hidden(entry.name)]
-        listed = [entry for entry in listed if not is_hidden(entry.name)]
+        listed, skipped = list_tree(self.path)
         loose = [entry for entry in listed if "/" not in entry.name]
         skipped += [Skip(entry.name, "", "no_class", "lies in no class folder") for entry in loose]
         listed = [entry for entry in listed if "/" in entry.name]
         prefix = common_folder(entry.name for entry in listed)
-        folders: dict[str, list[Entry]] = {}
-        for entry in listed:
-            folders.setdefault(folder_of(entry.name)[len(prefix) :], []).append(entry)
-        classes: dict[str, list[Entry]] = {}
-        for name, entries in folders.items():
-            if clean_name(name) in classes:
-                raise PipelineError(f"two folders are named {name!r} in different Unicode forms; rename one of them")
-            classes[clean_name(name)] = entries
-        return classes, skipped
+        return by_class(listed, slice(prefix.count("/"), -1)), skipped

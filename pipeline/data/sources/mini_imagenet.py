@@ -26,7 +26,7 @@ from pipeline.data.sources import splits
 from pipeline.data.sources.arrays import chunks
 from pipeline.data.sources.base import Chunk, Plan, Report, Skip
 from pipeline.data.sources.files import FileSource, Rule, cut
-from pipeline.data.sources.tree import Entry, absolute, is_hidden, list_tree
+from pipeline.data.sources.tree import Entry, absolute, list_tree
 from pipeline.data.sources.unpickle import read_arrays
 from pipeline.errors import PipelineError
 
@@ -73,9 +73,10 @@ class MiniImagenet(FileSource):
             yield from _read_cached(work, chunk_rows)
 
     def _files(self) -> tuple[dict[str, list[Entry]], list[Skip]]:
-        listed = list_tree(self.path)
+        listed, skipped = list_tree(self.path)
         tables = [entry for entry in listed if entry.name.split("/")[-1] in {f"{part}.csv" for part in PARTS}]
-        return _by_tables(listed, tables) if tables else _by_folders(listed)
+        found, others = _by_tables(listed, tables) if tables else _by_folders(listed)
+        return found, skipped + others
 
 
 def _by_folders(listed: list[Entry]) -> tuple[dict[str, list[Entry]], list[Skip]]:
@@ -83,9 +84,7 @@ def _by_folders(listed: list[Entry]) -> tuple[dict[str, list[Entry]], list[Skip]
     skipped = []
     for entry in listed:
         folder = entry.name.split("/")[-2] if "/" in entry.name else ""
-        if is_hidden(entry.name):
-            skipped.append(Skip(entry.name, "", "hidden"))
-        elif _WORDNET.match(folder):
+        if _WORDNET.match(folder):
             found.setdefault(folder, []).append(entry)
         else:
             skipped.append(Skip(entry.name, "", "no_class", "does not lie in a folder nXXXXXXXX"))

@@ -19,7 +19,7 @@ from pipeline.data.download import download
 from pipeline.data.sources import splits
 from pipeline.data.sources.base import Plan, Report
 from pipeline.data.sources.files import FileSource, Rule, cut
-from pipeline.data.sources.tree import Entry, absolute, is_hidden, list_tree
+from pipeline.data.sources.tree import Entry, absolute, list_tree
 from pipeline.errors import PipelineError
 
 PUBLISHED = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
@@ -87,9 +87,10 @@ class Omniglot(FileSource):
 def _characters(archive: str) -> dict[str, list[Entry]]:
     """Files by "alphabet/character", without the archive's own top folder."""
     characters: dict[str, list[Entry]] = {}
-    for entry in list_tree(archive):
+    listed, _ = list_tree(archive)
+    for entry in listed:
         parts = entry.name.split("/")
-        if len(parts) == 4 and parts[3].endswith(".png") and not is_hidden(entry.name):
+        if len(parts) == 4 and parts[3].endswith(".png"):
             characters.setdefault(f"{parts[1]}/{parts[2]}", []).append(entry)
     if not characters:
         raise PipelineError(f"{archive} holds no alphabet/character/drawing.png; is it an archive of Omniglot?")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -24,22 +25,25 @@ def published(name: str) -> Splits:
 
 def from_file(path: str) -> Splits:
     """Splits from JSON: ``{"train": [class, ...], "val": [...], "test": [...]}``, also under a key "classes"."""
+    if not Path(path).is_file():
+        raise PipelineError(
+            f"data.source.splits={path}: {'it is no' if Path(path).exists() else 'there is no such'} file"
+        )
     try:
         content = json.loads(Path(path).read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise PipelineError(f"data.source.splits={path}: there is no such file") from error
     except (OSError, ValueError) as error:
         raise PipelineError(f"data.source.splits={path} is not a JSON file ({error})") from error
     splits = content.get("classes", content) if isinstance(content, dict) else content
     if not isinstance(splits, dict) or not all(_is_names(names) for names in splits.values()):
         raise PipelineError(f'data.source.splits={path} does not hold {{"train": [class names], ...}}')
+    splits = {split: [unicodedata.normalize("NFC", name) for name in names] for split, names in splits.items()}
     owner: dict[str, str] = {}
     for split, names in splits.items():
         for name in names:
             if name in owner:
                 raise PipelineError(f"data.source.splits={path}: class {name!r} is in {owner[name]!r} and in {split!r}")
             owner[name] = split
-    return {split: list(names) for split, names in splits.items()}
+    return splits
 
 
 def by_fractions(classes: Sequence[str], fractions: Mapping[str, float], seed: int) -> Splits:

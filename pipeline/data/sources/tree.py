@@ -3,50 +3,124 @@
 from __future__ import annotations
 
 import os
+import stat
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.data.archives import Member, list_zip
+from pipeline.data.sources.base import Skip
 from pipeline.errors import PipelineError
+
+_FOLDERS_OF_SYSTEMS = frozenset(
+    ("__macosx", "@eadir", "#recycle", "#snapshot", "$recycle.bin", "lost+found", "system volume information")
+)
+_FILES_OF_SYSTEMS = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"))
+_NO_FILES = (
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
 
 
 class Entry(NamedTuple):
     """One image file: its path inside its root, and where its bytes lie."""
 
-    name: str  # with "/" between folders
+    name: str  # with "/" between folders, as :func:`shown` gives it
     container: str  # the archive, or the file itself
     member: Member | None  # None: the container is the file
 
 
-def list_tree(path: str) -> list[Entry]:
-    """All files under a folder, or in a zip archive, in the order of their names."""
-    if os.path.isfile(path):
-        return [Entry(member.name, path, member) for member in list_zip(path)]
-    if not os.path.isdir(path):
-        raise PipelineError(f"data.source.path={path}: there is no such folder or zip archive")
-    return sorted(_walk(path), key=lambda entry: entry.name)
+def list_tree(path: str) -> tuple[list[Entry], list[Skip]]:
+    """All files under a folder, or in a zip archive, in the order of their names; what is left out comes second."""
+    return list_zip_tree(path) if os.path.isfile(path) else list_folder(path, "data.source.path")
 
 
-def _walk(root: str) -> Iterable[Entry]:
-    seen: set[tuple[int, int]] = set()  # links may lead in circles
-    for folder, folders, files in os.walk(root, followlinks=True):
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
+def list_zip_tree(path: str) -> tuple[list[Entry], list[Skip]]:
+    """The files of a zip archive, as :func:`list_tree` gives them."""
+    hidden, entries = set(), []
+    for member in list_zip(path):
+        entry = Entry(unicodedata.normalize("NFC", member.name), path, member)
+        part = hidden_part(entry.name)
+        if part is None:
+            entries.append(entry)
+        else:
+            hidden.add(part)
+    return sorted(entries), [Skip(part, "", "hidden") for part in sorted(hidden)]
+
+
+def list_folder(root: str, key: str) -> tuple[list[Entry], list[Skip]]:
+    """The files below a folder, as :func:`list_tree` gives them; ``key`` named the folder.
+
+    Links are followed. A folder that several names lead to is read once: by its own name where that lies below
+    ``root``, else by the first of the links' names.
+    """
+    if not os.path.isdir(root):
+        raise PipelineError(f"{key}={root}: there is no such folder{' or zip archive' if 'source' in key else ''}")
+    entries: list[Entry] = []
+    skipped: list[Skip] = []
+    seen: dict[tuple[int, int], str] = {}  # links may lead in circles
+    folders: list[tuple[str, str]] = [("", root)]
+    links: list[tuple[str, str]] = []
+    while folders or links:
+        if not folders:
+            links.sort(reverse=True)
+            folders.append(links.pop())
+        inside, folder = folders.pop()
+        try:
+            status = os.stat(folder)
+            children = list(os.scandir(folder))
+        except OSError as error:
+            if not inside:
+                raise PipelineError(f"{key}={root} cannot be read: {error.strerror}") from error
+            skipped.append(Skip(f"{inside}/", "", "unreadable_folder", error.strerror or str(error)))
             continue
-        seen.add((status.st_dev, status.st_ino))
-        inside = os.path.relpath(folder, root)
-        for file in files:
-            full = os.path.join(folder, file)
-            name = file if inside == "." else f"{inside}/{file}"
-            yield Entry(name.replace(os.sep, "/"), full, None)
+        before = seen.setdefault((status.st_dev, status.st_ino), inside)
+        if before != inside:
+            skipped.append(Skip(f"{inside}/", "", "linked_again", f"is the folder {before or '.'}"))
+            continue
+        for child in children:
+            name = f"{inside}/{shown(child.name)}" if inside else shown(child.name)
+            kind = _kind(child)
+            hidden = hidden_part(f"{name}/" if kind == "folder" else name)
+            if hidden is not None:
+                skipped.append(Skip(hidden, "", "hidden"))
+            elif kind == "folder":
+                (links if child.is_symlink() else folders).append((name, child.path))
+            elif kind == "file":
+                entries.append(Entry(name, child.path, None))
+            else:
+                skipped.append(Skip(name, "", "no_file", f"is {kind}"))
+    return sorted(entries), sorted(skipped)
 
 
-def is_hidden(name: str) -> bool:
-    """Whether a file was put there by an operating system rather than by a user."""
-    return name.startswith((".", "__MACOSX/")) or "/." in name or name.endswith(("Thumbs.db", "desktop.ini"))
+def _kind(child: os.DirEntry[str]) -> str:
+    """What a name stands for. What cannot be asked counts as a file: reading it will tell why not."""
+    try:
+        if child.is_dir():
+            return "folder"
+        if child.is_file():
+            return "file"
+        mode = child.stat().st_mode
+    except OSError:
+        return "file"
+    return next((kind for test, kind in _NO_FILES if test(mode)), "file")
+
+
+def shown(name: str) -> str:
+    """A file's name as text: in one Unicode form, so that all systems give the same, whatever bytes it has."""
+    return unicodedata.normalize("NFC", os.fsencode(name).decode("utf-8", "replace"))
+
+
+def hidden_part(name: str) -> str | None:
+    """The file, or the folder with a "/" at its end, that an operating system or a NAS put there, not a user."""
+    *folders, file = name.split("/")
+    for number, folder in enumerate(folders, start=1):
+        if folder.startswith(".") or folder.casefold() in _FOLDERS_OF_SYSTEMS:
+            return "/".join(folders[:number]) + "/"
+    return name if file.startswith(".") or file.casefold() in _FILES_OF_SYSTEMS else None
 
 
 def folder_of(name: str) -> str:
@@ -67,18 +141,29 @@ def common_folder(names: Iterable[str]) -> str:
     return "".join(f"{part}/" for part in first[:shared])
 
 
-def clean_name(name: str) -> str:
-    """A class name in one Unicode form, so that all operating systems give the same."""
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        raise PipelineError(f"class name {name!a} is not valid Unicode; rename the folder") from None
-    if any(unicodedata.category(letter) == "Cc" for letter in name):
-        raise PipelineError(f"class name {name!a} holds control characters; rename the folder")
-    return unicodedata.normalize("NFC", name)
+def by_class(entries: Iterable[Entry], part: slice) -> dict[str, list[Entry]]:
+    """Entries by class: the folders that ``part`` takes of every path.
+
+    Refuses names that nobody could type, and classes that would be one on another system.
+    """
+    classes: dict[str, list[Entry]] = {}
+    places: dict[str, list[str]] = {}
+    for entry in entries:
+        folders = entry.name.split("/")
+        name = "/".join(folders[part])
+        place = (entry.member.name if entry.member else entry.container).split("/")[-len(folders) :][part]
+        if places.setdefault(name, place) != place:
+            raise PipelineError(
+                f"two folders are named {name!r} in different Unicode forms or encodings; rename one of them"
+            )
+        if any(unicodedata.category(letter) == "Cc" for letter in name):
+            raise PipelineError(f"class name {name!a} holds control characters; rename the folder")
+        classes.setdefault(name, []).append(entry)
+    _refuse_collisions(classes)
+    return classes
 
 
-def refuse_collisions(names: Iterable[str]) -> None:
+def _refuse_collisions(names: Iterable[str]) -> None:
     """Refuse class names that differ only in case, Unicode form or blanks: they are one class on other systems."""
     seen: dict[str, str] = {}
     for name in names:
@@ -88,4 +173,8 @@ def refuse_collisions(names: Iterable[str]) -> None:
 
 
 def absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute())
+    """A local path from where the command was given; addresses of other places are refused."""
+    if "://" in path and not path.startswith("file://"):
+        scheme = path.partition("://")[0]
+        raise PipelineError(f"{path}: images are read from this machine, not from {scheme}: copy or mount them first")
+    return str(Path(path.removeprefix("file://")).expanduser().absolute())
