@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pipeline.batch import Batch, Episodes
@@ -29,6 +30,7 @@ class Method(nn.Module):
 
     regime: str = "episodic"  # "classical": trained on batches of labelled images; "both": on tasks and on images
     phases: tuple[str, ...] = ("loss",)  # what a training step does: methods, each with an optimizer step of its own
+    extendable: bool = False  # classes can be added without touching the others: state tensors are [T, way, ...]
     embeds_once: bool = False  # in evaluation, sees an image through its backbone alone, whatever images are beside it
     fixed_way: int | None = None  # the only number of classes the method can answer for; None: any
 
@@ -51,13 +53,19 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def extend(self, state: State, support: Tensor, labels: Tensor) -> State | None:
-        """Add classes to a state without touching those it has; None where the method cannot.
+        """Add classes to a state without touching those it has; None where the method is not ``extendable``.
 
         Args:
             support: float [T, S, C, H, W], images of the new classes only.
             labels: int64 [T, S], numbered on from the classes of ``state``.
         """
-        return None
+        if not self.extendable:
+            return None
+        known = next(iter(state.values())).shape[1]
+        if int(labels.min()) < known:
+            raise PipelineError(f"new classes are numbered from {known}, the number of classes already known")
+        new = self.adapt(support, labels - known)
+        return {key: torch.cat([state[key], new[key]], dim=1) for key in state}
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """What training minimises, and figures to log (detached scalars, "accuracy" among them)."""

@@ -14,7 +14,8 @@ from pipeline.functional.losses import accuracy, smoothed_cross_entropy
 from pipeline.functional.mixing import mix_pairs
 from pipeline.functional.support_initialised import hardness
 from pipeline.methods._tuned import Tuner
-from pipeline.methods.base import Method, State, embed
+from pipeline.methods.base import State
+from pipeline.methods.head import ClassicalMethod
 from pipeline.nets.by_name import choose
 from pipeline.nets.norm import replace_native
 
@@ -24,7 +25,7 @@ EPOCHS = {"linear": 100, "cosine": 100, "finetune_all": 15, "support_initialised
 RATES = {"linear": 0.01, "cosine": 0.01, "finetune_all": 0.01, "support_initialised": 5e-5}
 
 
-class Baseline(Method):
+class Baseline(ClassicalMethod):
     """Features of a classifier of the training classes; ``head`` says how new classes are learnt from them.
 
     Published for 5-way mini-ImageNet, 1-shot / 5-shot: Baseline and Baseline++ with Conv-4 42.11 / 62.53 and
@@ -58,8 +59,6 @@ class Baseline(Method):
             answers use (Ravi); "running": by the averages of training; None: batch for finetune_all, else running.
         tasks: how all weights are tuned to every task: by a "loop", by "vmap", or "auto": by device.
     """
-
-    regime = "classical"
 
     def __init__(
         self,
@@ -114,19 +113,29 @@ class Baseline(Method):
         }
         by_batch = norm == "batch" or (norm is None and head == "finetune_all")
         start = "random" if head == "finetune_all" else initialisation
-        self.head_name, self._frozen = head, frozen.get(head)
+        self.extendable = head == "prototype"
+        self._frozen = frozen.get(head)
         self._tuner = Tuner(self, start, epochs, lr, lr_decay, entropy, entropy_weight, by_batch, tasks)
         self.embeds_once = head in FROZEN or epochs == 0
         if not self.embeds_once and by_batch:
             replace_native(backbone)
 
+    def fit(self, features: Tensor, labels: Tensor, way: int) -> State:
+        """What the head keeps; where all weights are tuned, the classifier that they start with."""
+        if self._frozen is not None:
+            return self._frozen.fit(features, labels, way)
+        return self._tuner.start(self._tuner.representation(features), labels, way)
+
+    def scores(self, state: State, query: Tensor) -> Tensor:
+        """Of the head; where all weights are tuned, of the classifier that they start with."""
+        if self._frozen is not None:
+            return self._frozen.scores(state, query)
+        return self._tuner.scores(state, self._tuner.representation(query))
+
     @torch.no_grad()
     def adapt(self, support: Tensor, labels: Tensor, way: int | None = None) -> State:
-        """What the head keeps; where queries take part in tuning, the support and the classifier to start from."""
-        way = self.check_support(labels, way)
-        if self._frozen is not None:
-            return self._frozen.fit(embed(self.backbone, support), labels, way)
-        start = self._start(support, labels, way)
+        """The fitted head or the tuned weights; where queries take part in tuning, what it begins with."""
+        start = super().adapt(support, labels, way)
         if self.embeds_once:
             return start
         if self._tuner.transductive:
@@ -134,24 +143,12 @@ class Baseline(Method):
         return self._tuner.tune(start, support, labels)
 
     def classify(self, state: State, query: Tensor) -> Tensor:
-        if self._frozen is not None:
-            return self._frozen.scores(state, embed(self.backbone, query))
         if self.embeds_once:
-            return self._tuner.scores(state, self._tuner.representation(embed(self.backbone, query)))
+            return super().classify(state, query)
         if self._tuner.transductive:
             start = {name: state[name] for name in ("weight", "bias")}
             state = self._tuner.tune(start, state["support"], state["labels"], query)
         return self._tuner.answer(state, query)
-
-    def extend(self, state: State, support: Tensor, labels: Tensor) -> State | None:
-        """More class means; the other heads are fitted anew."""
-        if self.head_name != "prototype":
-            return None
-        known = state["prototypes"].shape[1]
-        if int(labels.min()) < known:
-            raise PipelineError(f"new classes are numbered from {known}, the number of classes already known")
-        new = self.adapt(support, labels - known)
-        return {key: torch.cat([state[key], new[key]], dim=1) for key in state}
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy over the training classes."""
@@ -171,13 +168,8 @@ class Baseline(Method):
         Args:
             support, labels, query, query_labels: [T, S, C, H, W], [T, S], [T, Q, C, H, W] and [T, Q].
         """
-        start = self._start(support, labels, self.check_support(labels, None))
-        represented = self._tuner.representation(embed(self.backbone, query))
-        return hardness(self._tuner.scores(start, represented), query_labels)
-
-    def _start(self, support: Tensor, labels: Tensor, way: int) -> State:
-        represented = self._tuner.representation(embed(self.backbone, support))
-        return self._tuner.start(represented, labels, way)
+        start = super().adapt(support, labels)
+        return hardness(self.scores(start, self.features(query)), query_labels)
 
 
 class _CosineLayer(nn.Module):

@@ -15,13 +15,14 @@ from pipeline.functional.clustering import (
     official_feature_clustering,
     official_hyperplane_variation,
 )
-from pipeline.functional.heads import HEADS
+from pipeline.functional.heads import HEADS, Head
 from pipeline.functional.losses import accuracy, cross_entropy
-from pipeline.methods.base import Method, State, embed
+from pipeline.methods.base import State
+from pipeline.methods.head import ClassicalMethod
 from pipeline.nets.by_name import choose
 
 
-class Clustering(Method):
+class Clustering(ClassicalMethod):
     """A linear classifier of the training classes, with a penalty on the spread of its features.
 
     loss = cross-entropy + ``feature_clustering`` R_FC + ``hyperplane_variation`` R_HV, the penalties meaned over groups
@@ -44,9 +45,6 @@ class Clustering(Method):
         head: "svm", "ridge", "prototype", "nearest", "linear" or "cosine".
     """
 
-    regime = "classical"
-    embeds_once = True
-
     def __init__(
         self,
         backbone: nn.Module,
@@ -68,17 +66,14 @@ class Clustering(Method):
             raise PipelineError(f"group={list(group)} must be [classes, images], at least 2 of each")
         if self.group != (2, 2) and (self.official or hyperplane_variation):
             raise PipelineError(f"group={list(group)}: hyperplane variation and the official forms need [2, 2]")
-        self._head = HEADS[choose("head", head, HEADS)]()
+        self._head: Head = HEADS[choose("head", head, HEADS)]()
         self._grouped = False  # whether a batch was seen to come in groups
 
-    def adapt(self, support: Tensor, labels: Tensor, way: int | None = None) -> State:
-        way = self.check_support(labels, way)
-        found: State = self._head.fit(embed(self.backbone, support), labels, way)
-        return found
+    def fit(self, features: Tensor, labels: Tensor, way: int) -> State:
+        return self._head.fit(features, labels, way)
 
-    def classify(self, state: State, query: Tensor) -> Tensor:
-        logits: Tensor = self._head.scores(state, embed(self.backbone, query))
-        return logits
+    def scores(self, state: State, query: Tensor) -> Tensor:
+        return self._head.scores(state, query)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy and penalties; the figures have each penalty before its coefficient."""

@@ -5,17 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pipeline.batch import Batch, Images
 from pipeline.errors import PipelineError
 from pipeline.functional.gram import linear_scores
 from pipeline.functional.logistic import expected_log_probabilities, fit_softmax, score_covariance
-from pipeline.functional.losses import PADDING, accuracy, cross_entropy
+from pipeline.functional.losses import PADDING
 from pipeline.functional.priors import PRIORS, GaussianPrior
-from pipeline.methods.base import Method, State, embed
+from pipeline.methods.base import State
+from pipeline.methods.head import ClassicalMethod
 from pipeline.nets.by_name import choose
 
 
-class DiscriminativeKShot(Method):
+class DiscriminativeKShot(ClassicalMethod):
     """Classical training of a softmax, whose weights are then evidence of what the weights of new classes are like.
 
     A Gaussian is fitted to the weight vectors of the training classes; it is the prior of a new class's vector, and the
@@ -34,9 +34,6 @@ class DiscriminativeKShot(Method):
             the curvature there: about as accurate and better calibrated.
         samples: of that average, drawn once and for all; each counts with its negative.
     """
-
-    regime = "classical"
-    embeds_once = True
 
     def __init__(
         self,
@@ -59,23 +56,21 @@ class DiscriminativeKShot(Method):
         self.samples = samples
         self.head = nn.Linear(int(backbone.out_features), classes)  # type: ignore[arg-type]
 
-    def adapt(self, support: Tensor, labels: Tensor, way: int | None = None) -> State:
+    @torch.no_grad()
+    def fit(self, features: Tensor, labels: Tensor, way: int) -> State:
         """The posterior's mode as weights [T, way, D + 1] and, for Laplace, what its covariance is computed from."""
-        way = self.check_support(labels, way)
         prior = self._prior()
-        with torch.no_grad():
-            features = _with_one(embed(self.backbone, support))
-            features = features * (labels != PADDING).unsqueeze(-1)
-            spread = prior.covary(features)
-            fit = fit_softmax(spread @ features.mT, labels, way)
-            state = {"weights": (prior.mean + fit.alpha @ spread).to(self.head.weight.dtype)}
-            if self.inference == "laplace":
-                state |= {"spread": spread, "curvatures": fit.curvatures, "total": fit.total}
+        features = _with_one(features) * (labels != PADDING).unsqueeze(-1)
+        spread = prior.covary(features)
+        fit = fit_softmax(spread @ features.mT, labels, way)
+        state = {"weights": (prior.mean + fit.alpha @ spread).to(self.head.weight.dtype)}
+        if self.inference == "laplace":
+            state |= {"spread": spread, "curvatures": fit.curvatures, "total": fit.total}
         return state
 
-    def classify(self, state: State, query: Tensor) -> Tensor:
+    def scores(self, state: State, query: Tensor) -> Tensor:
         """Logits; for Laplace log-probabilities."""
-        features = _with_one(embed(self.backbone, query))
+        features = _with_one(query)
         scores = linear_scores(features, state["weights"].double())
         if self.inference == "map":
             return scores.to(state["weights"].dtype)
@@ -84,11 +79,9 @@ class DiscriminativeKShot(Method):
         covariances = score_covariance(state["curvatures"], state["total"], cross, own)
         return expected_log_probabilities(scores, covariances, self.samples).to(state["weights"].dtype)
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy over the training classes."""
-        assert isinstance(batch, Images)
-        logits = self.head(self.backbone(batch.images))
-        return cross_entropy(logits, batch.labels), {"accuracy": accuracy(logits, batch.labels)}
+    def base_scores(self, features: Tensor) -> Tensor:
+        logits: Tensor = self.head(features)
+        return logits
 
     def _prior(self) -> GaussianPrior:
         weights = torch.cat([self.head.weight, self.head.bias.unsqueeze(-1)], dim=-1).detach().double()

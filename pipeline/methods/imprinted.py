@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.batch import Batch, Images
+from pipeline.batch import Images
 from pipeline.errors import PipelineError
 from pipeline.functional.imprinting import blend, cosine_logits, imprint, normalise
-from pipeline.functional.losses import accuracy, cross_entropy
-from pipeline.methods.base import Method, State, embed
+from pipeline.methods.base import State
+from pipeline.methods.head import ClassicalMethod
 
 
-class Imprinted(Method):
+class Imprinted(ClassicalMethod):
     """A cosine classifier over the training classes, whose weights for new classes are their mean embeddings.
 
     Logits are s w_c.e(x) for unit embeddings e and unit weights w, without bias (equations 1 to 4). A state of
@@ -33,8 +33,7 @@ class Imprinted(Method):
             10 because its backbone is pre-trained; 1 where everything is new.
     """
 
-    regime = "classical"
-    embeds_once = True
+    extendable = True
 
     def __init__(
         self,
@@ -56,25 +55,25 @@ class Imprinted(Method):
     def classes(self) -> int:
         return self.weight.shape[0]
 
-    def adapt(self, support: Tensor, labels: Tensor, way: int | None = None) -> State:
-        """weights [T, way, D] of the new classes (section 3.1). Augmented copies of an image are more support."""
-        way = self.check_support(labels, way)
-        return {"weights": imprint(self._embed(support), labels, way)}
+    def project(self, features: Tensor) -> Tensor:
+        """The embedding e, before normalisation."""
+        embedded: Tensor = self.embedding(features)
+        return embedded
 
-    def classify(self, state: State, query: Tensor) -> Tensor:
-        return cosine_logits(self._embed(query), state["weights"], self.scale, class_by_class=not self.training)
+    def base_scores(self, features: Tensor) -> Tensor:
+        return cosine_logits(features, self.weight, self.scale)
+
+    def fit(self, features: Tensor, labels: Tensor, way: int) -> State:
+        """weights [T, way, D] of the new classes (section 3.1). Augmented copies of an image are more support."""
+        return {"weights": imprint(features, labels, way)}
+
+    def scores(self, state: State, query: Tensor) -> Tensor:
+        return cosine_logits(query, state["weights"], self.scale, class_by_class=not self.training)
 
     def joint_state(self, support: Tensor, labels: Tensor, way: int | None = None) -> State:
         """As ``adapt``, to answer over the training classes and, after them, the new: [T, classes + way, D]."""
         new = self.adapt(support, labels, way)["weights"]
         return {"weights": torch.cat([self.weight.expand(len(new), -1, -1), new], dim=1)}
-
-    def extend(self, state: State, support: Tensor, labels: Tensor) -> State:
-        known = state["weights"].shape[1]
-        if int(labels.min()) < known:
-            raise PipelineError(f"new classes are numbered from {known}, the number of classes already known")
-        new = self.adapt(support, labels - known)["weights"]
-        return {"weights": torch.cat([state["weights"], new], dim=1)}
 
     def refresh(self, state: State, support: Tensor, labels: Tensor, rate: float) -> State:
         """Known classes blended with new images of them (adaptive proxies, Siam et al. 2019, equation 2).
@@ -84,15 +83,9 @@ class Imprinted(Method):
             rate: share of the new images in the weight.
         """
         weights = state["weights"]
-        proxies = imprint(self._embed(support), labels, weights.shape[1])
+        proxies = imprint(self.features(support), labels, weights.shape[1])
         seen = (labels.unsqueeze(-1) == torch.arange(weights.shape[1], device=labels.device)).any(1).unsqueeze(-1)
         return {"weights": blend(weights, proxies, rate).where(seen, weights)}
-
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy over the training classes."""
-        assert isinstance(batch, Images)
-        logits = cosine_logits(self.embedding(self.backbone(batch.images)), self.weight, self.scale)
-        return cross_entropy(logits, batch.labels), {"accuracy": accuracy(logits, batch.labels)}
 
     def parameter_groups(self) -> Iterator[dict[str, Any]]:
         yield {"params": list(self.backbone.parameters()), "lr_scale": 1.0}
@@ -110,10 +103,6 @@ class Imprinted(Method):
         joint = copy.deepcopy(self)
         joint.weight = nn.Parameter(state["weights"][0].detach().clone())
         return joint
-
-    def _embed(self, images: Tensor) -> Tensor:
-        """[T, N, C, H, W] -> [T, N, D], before normalisation."""
-        return self.embedding(embed(self.backbone, images))
 
 
 def fine_tune(

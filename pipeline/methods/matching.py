@@ -6,18 +6,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.batch import Batch, Episodes
 from pipeline.errors import PipelineError
 from pipeline.functional.attention import cosine_sums, log_attended, log_sharpened
 from pipeline.functional.distances import DISTANCES
-from pipeline.functional.losses import PADDING, accuracy, cross_entropy
+from pipeline.functional.losses import PADDING, cross_entropy
 from pipeline.functional.prototypes import one_hot
-from pipeline.methods.base import Method, State, embed
+from pipeline.methods.base import State
+from pipeline.methods.head import HeadMethod
 from pipeline.nets.by_name import choose
 from pipeline.nets.full_context import READINGS, QueryContext, SupportContext
 
 
-class Matching(Method):
+class Matching(HeadMethod):
     """The label of a query is an attention-weighted sum of the labels of the support images (equation 1).
 
     p(c | x) = sum over images i of class c of softmax_i(cos(f(x), g(x_i))). Without full context f and g are the
@@ -43,8 +43,6 @@ class Matching(Method):
         shuffle_support: read the support in a random order while training, as a class has no place in it.
         joint_forward: while training, embed support and query in one call, so that batch-norm sees both.
     """
-
-    embeds_once = True
 
     def __init__(
         self,
@@ -74,38 +72,16 @@ class Matching(Method):
         self.query_context = QueryContext(features, reading, unrolls) if full_context else None
         self.shuffle_support, self.joint_forward = shuffle_support, joint_forward
 
-    def adapt(self, support: Tensor, labels: Tensor, way: int | None = None) -> State:
+    def fit(self, features: Tensor, labels: Tensor, way: int) -> State:
         """The embedded support [T, S, D] and its labels as members [T, S, way]."""
-        way = self.check_support(labels, way)
-        return self._state(embed(self.backbone, support), labels, way)
-
-    def classify(self, state: State, query: Tensor) -> Tensor:
-        """Log-probabilities [T, Q, way]; for ``prediction=ravi`` logits."""
-        return self._logits(state, embed(self.backbone, query))
-
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean over all queries of -log p(true class)."""
-        assert isinstance(batch, Episodes)
-        if self.joint_forward:
-            images = torch.cat([batch.support, batch.query], dim=1)
-            support, query = embed(self.backbone, images).split([batch.support.shape[1], batch.query.shape[1]], dim=1)
-        else:
-            support, query = embed(self.backbone, batch.support), embed(self.backbone, batch.query)
-        logits = self._logits(self._state(support, batch.support_labels, batch.way), query)
-        found = {"accuracy": accuracy(logits, batch.query_labels)}
-        if self.prediction == "ravi":
-            return cross_entropy(logits, batch.query_labels), found
-        return F.nll_loss(logits.flatten(0, 1), batch.query_labels.flatten(), ignore_index=PADDING), found
-
-    def _state(self, embeddings: Tensor, labels: Tensor, way: int) -> State:
-        members = one_hot(labels, way, embeddings.dtype)
+        members = one_hot(labels, way, features.dtype)
         if self.support_context is not None:
             shuffle = self.training and self.shuffle_support
-            embeddings = self.support_context(embeddings, members.any(-1), shuffle)
-        return {"support": embeddings, "members": members}
+            features = self.support_context(features, members.any(-1), shuffle)
+        return {"support": features, "members": members}
 
-    def _logits(self, state: State, query: Tensor) -> Tensor:
-        """Query embeddings [T, Q, D] to [T, Q, way]."""
+    def scores(self, state: State, query: Tensor) -> Tensor:
+        """Log-probabilities [T, Q, way]; for ``prediction=ravi`` logits."""
         support, members = state["support"], state["members"]
         if self.query_context is not None:
             query = self.query_context(query, support, members.any(-1))
@@ -114,3 +90,9 @@ class Matching(Method):
         if self.prediction == "closer":
             return log_sharpened(query, support, members)
         return log_attended(self.scale * self.distance(query, support), members)
+
+    def objective(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """-log p(true class)."""
+        if self.prediction == "ravi":
+            return cross_entropy(logits, labels)
+        return F.nll_loss(logits.flatten(0, 1), labels.flatten(), ignore_index=PADDING)

@@ -13,11 +13,12 @@ from pipeline.functional.losses import accuracy, smoothed_cross_entropy
 from pipeline.functional.prototypes import prototypes
 from pipeline.functional.ridge import metaopt_ridge_weights
 from pipeline.functional.svm import svm_weights, svm_weights_inexact
-from pipeline.methods.base import Method, State, embed
+from pipeline.methods.base import State
+from pipeline.methods.head import HeadMethod
 from pipeline.nets.by_name import choose
 
 
-class MetaOpt(Method):
+class MetaOpt(HeadMethod):
     """A class is the weight vector of a linear classifier, the exact optimum of a convex problem on the support set.
 
     Logits are gamma w_k.f(x), without a bias. Support and query are embedded apart, so that batch-norm sees them apart.
@@ -38,8 +39,6 @@ class MetaOpt(Method):
         iterations_eval: null: evaluate at the SVM's optimum. 3: after as few iterations of an interior-point method as
             the authors' code has at test, which is far from it.
     """
-
-    embeds_once = True
 
     def __init__(
         self,
@@ -68,33 +67,29 @@ class MetaOpt(Method):
         self.label_smoothing, self.iterations_eval = label_smoothing, iterations_eval
         self.scale = nn.Parameter(torch.tensor(float(scale)), requires_grad=learn_scale)
 
-    def adapt(self, support: Tensor, labels: Tensor, way: int | None = None) -> State:
+    def fit(self, features: Tensor, labels: Tensor, way: int) -> State:
         """weights [T, way, D], and violation [T]: how far they are from the optimum (0 for heads in closed form)."""
-        way = self.check_support(labels, way)
-        embeddings = embed(self.backbone, support)
-        exact = embeddings.new_zeros(len(labels))
+        exact = features.new_zeros(len(labels))
         if self.head == "prototypes":
-            return {"weights": prototypes(embeddings, labels, way)[0], "violation": exact}
+            return {"weights": prototypes(features, labels, way)[0], "violation": exact}
         if self.head == "ridge":
-            weights = metaopt_ridge_weights(embeddings, labels, way, self.penalty, self.factor)
+            weights = metaopt_ridge_weights(features, labels, way, self.penalty, self.factor)
             return {"weights": weights, "violation": exact}
-        given = embeddings, labels, way, self.cost, self.kernel_ridge
+        given = features, labels, way, self.cost, self.kernel_ridge
         if self.iterations_eval is not None and not self.training:
             return {"weights": svm_weights_inexact(*given, self.iterations_eval), "violation": exact}
         weights, violation = svm_weights(*given)
         return {"weights": weights, "violation": violation.to(weights.dtype)}
 
-    def classify(self, state: State, query: Tensor) -> Tensor:
-        embeddings, weights = embed(self.backbone, query), state["weights"]
+    def scores(self, state: State, query: Tensor) -> Tensor:
+        weights = state["weights"]
         if self.head == "prototypes":
-            return -self.scale * squared_euclidean(embeddings, weights) / weights.shape[-1]
-        return self.scale * linear_scores(embeddings, weights)
+            return -self.scale * squared_euclidean(query, weights) / weights.shape[-1]
+        return self.scale * linear_scores(query, weights)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean over all queries of the smoothed cross-entropy; violation: the largest of the batch's tasks."""
         assert isinstance(batch, Episodes)
-        state = self.adapt(batch.support, batch.support_labels, batch.way)
-        logits = self.classify(state, batch.query)
+        state, logits = self.answers(batch, *self.both(batch))
         loss = smoothed_cross_entropy(logits, batch.query_labels, self.label_smoothing, over="others")
-        figures = {"accuracy": accuracy(logits, batch.query_labels), "violation": state["violation"].max()}
-        return loss, figures
+        return loss, {"accuracy": accuracy(logits, batch.query_labels), "violation": state["violation"].max()}

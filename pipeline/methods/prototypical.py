@@ -5,16 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pipeline.batch import Batch, Episodes
-from pipeline.errors import PipelineError
 from pipeline.functional.distances import DISTANCES, by_class
-from pipeline.functional.losses import accuracy, cross_entropy
 from pipeline.functional.prototypes import prototypes
-from pipeline.methods.base import Method, State, embed
+from pipeline.methods.base import State
+from pipeline.methods.head import HeadMethod
 from pipeline.nets.by_name import choose
 
 
-class Prototypical(Method):
+class Prototypical(HeadMethod):
     """A class is the mean of its embedded support images; a query belongs to the nearest (equations 1 and 2).
 
     Args:
@@ -27,7 +25,7 @@ class Prototypical(Method):
             code); false embeds them apart, as at test.
     """
 
-    embeds_once = True
+    extendable = True
 
     def __init__(
         self,
@@ -42,37 +40,13 @@ class Prototypical(Method):
         self.scale = nn.Parameter(torch.tensor(float(scale)), requires_grad=learn_scale)
         self.joint_forward = joint_forward
 
-    def adapt(self, support: Tensor, labels: Tensor, way: int | None = None) -> State:
+    def fit(self, features: Tensor, labels: Tensor, way: int) -> State:
         """prototypes [T, way, D] and the counts [T, way] of images behind them."""
-        way = self.check_support(labels, way)
-        return self._state(embed(self.backbone, support), labels, way)
-
-    def classify(self, state: State, query: Tensor) -> Tensor:
-        return self._logits(state, embed(self.backbone, query))
-
-    def extend(self, state: State, support: Tensor, labels: Tensor) -> State:
-        known = state["prototypes"].shape[1]
-        if int(labels.min()) < known:
-            raise PipelineError(f"new classes are numbered from {known}, the number of classes already known")
-        new = self.adapt(support, labels - known)
-        return {key: torch.cat([state[key], new[key]], dim=1) for key in state}
-
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean over all queries of -log softmax(-alpha d) at the true class."""
-        if not self.joint_forward:
-            return super().loss(batch)
-        assert isinstance(batch, Episodes)
-        images = torch.cat([batch.support, batch.query], dim=1)
-        support, query = embed(self.backbone, images).split([batch.support.shape[1], batch.query.shape[1]], dim=1)
-        logits = self._logits(self._state(support, batch.support_labels, batch.way), query)
-        return cross_entropy(logits, batch.query_labels), {"accuracy": accuracy(logits, batch.query_labels)}
-
-    def _state(self, embeddings: Tensor, labels: Tensor, way: int) -> State:
-        means, counts = prototypes(embeddings, labels, way)
+        means, counts = prototypes(features, labels, way)
         return {"prototypes": means, "counts": counts}
 
-    def _logits(self, state: State, query: Tensor) -> Tensor:
-        """[T, way, D] prototypes and query embeddings [T, Q, D] -> [T, Q, way]."""
+    def scores(self, state: State, query: Tensor) -> Tensor:
+        """-alpha d(f(x), c)."""
         if self.training:
             return -self.scale * self.distance(query, state["prototypes"])
         return -self.scale * by_class(self.distance, query, state["prototypes"])  # so that `extend` touches no class

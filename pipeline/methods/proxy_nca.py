@@ -8,18 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.batch import Batch, Images
 from pipeline.errors import PipelineError
 from pipeline.functional.directions import unit
 from pipeline.functional.distances import by_class
-from pipeline.functional.losses import accuracy
 from pipeline.functional.nca import proxy_distances, proxy_nca
 from pipeline.functional.prototypes import prototypes
-from pipeline.methods.base import Method, State, embed
+from pipeline.methods.base import State
+from pipeline.methods.head import ClassicalMethod
 from pipeline.nets.by_name import choose
 
 
-class ProxyNCA(Method):
+class ProxyNCA(ClassicalMethod):
     """Every training class has a proxy p; an image is pulled to its own and pushed from all others.
 
     The loss of an image x of class y is d(x, p_y) + log sum_{c != y} exp(-d(x, p_c)), d the squared Euclidean distance
@@ -39,8 +38,7 @@ class ProxyNCA(Method):
         proxy_lr_scale: learning rate of the proxies, relative to the network's.
     """
 
-    regime = "classical"
-    embeds_once = True
+    extendable = True
 
     def __init__(
         self,
@@ -65,28 +63,25 @@ class ProxyNCA(Method):
         self.proxies = nn.Parameter(torch.randn(classes, embedding_dim or features) / 8)
         self.proxy_lr_scale = proxy_lr_scale
 
-    def adapt(self, support: Tensor, labels: Tensor, way: int | None = None) -> State:
+    def project(self, features: Tensor) -> Tensor:
+        """x, before normalisation."""
+        embedded: Tensor = self.embedding(features)
+        return embedded
+
+    def base_scores(self, features: Tensor) -> Tensor:
+        return -self._distances(features, self.proxies)
+
+    def objective(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean over images, of minus their distances to the proxies."""
+        return proxy_nca(-logits, labels, self.with_positive, self.smoothing).mean()
+
+    def fit(self, features: Tensor, labels: Tensor, way: int) -> State:
         """proxies [T, way, D] of the new classes, of unit length."""
-        way = self.check_support(labels, way)
-        means, _ = prototypes(unit(self._embed(support)), labels, way)
-        return {"proxies": unit(means)}
+        return {"proxies": unit(prototypes(unit(features), labels, way)[0])}
 
-    def classify(self, state: State, query: Tensor) -> Tensor:
+    def scores(self, state: State, query: Tensor) -> Tensor:
         """Minus the distance to the proxies, class by class, so that a new class changes no other's logit."""
-        return -by_class(self._distances, self._embed(query), state["proxies"])
-
-    def extend(self, state: State, support: Tensor, labels: Tensor) -> State:
-        known = state["proxies"].shape[1]
-        if int(labels.min()) < known:
-            raise PipelineError(f"new classes are numbered from {known}, the number of classes already known")
-        return {"proxies": torch.cat([state["proxies"], self.adapt(support, labels - known)["proxies"]], dim=1)}
-
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean over images; the accuracy is over the training classes."""
-        assert isinstance(batch, Images)
-        distances = self._distances(self.embedding(self.backbone(batch.images)), self.proxies)
-        loss = proxy_nca(distances, batch.labels, self.with_positive, self.smoothing).mean()
-        return loss, {"accuracy": accuracy(-distances, batch.labels)}
+        return -by_class(self._distances, query, state["proxies"])
 
     def parameter_groups(self) -> Iterator[dict[str, Any]]:
         yield {"params": [*self.backbone.parameters(), *self.embedding.parameters()], "lr_scale": 1.0}
@@ -94,7 +89,3 @@ class ProxyNCA(Method):
 
     def _distances(self, x: Tensor, proxies: Tensor) -> Tensor:
         return proxy_distances(x, proxies, self.scale_x, self.scale_p)
-
-    def _embed(self, images: Tensor) -> Tensor:
-        """[T, N, C, H, W] -> [T, N, D], before normalisation."""
-        return self.embedding(embed(self.backbone, images))

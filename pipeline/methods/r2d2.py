@@ -7,17 +7,16 @@ import math
 import torch
 from torch import Tensor, nn
 
-from pipeline.batch import Batch, Episodes
 from pipeline.errors import PipelineError
 from pipeline.functional.gram import linear_scores
 from pipeline.functional.logistic import irls_weights
-from pipeline.functional.losses import accuracy, cross_entropy
 from pipeline.functional.ridge import r2d2_weights
-from pipeline.methods.base import Method, State, embed
+from pipeline.methods.base import State
+from pipeline.methods.head import HeadMethod
 from pipeline.nets.by_name import choose
 
 
-class R2D2(Method):
+class R2D2(HeadMethod):
     """A class is a column of a regression from embeddings to labels, solved anew for every task and differentiated.
 
     Args:
@@ -34,8 +33,6 @@ class R2D2(Method):
         joint_forward: while training, embed support and query in one call, so that batch-norm sees both (the authors'
             code); false embeds them apart, as at test.
     """
-
-    embeds_once = True
 
     def __init__(
         self,
@@ -56,33 +53,16 @@ class R2D2(Method):
         self.scale = nn.Parameter(torch.tensor(float(scale))) if solver == "ridge" else None
         self.bias = nn.Parameter(torch.zeros(())) if solver == "ridge" else None
 
-    def adapt(self, support: Tensor, labels: Tensor, way: int | None = None) -> State:
+    def fit(self, features: Tensor, labels: Tensor, way: int) -> State:
         """weights [T, way, D] and biases [T, way]."""
-        way = self.check_support(labels, way)
-        return self._state(embed(self.backbone, support), labels, way)
-
-    def classify(self, state: State, query: Tensor) -> Tensor:
-        return self._logits(state, embed(self.backbone, query))
-
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean over all queries of the cross-entropy; for two classes LR-D2's is that of a sigmoid."""
-        if not self.joint_forward:
-            return super().loss(batch)
-        assert isinstance(batch, Episodes)
-        images = torch.cat([batch.support, batch.query], dim=1)
-        support, query = embed(self.backbone, images).split([batch.support.shape[1], batch.query.shape[1]], dim=1)
-        logits = self._logits(self._state(support, batch.support_labels, batch.way), query)
-        return cross_entropy(logits, batch.query_labels), {"accuracy": accuracy(logits, batch.query_labels)}
-
-    def _state(self, embeddings: Tensor, labels: Tensor, way: int) -> State:
         penalty = self.penalty if self.log_penalty is None else self.log_penalty.exp()
         if self.solver == "ridge":
-            weights, biases = r2d2_weights(embeddings, labels, way, penalty)
+            weights, biases = r2d2_weights(features, labels, way, penalty)
         else:
-            weights, biases = irls_weights(embeddings, labels, way, penalty, self.iterations)
+            weights, biases = irls_weights(features, labels, way, penalty, self.iterations)
         return {"weights": weights, "biases": biases}
 
-    def _logits(self, state: State, query: Tensor) -> Tensor:
-        """Query embeddings [T, Q, D] -> [T, Q, way]."""
+    def scores(self, state: State, query: Tensor) -> Tensor:
+        """For two classes the cross-entropy of LR-D2's is that of a sigmoid."""
         scores = linear_scores(query, state["weights"]) + state["biases"].unsqueeze(-2)
         return scores if self.scale is None or self.bias is None else self.scale * scores + self.bias

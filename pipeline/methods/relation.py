@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
-from pipeline.batch import Batch, Episodes
 from pipeline.errors import PipelineError
 from pipeline.functional.inner_loop import loop_tasks, vmap_tasks
-from pipeline.functional.losses import accuracy
 from pipeline.functional.relation import class_maps, relation_loss
-from pipeline.methods.base import Method, State, embed
+from pipeline.methods.base import State
+from pipeline.methods.head import HeadMethod
 from pipeline.nets.by_name import choose
 from pipeline.nets.norm import batch_norms, replace_native
 from pipeline.nets.relation_module import RelationModule
 
 
-class Relation(Method):
+class Relation(HeadMethod):
     """A learnt score for every pair of a class map and a query map; a query belongs to the class that scores highest.
 
     Logits are the scores before their sigmoid. Images of support and query are embedded apart. Padding takes part in
@@ -38,8 +36,6 @@ class Relation(Method):
             times as fast there.
     """
 
-    embeds_once = True
-
     def __init__(
         self,
         backbone: nn.Module,
@@ -58,6 +54,7 @@ class Relation(Method):
                 "choose backbone=relation_encoder"
             )
         self.map_shape, self.transductive = tuple(map_shape), transductive
+        self.extendable = not transductive  # batch statistics tie new classes to those that came before
         self.mean = choose("shots", shots, ("sum", "mean")) == "mean"
         if transductive:
             replace_native(backbone)
@@ -67,37 +64,25 @@ class Relation(Method):
         statistics = "batch_statistics" if transductive else "batch"
         self.relation = RelationModule(self.map_shape, width, hidden, padding, statistics)
 
-    def adapt(self, support: Tensor, labels: Tensor, way: int | None = None) -> State:
-        """maps [T, way, C, H, W] of the classes."""
-        way = self.check_support(labels, way)
-        return {"maps": class_maps(self._maps(support), labels, way, self.mean)}
-
-    def classify(self, state: State, query: Tensor) -> Tensor:
-        if not self.transductive:
-            return self.relation(state["maps"], self._maps(query))
-        return self._each_task(query)(self._scores, state["maps"], self._maps(query))
-
-    def extend(self, state: State, support: Tensor, labels: Tensor) -> State | None:
-        """None where batch statistics would tie the new classes to those that came before."""
-        if self.transductive:
-            return None
-        known = state["maps"].shape[1]
-        if int(labels.min()) < known:
-            raise PipelineError(f"new classes are numbered from {known}, the number of classes already known")
-        return {"maps": torch.cat([state["maps"], self.adapt(support, labels - known)["maps"]], dim=1)}
-
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean squared error of all relation scores (equation 2)."""
-        assert isinstance(batch, Episodes)
-        state = self.adapt(batch.support, batch.support_labels, batch.way)
-        logits = self.classify(state, batch.query)
-        return relation_loss(logits, batch.query_labels), {"accuracy": accuracy(logits, batch.query_labels)}
-
-    def _maps(self, images: Tensor) -> Tensor:
+    def features(self, images: Tensor) -> Tensor:
         """[T, N, ...] -> feature maps [T, N, C, H, W]."""
         if not self.transductive:
-            return embed(self.backbone, images).unflatten(-1, self.map_shape)
+            return super().features(images).unflatten(-1, self.map_shape)
         return self._each_task(images)(self.backbone, images).unflatten(-1, self.map_shape)
+
+    def fit(self, features: Tensor, labels: Tensor, way: int) -> State:
+        """maps [T, way, C, H, W] of the classes."""
+        return {"maps": class_maps(features, labels, way, self.mean)}
+
+    def scores(self, state: State, query: Tensor) -> Tensor:
+        if not self.transductive:
+            scores: Tensor = self.relation(state["maps"], query)
+            return scores
+        return self._each_task(query)(self._scores, state["maps"], query)
+
+    def objective(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean squared error of all relation scores (equation 2)."""
+        return relation_loss(logits, labels)
 
     def _scores(self, classes: Tensor, queries: Tensor) -> Tensor:
         """One task: [way, C, H, W] and [Q, C, H, W] to [Q, way]."""

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from pipeline.batch import Batch, Episodes
 from pipeline.errors import PipelineError
 from pipeline.functional.distances import euclidean
-from pipeline.functional.losses import accuracy
 from pipeline.functional.pairs import class_evidence, contrastive, draw_pairs, every_weighted_l1, weighted_l1
 from pipeline.functional.prototypes import one_hot
-from pipeline.methods.base import Method, State, embed
+from pipeline.methods.base import State
+from pipeline.methods.head import HeadMethod
 from pipeline.nets.by_name import choose
 
 
-class Siamese(Method):
+class Siamese(HeadMethod):
     """Are two images of one class? p(same) = sigmoid(sum_j alpha_j |h_1j - h_2j| + b); a query is of the likeliest.
 
     Trained on pairs that are drawn from the support and query images of every task; the sum over pairs of the paper is
@@ -36,8 +36,6 @@ class Siamese(Method):
         l2: lambda, one for all weights or one a layer, of lambda ||w||^2 added to the loss (the paper's are between 0
             and 0.1). Layers are the backbone's convolutions and matrices in their order, then alpha; biases have none.
     """
-
-    embeds_once = True
 
     def __init__(
         self,
@@ -63,20 +61,22 @@ class Siamese(Method):
         if len(self.l2) != layers or min(self.l2) < 0:
             raise PipelineError(f"l2={l2} must be one number or {layers}, one a layer, none below 0")
 
-    def adapt(self, support: Tensor, labels: Tensor, way: int | None = None) -> State:
+    def fit(self, features: Tensor, labels: Tensor, way: int) -> State:
         """The embedded support [T, S, D] and its labels as members [T, S, way]."""
-        way = self.check_support(labels, way)
-        return {"support": embed(self.backbone, support), "members": one_hot(labels, way)}
+        return {"support": features, "members": one_hot(labels, way)}
 
-    def classify(self, state: State, query: Tensor) -> Tensor:
+    def scores(self, state: State, query: Tensor) -> Tensor:
         """Logits of p(same) [T, Q, way]."""
-        return self._logits(state, embed(self.backbone, query))
+        if self.contrastive:
+            evidence = self.margin / 2 - euclidean(query, state["support"])
+        else:
+            evidence = every_weighted_l1(query, state["support"], self.alpha, self.bias)
+        return class_evidence(evidence, state["members"], self.shots)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean over the pairs, and the penalty of the weights."""
         assert isinstance(batch, Episodes)
-        h = embed(self.backbone, torch.cat([batch.support, batch.query], dim=1))
-        labels = torch.cat([batch.support_labels, batch.query_labels], dim=1)
+        h, labels = self.together(batch)
         first, second, same = draw_pairs(labels, self.pairs)
         h1, h2 = (h.gather(1, drawn.unsqueeze(-1).expand(-1, -1, h.shape[-1])) for drawn in (first, second))
         if self.contrastive:
@@ -85,19 +85,8 @@ class Siamese(Method):
         else:
             evidence = weighted_l1(h1, h2, self.alpha, self.bias)
             loss = F.binary_cross_entropy_with_logits(evidence, same.to(evidence.dtype))
-        with torch.no_grad():
-            support, query = h.split([batch.support.shape[1], batch.query.shape[1]], dim=1)
-            logits = self._logits({"support": support, "members": one_hot(batch.support_labels, batch.way)}, query)
         right = ((evidence > 0) == same).float().mean()
-        return loss + self._penalty(), {"accuracy": accuracy(logits, batch.query_labels), "pair_accuracy": right}
-
-    def _logits(self, state: State, query: Tensor) -> Tensor:
-        """Query embeddings [T, Q, D] to [T, Q, way]."""
-        if self.contrastive:
-            evidence = self.margin / 2 - euclidean(query, state["support"])
-        else:
-            evidence = every_weighted_l1(query, state["support"], self.alpha, self.bias)
-        return class_evidence(evidence, state["members"], self.shots)
+        return loss + self._penalty(), {"accuracy": self.accuracy_of(batch, h), "pair_accuracy": right}
 
     def _layers(self) -> list[nn.Parameter]:
         """What the penalty is of: the weights of convolutions and matrices, then alpha."""

@@ -8,16 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.batch import Batch, Episodes
 from pipeline.errors import PipelineError
-from pipeline.functional.losses import PADDING, accuracy, cross_entropy
+from pipeline.functional.losses import PADDING
 from pipeline.functional.prototypes import one_hot
 from pipeline.functional.sequences import reordered, sequence_order
-from pipeline.methods.base import Method, State, embed
+from pipeline.methods.base import State
+from pipeline.methods.head import HeadMethod
 from pipeline.nets.snail_blocks import SnailNetwork
 
 
-class Snail(Method):
+class Snail(HeadMethod):
     """A task is a sequence: the support images with their labels in random order, then one query without a label, whose
     class a causal network predicts at that last position (section 4.1).
 
@@ -38,7 +38,7 @@ class Snail(Method):
             the authors', whose equation has the keys.
     """
 
-    embeds_once = True
+    joint_forward = True
 
     def __init__(
         self,
@@ -57,35 +57,20 @@ class Snail(Method):
         over = "queries" if repo_softmax else "keys"
         self.network = SnailNetwork(channels, way * shot + 1, way, attention, filters, over)
 
-    def adapt(self, support: Tensor, labels: Tensor, way: int | None = None) -> State:
+    def fit(self, features: Tensor, labels: Tensor, way: int) -> State:
         """What the network remembers of the support sequence; with ``repo_softmax`` the sequence itself."""
-        way = self.check_support(labels, way)
-        return self._state(embed(self.backbone, support), labels, way)
-
-    def classify(self, state: State, query: Tensor) -> Tensor:
-        return self._logits(state, embed(self.backbone, query))
-
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy at the last position, over all queries. The whole sequence is embedded in one call."""
-        assert isinstance(batch, Episodes)
-        images = torch.cat([batch.support, batch.query], dim=1)
-        support, query = embed(self.backbone, images).split([batch.support.shape[1], batch.query.shape[1]], dim=1)
-        logits = self._logits(self._state(support, batch.support_labels, batch.way), query)
-        return cross_entropy(logits, batch.query_labels), {"accuracy": accuracy(logits, batch.query_labels)}
-
-    def _state(self, embeddings: Tensor, labels: Tensor, way: int) -> State:
         order = sequence_order(labels, shuffle=self.training, padding_first=True)
-        embeddings, labels = reordered(embeddings, order), labels.gather(1, order)
+        features, labels = reordered(features, order), labels.gather(1, order)
         present = labels != PADDING
-        items = torch.cat([embeddings * present.unsqueeze(-1), one_hot(labels, way, embeddings.dtype)], dim=-1)
+        items = torch.cat([features * present.unsqueeze(-1), one_hot(labels, way, features.dtype)], dim=-1)
         if self.repo_softmax:
             return {"sequence": items, "present": present}
         return self.network.remember(items, present)
 
-    def _logits(self, state: State, embeddings: Tensor) -> Tensor:
-        """Query embeddings [T, Q, D] to [T, Q, way]."""
+    def scores(self, state: State, query: Tensor) -> Tensor:
+        """The answers at the last position."""
         assert self.fixed_way is not None
-        items = F.pad(embeddings, (0, self.fixed_way))
+        items = F.pad(query, (0, self.fixed_way))
         if not self.repo_softmax:
             return self.network.last(items, state)
         return self._whole_sequences(state["sequence"], state["present"], items)

@@ -78,6 +78,7 @@ class TADAM(Method):
                 )
             self.task_embedding = TaskEmbedding(features, widths)
         self.embeds_once = not conditioning
+        self.extendable = not conditioning  # new classes make another task, which moves all prototypes
         if auxiliary:
             if classes is None:
                 raise PipelineError("method.auxiliary=true needs the number of training classes")
@@ -104,16 +105,6 @@ class TADAM(Method):
         if self.training:
             return -self.scale * self.distance(embeddings, state["prototypes"])
         return -self.scale * by_class(self.distance, embeddings, state["prototypes"])  # `extend` touches no class
-
-    def extend(self, state: State, support: Tensor, labels: Tensor) -> State | None:
-        """None with conditioning: new classes make another task, which moves all prototypes."""
-        if self.task_embedding is not None:
-            return None
-        known = state["prototypes"].shape[1]
-        if int(labels.min()) < known:
-            raise PipelineError(f"new classes are numbered from {known}, the number of classes already known")
-        new = self.adapt(support, labels - known)
-        return {"prototypes": torch.cat([state["prototypes"], new["prototypes"]], dim=1)}
 
     def auxiliary(self, batch: Images) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy over all training classes, of features that are not modulated."""

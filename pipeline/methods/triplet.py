@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from pipeline.batch import Batch, Episodes
-from pipeline.errors import PipelineError
 from pipeline.functional.directions import unit
 from pipeline.functional.distances import euclidean, squared_euclidean
-from pipeline.functional.losses import accuracy
 from pipeline.functional.neighbours import recall, remember
 from pipeline.functional.triplets import MININGS, REDUCTIONS, mine, reduce
-from pipeline.methods.base import Method, State, embed
+from pipeline.methods.base import State
+from pipeline.methods.head import HeadMethod
 from pipeline.nets.by_name import choose
 
 
-class Triplet(Method):
+class Triplet(HeadMethod):
     """An image is nearer to images of its class than to others by a margin: max(0, d_ap - d_an + alpha) (equation 1).
 
     The triplets are mined among the support and query images of a task together: a task of P ways with K images a class
@@ -34,8 +32,6 @@ class Triplet(Method):
         answer: a query is of the class with the nearest mean embedding, "class_mean", or of the "nearest" image's.
     """
 
-    embeds_once = True
-
     def __init__(
         self,
         backbone: nn.Module,
@@ -51,48 +47,28 @@ class Triplet(Method):
         self.mining, self.margin = choose("mining", mining, MININGS), margin
         self.reduction = choose("reduction", reduction, REDUCTIONS)
         self.answer = choose("answer", answer, ("class_mean", "nearest"))
+        self.extendable = answer == "class_mean"
         self.distance = squared_euclidean if squared else euclidean
         self.normalise = normalise
         features = int(backbone.out_features)  # type: ignore[arg-type]
         self.embedding = nn.Identity() if embedding_dim is None else nn.Linear(features, embedding_dim)
 
-    def adapt(self, support: Tensor, labels: Tensor, way: int | None = None) -> State:
+    def project(self, features: Tensor) -> Tensor:
+        found = self.embedding(features)
+        return unit(found) if self.normalise else found
+
+    def fit(self, features: Tensor, labels: Tensor, way: int) -> State:
         """For class means: prototypes [T, way, D] and counts; otherwise the embedded support and its members."""
-        way = self.check_support(labels, way)
-        return remember(self._embed(support), labels, way, self.answer)
+        return remember(features, labels, way, self.answer)
 
-    def classify(self, state: State, query: Tensor) -> Tensor:
+    def scores(self, state: State, query: Tensor) -> Tensor:
         """Minus the distance to the class's mean or nearest image."""
-        return recall(state, self._embed(query), self.distance, self.answer, class_by_class=not self.training)
-
-    def extend(self, state: State, support: Tensor, labels: Tensor) -> State | None:
-        """More class means; a nearest image is found anew."""
-        if self.answer != "class_mean":
-            return None
-        known = state["prototypes"].shape[1]
-        if int(labels.min()) < known:
-            raise PipelineError(f"new classes are numbered from {known}, the number of classes already known")
-        new = self.adapt(support, labels - known)
-        return {key: torch.cat([state[key], new[key]], dim=1) for key in state}
+        return recall(state, query, self.distance, self.answer, class_by_class=not self.training)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean over tasks of their triplets' loss; ``active`` is the share of triplets that still have one."""
         assert isinstance(batch, Episodes)
-        images = torch.cat([batch.support, batch.query], dim=1)
-        labels = torch.cat([batch.support_labels, batch.query_labels], dim=1)
-        embeddings = self._embed(images)
-        mined = mine(self.distance(embeddings, embeddings), labels, self.mining, self.margin)
-        with torch.no_grad():
-            support, query = embeddings.split([batch.support.shape[1], batch.query.shape[1]], dim=1)
-            state = remember(support, batch.support_labels, batch.way, self.answer)
-            logits = recall(state, query, self.distance, self.answer, class_by_class=False)
+        features, labels = self.together(batch)
+        mined = mine(self.distance(features, features), labels, self.mining, self.margin)
         active = mined.active.sum() / mined.triplets.sum().clamp(min=1)
-        return reduce(mined, self.reduction).mean(), {
-            "accuracy": accuracy(logits, batch.query_labels),
-            "active": active,
-        }
-
-    def _embed(self, images: Tensor) -> Tensor:
-        """[T, N, C, H, W] -> [T, N, D]."""
-        found = self.embedding(embed(self.backbone, images))
-        return unit(found) if self.normalise else found
+        return reduce(mined, self.reduction).mean(), {"accuracy": self.accuracy_of(batch, features), "active": active}

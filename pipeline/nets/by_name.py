@@ -78,10 +78,11 @@ def _modules(package: str) -> list[str]:
 
 
 def _defined(package: str, name: str, base: type[T]) -> list[type[T]]:
-    """Subclasses of ``base`` that a module itself defines (not those it imports, nor its private ones)."""
+    """Subclasses of ``base`` that a module itself defines (not those it imports, nor private or abstract ones)."""
     module = importlib.import_module(f"{package}.{name}")
-    own = [c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module.__name__]
-    return [c for c in own if issubclass(c, base) and c is not base and not c.__name__.startswith("_")]
+    public = [c for name, c in vars(module).items() if inspect.isclass(c) and not name.startswith("_")]
+    own = [c for c in public if c.__module__ == module.__name__ and not inspect.isabstract(c)]
+    return [c for c in own if issubclass(c, base) and c is not base]
 
 
 def _imported(kind: str, path: str, base: type[T]) -> type[T]:

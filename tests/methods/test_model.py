@@ -78,6 +78,7 @@ def test_own_method_by_import_path(monkeypatch):
     [
         ({"method": {"name": "proto"}}, "choose one of baseline, clustering, conditionally_shifted, "),
         ({"method": {"name": "base"}}, "choose one of baseline, clustering, conditionally_shifted, "),
+        ({"method": {"name": "head"}}, "choose one of baseline, clustering, conditionally_shifted, "),
         ({"method": {"name": "torch.nn.Linear"}}, "not a subclass of pipeline.methods.base.Method"),
         ({"method": {"name": "subprocess.Popen", "args": ["true"]}}, "not a subclass"),
         ({"method": {"name": "prototypical", "alpha": 1}}, "its options are distance, scale, learn_scale"),

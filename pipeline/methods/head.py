@@ -1,0 +1,101 @@
+"""Methods that look at features only: an embedding, shared by all tasks, and a head that is fitted to each."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.batch import Batch, Episodes, Images
+from pipeline.functional.losses import accuracy, cross_entropy
+from pipeline.methods.base import Method, State, embed
+
+
+class HeadMethod(Method, ABC):
+    """A subclass says how a head is fitted to the support's features and what it answers for a query's.
+
+    It implements :meth:`fit` and :meth:`scores`. Where it has layers between backbone and head, :meth:`project`; where
+    training is not by cross-entropy, :meth:`objective`; and where training does not go by the answers to the queries at
+    all, :meth:`loss`.
+    """
+
+    embeds_once = True
+    joint_forward = False  # while training, support and query are embedded in one call, so that batch-norm sees both
+
+    @abstractmethod
+    def fit(self, features: Tensor, labels: Tensor, way: int) -> State:
+        """The state of T tasks from the features [T, S, D] of their support; labels [T, S] as :meth:`adapt` has."""
+
+    @abstractmethod
+    def scores(self, state: State, query: Tensor) -> Tensor:
+        """Logits [T, Q, way] of query features [T, Q, D]."""
+
+    def project(self, features: Tensor) -> Tensor:
+        """What the head sees of the backbone's features: [..., D] to [..., D']."""
+        return features
+
+    def objective(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """What is minimised, of logits [..., N, classes] and labels [..., N]."""
+        return cross_entropy(logits, labels)
+
+    def features(self, images: Tensor) -> Tensor:
+        """[T, N, C, H, W] -> [T, N, D]."""
+        return self.project(embed(self.backbone, images))
+
+    def adapt(self, support: Tensor, labels: Tensor, way: int | None = None) -> State:
+        way = self.check_support(labels, way)
+        return self.fit(self.features(support), labels, way)
+
+    def classify(self, state: State, query: Tensor) -> Tensor:
+        return self.scores(state, self.features(query))
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The objective, meaned over all queries of all tasks."""
+        assert isinstance(batch, Episodes)
+        logits = self.answers(batch, *self.both(batch))[1]
+        return self.objective(logits, batch.query_labels), {"accuracy": accuracy(logits, batch.query_labels)}
+
+    def both(self, batch: Episodes) -> tuple[Tensor, Tensor]:
+        """Features of support and query, with ``joint_forward`` from one call."""
+        if not self.joint_forward:
+            return self.features(batch.support), self.features(batch.query)
+        support, query = self.together(batch)[0].split([batch.support.shape[1], batch.query.shape[1]], dim=1)
+        return support, query
+
+    def together(self, batch: Episodes) -> tuple[Tensor, Tensor]:
+        """Features [T, S + Q, D] of support and query from one call, and their labels [T, S + Q]."""
+        labels = torch.cat([batch.support_labels, batch.query_labels], dim=1)
+        return self.features(torch.cat([batch.support, batch.query], dim=1)), labels
+
+    def answers(self, batch: Episodes, support: Tensor, query: Tensor) -> tuple[State, Tensor]:
+        """The states of a batch's tasks and the logits of their queries, of features."""
+        state = self.fit(support, batch.support_labels, batch.way)
+        return state, self.scores(state, query)
+
+    @torch.no_grad()
+    def accuracy_of(self, batch: Episodes, features: Tensor) -> Tensor:
+        """Of the queries of a batch, from the features that :meth:`together` returned: a figure to log."""
+        support, query = features.split([batch.support.shape[1], batch.query.shape[1]], dim=1)
+        return accuracy(self.answers(batch, support, query)[1], batch.query_labels)
+
+
+class ClassicalMethod(HeadMethod):
+    """Trained as a classifier of the training classes, by their images without tasks; its features are for new classes.
+
+    A subclass has a ``classifier`` or its own :meth:`base_scores`.
+    """
+
+    regime = "classical"
+    classifier: nn.Module
+
+    def base_scores(self, features: Tensor) -> Tensor:
+        """Logits [N, classes] of the training classes from features [N, D]."""
+        logits: Tensor = self.classifier(features)
+        return logits
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The objective over the training classes."""
+        assert isinstance(batch, Images)
+        logits = self.base_scores(self.project(self.backbone(batch.images)))
+        return self.objective(logits, batch.labels), {"accuracy": accuracy(logits, batch.labels)}
