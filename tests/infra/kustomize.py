@@ -35,18 +35,45 @@ def one(overlay: str, kind: str) -> Manifest:
     return found[0]
 
 
-def cluster_of(manifest: Manifest) -> Manifest:
-    """The description of the Ray cluster in a RayCluster or a RayJob."""
+def job_of(manifest: Manifest) -> Manifest:
+    """The job of a RayJob, or the one that a RayCronJob makes."""
     spec: Manifest = manifest["spec"]
-    return spec if manifest["kind"] == "RayCluster" else spec["rayClusterSpec"]
+    return spec["jobTemplate"] if manifest["kind"] == "RayCronJob" else spec
+
+
+def cluster_of(manifest: Manifest) -> Manifest:
+    """The description of the Ray cluster in a RayCluster, a RayJob or a RayCronJob."""
+    if manifest["kind"] == "RayCluster":
+        spec: Manifest = manifest["spec"]
+        return spec
+    cluster: Manifest = job_of(manifest)["rayClusterSpec"]
+    return cluster
+
+
+def ray_object(overlay: str) -> Manifest:
+    """The one RayCluster, RayJob or RayCronJob of an overlay."""
+    [found] = [manifest for manifest in build(overlay) if manifest["apiVersion"].startswith("ray.io/")]
+    return found
+
+
+def lasting_templates(manifest: Manifest) -> list[Manifest]:
+    """The pod templates of an object that no run can do without: all but those of Ray's workers."""
+    kind = manifest["kind"]
+    if kind in ("RayCluster", "RayJob", "RayCronJob"):
+        head: Manifest = cluster_of(manifest)["headGroupSpec"]["template"]
+        return [head] if kind == "RayCluster" else [head, job_of(manifest)["submitterPodTemplate"]]
+    if kind == "PodTemplate":
+        return [manifest["template"]]
+    if kind == "CronJob":
+        return [manifest["spec"]["jobTemplate"]["spec"]["template"]]
+    return [manifest["spec"]["template"]] if kind in ("Deployment", "StatefulSet", "Job") else []
+
+
+def worker_templates(manifest: Manifest) -> list[Manifest]:
+    ray = manifest["kind"] in ("RayCluster", "RayJob", "RayCronJob")
+    return [group["template"] for group in cluster_of(manifest)["workerGroupSpecs"]] if ray else []
 
 
 def pod_templates(manifest: Manifest) -> list[Manifest]:
     """Every pod template of an object."""
-    if manifest["kind"] in ("RayCluster", "RayJob"):
-        spec = cluster_of(manifest)
-        groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
-        submitter = manifest["spec"].get("submitterPodTemplate")
-        return [group["template"] for group in groups] + ([submitter] if submitter else [])
-    template = manifest.get("spec", {}).get("template") if manifest["kind"] in ("Deployment", "StatefulSet") else None
-    return [template] if template else []
+    return lasting_templates(manifest) + worker_templates(manifest)

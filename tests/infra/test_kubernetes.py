@@ -18,26 +18,27 @@ import yaml
 import pipeline
 from pipeline.config import compose
 from pipeline.search.arguments import translate
-from tests.infra.kustomize import INFRA, OVERLAYS, build, cluster_of, one, pod_templates
+from tests.infra.kustomize import INFRA, OVERLAYS, build, cluster_of, job_of, one, pod_templates, ray_object
 
 KUBERNETES = "1.33"  # whose schemas the objects are held against
-CRDS = "KUBERAY_CRDS"  # folder or URL that holds ray.io_rayclusters.yaml and ray.io_rayjobs.yaml, KubeRay's release
+CRDS = "KUBERAY_CRDS"  # folder or URL that holds ray.io_rayclusters.yaml, _rayjobs and _raycronjobs, KubeRay's release
 RAY = re.search(r"^ray==(\S+)", (INFRA.parent / "constraints.txt").read_text(), flags=re.M)[1]
 CLUSTERS = [name for name in OVERLAYS if name.endswith("/cluster")]
 JOBS = [name for name in OVERLAYS if name.endswith(("/train", "/campaign"))]
+RAY_OVERLAYS = [*CLUSTERS, *JOBS, "production/retrain"]
 
 
 def test_every_environment_has_its_cluster_and_its_jobs() -> None:
     wanted = {f"{environment}/{what}" for environment in ("development", "production")
-              for what in ("cluster", "train", "campaign")}  # fmt: skip
-    assert wanted | {"production/mlflow"} <= set(OVERLAYS)
+              for what in ("namespace", "cluster", "train", "campaign")}  # fmt: skip
+    assert wanted | {"production/mlflow", "production/retrain"} == set(OVERLAYS)
 
 
 @pytest.mark.parametrize("file", sorted(INFRA.rglob("kustomization.yaml")), ids=str)
 def test_what_a_kustomization_names_exists(file: Path) -> None:
     content = yaml.safe_load(file.read_text())
     named = content.get("resources", []) + content.get("components", [])
-    named += [name for generator in content.get("configMapGenerator", []) for name in generator["files"]]
+    named += [name for generator in content.get("configMapGenerator", []) for name in generator.get("files", [])]
     assert named
     for name in named:
         path = file.parent / name
@@ -104,24 +105,24 @@ def test_a_typo_in_a_custom_resource_is_refused() -> None:
         check_custom({**good, "spec": {"b": "1"}}, definition)
 
 
-@pytest.mark.parametrize("overlay", [*CLUSTERS, *JOBS])
+@pytest.mark.parametrize("overlay", RAY_OVERLAYS)
 def test_kuberay_knows_every_field(overlay: str) -> None:
     where = os.environ.get(CRDS)
     if not where:
         pytest.skip(f"set {CRDS} to a folder or URL with KubeRay's CRDs (config/crd/bases of its release)")
-    kind = "RayCluster" if overlay in CLUSTERS else "RayJob"
-    name = f"ray.io_{kind.lower()}s.yaml"
+    manifest = ray_object(overlay)
+    name = f"ray.io_{manifest['kind'].lower()}s.yaml"
     if "://" in where:
         with urllib.request.urlopen(f"{where.rstrip('/')}/{name}", timeout=60) as answer:
             text = answer.read().decode()
     else:
         text = (Path(where) / name).read_text()
-    check_custom(one(overlay, kind), yaml.safe_load(text))
+    check_custom(manifest, yaml.safe_load(text))
 
 
-@pytest.mark.parametrize("overlay", [*CLUSTERS, *JOBS])
+@pytest.mark.parametrize("overlay", RAY_OVERLAYS)
 def test_ray_is_the_pinned_one_with_authentication_and_an_idle_head(overlay: str) -> None:
-    spec = cluster_of(one(overlay, "RayCluster" if overlay in CLUSTERS else "RayJob"))
+    spec = cluster_of(ray_object(overlay))
     assert spec["rayVersion"] == RAY
     assert spec["authOptions"] == {"mode": "token"}
     head = spec["headGroupSpec"]
@@ -134,9 +135,7 @@ def test_ray_is_the_pinned_one_with_authentication_and_an_idle_head(overlay: str
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_every_container_is_pinned_limited_and_without_privileges(overlay: str) -> None:
-    templates = [template for manifest in build(overlay) for template in pod_templates(manifest)]
-    assert templates
-    for template in templates:
+    for template in [template for manifest in build(overlay) for template in pod_templates(manifest)]:
         spec = template["spec"]
         assert spec["securityContext"]["runAsNonRoot"] is True and spec["securityContext"]["runAsUser"] > 0
         assert not spec.get("hostNetwork")
@@ -163,13 +162,10 @@ def test_nothing_is_open_to_the_outside_and_no_secret_is_written_down(overlay: s
     assert not re.search(r"NodePort|LoadBalancer|hostPort|://[^/\s\"]*:[^/\s\"]*@", json.dumps(build(overlay)))
 
 
-@pytest.mark.parametrize("overlay", [name for name in OVERLAYS if name.startswith("production/")])
+@pytest.mark.parametrize("overlay", [name for name in RAY_OVERLAYS if name.startswith("production/")])
 def test_gpus_are_requested_in_production_only_as_limits(overlay: str) -> None:
-    if overlay == "production/mlflow":
-        return
-    spec = cluster_of(one(overlay, "RayCluster" if overlay in CLUSTERS else "RayJob"))
     markets = {}
-    for group in spec["workerGroupSpecs"]:
+    for group in cluster_of(ray_object(overlay))["workerGroupSpecs"]:
         pod = group["template"]["spec"]
         resources = pod["containers"][0]["resources"]
         assert resources["limits"]["nvidia.com/gpu"] == resources["requests"]["nvidia.com/gpu"] == "1"
@@ -181,7 +177,8 @@ def test_gpus_are_requested_in_production_only_as_limits(overlay: str) -> None:
 def test_development_asks_for_no_gpu() -> None:
     for overlay in OVERLAYS:
         if overlay.startswith("development/"):
-            assert "nvidia.com/gpu" not in json.dumps(build(overlay))
+            requested = json.dumps([pod_templates(manifest) for manifest in build(overlay)])
+            assert "nvidia.com/gpu" not in requested
 
 
 @pytest.mark.parametrize("overlay", JOBS)
@@ -205,7 +202,14 @@ def test_the_command_of_a_job_is_understood(overlay: str) -> None:
 
 
 def test_the_jobs_run_on_the_cluster_that_the_overlay_describes() -> None:
-    for overlay in JOBS:
-        environment = overlay.split("/")[0]
-        assert cluster_of(one(overlay, "RayJob")) == cluster_of(one(f"{environment}/cluster", "RayCluster"))
-        assert "RayCluster" not in [manifest["kind"] for manifest in build(overlay)]
+    for overlay in [*JOBS, "production/retrain"]:
+        environment, name = overlay.split("/")
+        manifest = ray_object(overlay)
+        own, described = cluster_of(manifest), cluster_of(one(f"{environment}/cluster", "RayCluster"))
+        label = "app.kubernetes.io/instance"  # by which the disruption budgets tell the heads apart
+        assert own["headGroupSpec"]["template"]["metadata"]["labels"][label] == name == manifest["metadata"]["name"]
+        renamed = json.loads(json.dumps(own))
+        renamed["headGroupSpec"]["template"]["metadata"]["labels"][label] = "cluster"
+        assert renamed == described
+        assert job_of(manifest)["submitterPodTemplate"] == one(f"{environment}/cluster", "PodTemplate")["template"]
+        assert not {"RayCluster", "PodTemplate"} & {manifest["kind"] for manifest in build(overlay)}

@@ -13,6 +13,7 @@ import yaml
 from pipeline import store
 from pipeline.config import compose
 from pipeline.retraining.config import settings_of
+from tests.infra.kustomize import one
 
 INFRA = Path(__file__).resolve().parents[2] / "infra"
 SCHEDULES = INFRA / "schedules"
@@ -40,7 +41,7 @@ def commands() -> dict[str, list[str]]:
     submitted = container()["command"]
     assert submitted[:4] == ["ray", "job", "submit", "--"]
     line = cron_line().split(" ray job submit --working-dir . -- ")[1].split(" >> ")[0]
-    template = load("raycronjob.yaml")["spec"]["jobTemplate"]
+    template = one("production/retrain", "RayCronJob")["spec"]["jobTemplate"]
     return {
         "raycronjob": shlex.split(template["entrypoint"]),
         "cronjob": submitted[4:],
@@ -65,15 +66,12 @@ def test_the_command_composes_and_keeps_everything_where_all_nodes_reach_it(
     assert settings.train.data["source"]["grows"] and Path(settings.train.data["source"]["path"]).is_absolute()
 
 
-def test_the_kuberay_cron_runs_on_the_standing_cluster() -> None:
-    manifest = load("raycronjob.yaml")
+def test_the_kuberay_cron_submits_to_a_cluster_of_its_own() -> None:
+    manifest = one("production/retrain", "RayCronJob")
     assert (manifest["apiVersion"], manifest["kind"]) == ("ray.io/v1", "RayCronJob")
-    assert set(manifest["spec"]) <= {"schedule", "timeZone", "suspend", "jobTemplate"}
+    assert set(manifest["spec"]) <= {"schedule", "jobTemplate"}, "which KubeRay 1.6 knows"
     template = manifest["spec"]["jobTemplate"]
-    cluster = yaml.safe_load((INFRA / "k8s" / "cluster" / "raycluster.yaml").read_text())
-    assert template["clusterSelector"] == {"ray.io/cluster": cluster["metadata"]["name"]}
-    # With a selector these two are refused: the cluster is not the job's.
-    assert "rayClusterSpec" not in template and "shutdownAfterJobFinishes" not in template
+    assert "clusterSelector" not in template and template["rayClusterSpec"]["workerGroupSpecs"]
     assert template["submissionMode"] == "K8sJobMode", "whose submitter calls `ray job submit`"
     assert template["backoffLimit"] == 0 and NIGHTLY.fullmatch(manifest["spec"]["schedule"])
 
