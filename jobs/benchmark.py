@@ -1,7 +1,7 @@
 """python -m jobs.benchmark [what] [--profile] ...: see --help."""
 
 from jobs._main import run
-from pipeline.benchmark.run import benchmark
+from jobs._studies import study
 from pipeline.config import gather
 
 
@@ -11,4 +11,4 @@ def translate(arguments: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    run("benchmark", benchmark, word="what", translate=translate)
+    run("benchmark", study("benchmark.run", "benchmark"), word="what", translate=translate)

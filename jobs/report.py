@@ -1,10 +1,20 @@
-"""python -m jobs.report [readme | reproduction | pages | campaign | cross_table | clustering | embeddings] ...
+"""python -m jobs.report [pages | cross_table | clustering | results | reproduction | campaign | embeddings] ...
 
-See --help.
+See --help. The last four compare with papers and write the project's own results: they need a checkout.
 """
 
+from typing import Any
+
 from jobs._main import run
-from pipeline.report.analysis import report
+from jobs._studies import study
+from pipeline.config import Config
+from pipeline.pages.report import report
+
+
+def dispatch(raw: Config) -> dict[str, Any]:
+    own = raw.get("what") in ("results", "readme", "reproduction", "campaign", "embeddings")
+    return (study("report", "report") if own else report)(raw)
+
 
 if __name__ == "__main__":
-    run("report", report, word="what")
+    run("report", dispatch, word="what")

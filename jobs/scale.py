@@ -1,7 +1,7 @@
 """python -m jobs.scale ...: see --help."""
 
 from jobs._main import run
-from pipeline.report.scale import scale
+from jobs._studies import study
 
 if __name__ == "__main__":
-    run("scale", scale)
+    run("scale", study("scale", "scale"))

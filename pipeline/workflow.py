@@ -20,6 +20,7 @@ from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.evaluate import Model, Question, Result, evaluate
 from pipeline.evaluation.generalized import JointQuestion, JointResult, evaluate_joint
 from pipeline.evaluation.one_shot_runs import HUMAN_ERROR, OneShotResult, evaluate_one_shot_runs
+from pipeline.evaluation.record import record
 from pipeline.evaluation.statistics import paired
 from pipeline.inference.calibration import calibrate, class_images
 from pipeline.methods.base import Method
@@ -28,7 +29,6 @@ from pipeline.nets.preprocess import Preprocess
 from pipeline.registry.masking import mask_argument
 from pipeline.registry.tracker import Tracker
 from pipeline.registry.tracking_config import check_tracking
-from pipeline.report.measured import record
 from pipeline.tables import percent, text_table
 from pipeline.training.checkpoint import load_checkpoint
 from pipeline.training.cluster import check_resources, start_ray
@@ -232,7 +232,7 @@ def _joint_row(result: JointResult) -> list[str]:
 
 def _evaluate_run(config: TrainConfig, run: Run, model: Model) -> list[dict[str, Any]]:
     """Test accuracy, the calibration of 'unknown' and pictures: into the run's ``report`` folder."""
-    from pipeline.report.pictures import draw_pictures  # matplotlib, which no training waits for before its first step
+    from pipeline.pages.pictures import draw_pictures  # matplotlib, which no training waits for before its first step
 
     how = config.evaluation
     assert how is not None
@@ -292,7 +292,7 @@ def _publish_evaluation(config: EvaluateConfig, model: Model, run: Run, summary:
 def _write_card(
     run: Run, method: Method, preprocess: Preprocess, dataset: Dataset, question: Question, accuracies: np.ndarray
 ) -> None:
-    from pipeline.report.card import draw_card
+    from pipeline.pages.card import draw_card
 
     origin: dict[str, Any] = {"run": run.name, "step": load_checkpoint(best_checkpoint(run.uri)).step}
     origin["arguments"] = [mask_argument(argument) for argument in run.arguments]

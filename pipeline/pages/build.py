@@ -3,37 +3,40 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline import store
 from pipeline.pages.campaign_page import best_accuracy, campaign_context, campaign_name
 from pipeline.pages.leaderboard import boards, scored_runs
 from pipeline.pages.model_page import headline, model_context, shown_version
+from pipeline.pages.published import Row
 from pipeline.pages.reading import Registered, Site, read_site
 from pipeline.pages.render import file_name, render, when
-from pipeline.pages.reproduction_page import reproduction_tables
 from pipeline.pages.tables import Cell, Table, share
 from pipeline.registry.tracking import reaching
 
-INDEX, REPRODUCTION = "index.html", "reproduction.html"
+INDEX = "index.html"
 
 
-def make_pages(tracking: Mapping[str, Any], folder: str) -> dict[str, Any]:
+def make_pages(tracking: Mapping[str, Any], folder: str, papers: Sequence[Row] = ()) -> dict[str, Any]:
     """Read the store and write the pages, each whole or not at all and the first page last.
+
+    Args:
+        papers: published figures to show beside the runs'.
 
     Returns:
         ``index``, ``pages`` (file names), and what could not be read (``problems``).
     """
     with reaching(tracking, "check tracking.uri and try again"):
         site = read_site(tracking)
-        pages = draw_pages(site)
+        pages = draw_pages(site, papers)
     for name, content in sorted(pages.items(), key=lambda item: item[0] == INDEX):
         store.write_bytes(store.join(folder, name), content)
     return {"index": store.join(folder, INDEX), "pages": sorted(pages), "problems": site.files.problems}
 
 
-def draw_pages(site: Site) -> dict[str, bytes]:
+def draw_pages(site: Site, papers: Sequence[Row]) -> dict[str, bytes]:
     """File name to content."""
     made = when(time.time() * 1000)
     of_runs: dict[str, tuple[str, str]] = {}
@@ -42,23 +45,22 @@ def draw_pages(site: Site) -> dict[str, bytes]:
             if version.run is not None:
                 known = (f"{model.name} v{version.number}", file_name("model", model.name))
                 of_runs.setdefault(version.run.info.run_id, known)
-    scored = scored_runs(site)
+    scored = scored_runs(site, papers)
     out: dict[str, bytes] = {}
     for model in site.models:
-        context = model_context(model, site.files)
+        context = model_context(model, site.files, papers)
         out[file_name("model", model.name)] = render("model.html", made=made, here=model.name, **context)
     for parent, children in site.campaigns:
         context = campaign_context(parent, children, site.files)
         out[file_name("campaign", campaign_name(parent))] = render(
             "campaign.html", made=made, here=context["name"], **context
         )
-    tables = reproduction_tables(scored, site.files, of_runs)
-    out[REPRODUCTION] = render("reproduction.html", made=made, here="Reproduction", tables=tables)
     out[INDEX] = render(
         "index.html",
         made=made,
         here="Leaderboard",
         boards=boards(scored, of_runs),
+        papers=bool(papers),
         models=_models(site.models),
         campaigns=_campaigns(site),
         empty=not (scored or site.models or site.campaigns),

@@ -12,9 +12,9 @@ from mlflow.entities import Run
 
 from pipeline.pages import charts
 from pipeline.pages.facts import Result, checked
+from pipeline.pages.published import Row, by_setting, matching, printed, protocol
 from pipeline.pages.reading import RUN_TAG, Files, Site
 from pipeline.pages.tables import Cell, Table, number, share
-from pipeline.report.published import Row, by_setting, matching, protocol, published
 from pipeline.training.runs import EVALUATION, REPORT
 
 MOST_MARKS = 14  # rows of a plot; the table has all
@@ -48,16 +48,16 @@ def parameters(run: Run) -> dict[str, Any]:
     return {key: _value(text) for key, text in run.data.params.items()}
 
 
-def paper_rows(params: Mapping[str, Any], dataset: str) -> tuple[str | None, dict[str, Row]]:
+def paper_rows(papers: Sequence[Row], params: Mapping[str, Any], dataset: str) -> tuple[str | None, dict[str, Row]]:
     """The method's published name, and its published figures on a data set by setting."""
-    rows = [row for row in published() if protocol(row) == "episodic"]
+    rows = [row for row in papers if protocol(row) == "episodic"]
     mine = matching(rows, str(params.get("method.name", "")), params)
     here = by_setting(mine, dataset)
     label = next(iter([*here.values(), *mine[::-1]]), {"label": None})["label"]
     return label, here
 
 
-def scored_runs(site: Site) -> list[Scored]:
+def scored_runs(site: Site, papers: Sequence[Row]) -> list[Scored]:
     found = []
     for run in site.runs:
         results = results_of(site.files, run)
@@ -65,7 +65,7 @@ def scored_runs(site: Site) -> list[Scored]:
             params = parameters(run)
             method = str(params.get("method.name", "unknown method"))
             dataset = run.data.tags.get("dataset.name") or "unknown data set"
-            label, paper = paper_rows(params, dataset)
+            label, paper = paper_rows(papers, params, dataset)
             named = {f"{result.way}-way {result.shot}-shot": result for result in results}
             found.append(Scored(run, label or method, method, dataset, named, paper))
     return found
@@ -119,7 +119,7 @@ def _board(dataset: str, mine: Sequence[Scored], pages: Mapping[str, tuple[str, 
 def _cell(entry: Scored, setting: str, best: float) -> Cell:
     result = entry.results.get(setting)
     paper = entry.paper.get(setting)
-    note = f"paper {paper_text(paper)}" if paper is not None else ""
+    note = f"paper {printed(paper)}" if paper is not None else ""
     if result is None:
         return Cell(note=note)
     return share(result.accuracy, result.interval, note=note, mark="best" if result.accuracy == best else "")
@@ -140,17 +140,6 @@ def _plot(dataset: str, setting: str, mine: Sequence[Scored]) -> Markup:
     ]
     kept = sorted(marks, key=lambda mark: -mark.value)[:MOST_MARKS]
     return charts.intervals(kept, f"Accuracy on {dataset}, {setting}")
-
-
-def paper_text(row: Row) -> str:
-    """A published share in percent, with the decimals that it was printed with, and ° where it is from memory."""
-    spread = f" ± {_printed(row['interval'])}" if "interval" in row else ""
-    return f"{_printed(row['accuracy'])}{spread}{'°' if row.get('memory') else ''}"
-
-
-def _printed(value: float) -> str:
-    text = f"{100 * value:.2f}"
-    return text[:-1] if text.endswith("0") else text
 
 
 def _accuracy(row: Row | None) -> float | None:

@@ -10,15 +10,16 @@ from typing import Any
 from markupsafe import Markup
 
 from pipeline.pages import charts
+from pipeline.pages.card import CARD, SHEET
 from pipeline.pages.facts import Calibration, Card, Decision, Failure, Result, checked
 from pipeline.pages.images import Sheet
-from pipeline.pages.leaderboard import paper_rows, paper_text, parameters, results_of
+from pipeline.pages.leaderboard import paper_rows, parameters, results_of
+from pipeline.pages.published import Row, printed
 from pipeline.pages.reading import RUN_TAG, Files, Registered, Version
 from pipeline.pages.render import when
 from pipeline.pages.tables import Cell, Table, number, share
 from pipeline.registry.aliases import CHALLENGER, CHAMPION, DECISION_TAG
 from pipeline.registry.record import CONFIG, ENVIRONMENT
-from pipeline.report.card import CARD, SHEET
 from pipeline.training.runs import CALIBRATION, REPORT
 
 RECIPE = {  # what of a configuration is shown without asking
@@ -55,7 +56,7 @@ def headline(version: Version | None) -> tuple[str, float, float] | None:
     return None
 
 
-def model_context(model: Registered, files: Files) -> dict[str, Any]:
+def model_context(model: Registered, files: Files, papers: Sequence[Row]) -> dict[str, Any]:
     """What the template shows."""
     version = shown_version(model)
     context: dict[str, Any] = {
@@ -65,6 +66,7 @@ def model_context(model: Registered, files: Files) -> dict[str, Any]:
         "versions": _versions(model),
         "decisions": _decisions(model),
         "missing": [],
+        "papers": bool(papers),
     }
     if version is None or version.run is None:
         gone = "its run is no longer in the tracking store, and with it all but the versions below"
@@ -73,7 +75,7 @@ def model_context(model: Registered, files: Files) -> dict[str, Any]:
     run_id = version.run.info.run_id
     params = parameters(version.run)
     context["run"] = version.run.data.tags.get(RUN_TAG) or version.run.info.run_name
-    context["accuracy"] = _accuracy(results_of(files, version.run), params, version)
+    context["accuracy"] = _accuracy(results_of(files, version.run), params, version, papers)
     context["curve"] = _curve(files, run_id)
     context["recipe"] = [(name, str(params[key])) for key, name in RECIPE.items() if key in params]
     context["config"] = files.text(run_id, CONFIG)
@@ -146,10 +148,12 @@ def _decisions(model: Registered) -> Table | None:
     )
 
 
-def _accuracy(results: Sequence[Result], params: dict[str, Any], version: Version) -> dict[str, Any] | None:
+def _accuracy(
+    results: Sequence[Result], params: dict[str, Any], version: Version, papers: Sequence[Row]
+) -> dict[str, Any] | None:
     if not results:
         return None
-    _, paper = paper_rows(params, str(version.entity.tags.get("dataset.name", "")))
+    _, paper = paper_rows(papers, params, str(version.entity.tags.get("dataset.name", "")))
     lines = []
     for way in sorted({result.way for result in results})[:7]:
         mine = sorted((r for r in results if r.way == way), key=lambda r: r.shot)
@@ -159,10 +163,10 @@ def _accuracy(results: Sequence[Result], params: dict[str, Any], version: Versio
     rows = []
     for r in sorted(results, key=lambda r: (r.way, r.shot)):
         row = paper.get(f"{r.way}-way {r.shot}-shot")
-        printed = Cell(paper_text(row), float(row["accuracy"]), note=str(row["source"])) if row else Cell()
+        from_paper = Cell(printed(row), float(row["accuracy"]), note=str(row["source"])) if row else Cell()
         rows.append(
             [
-                number(r.way, "d"), number(r.shot, "d"), share(r.accuracy, r.interval), printed,
+                number(r.way, "d"), number(r.shot, "d"), share(r.accuracy, r.interval), from_paper,
                 number(r.episodes, ",") if r.episodes else Cell(), number(r.query, ",") if r.query else Cell(),
                 Cell(r.split), number(r.seed, "d") if r.seed is not None else Cell(),
             ]

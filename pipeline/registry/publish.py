@@ -127,7 +127,7 @@ def _put_checkpoint(store: Store, run_id: str, uri: str, state: dict[str, Any]) 
 
 def _put_files(store: Store, run_id: str, run: Run, history: list[dict[str, float]]) -> None:
     """The learning curve and the files of ``report/``; written again they replace their older selves."""
-    from pipeline.report.plots import learning_curve  # matplotlib, which no training waits for before its first step
+    from pipeline.charts.plots import learning_curve  # matplotlib, which no training waits for before its first step
 
     with tempfile.TemporaryDirectory() as folder:
         for kind in ("svg", "png"):

@@ -9,7 +9,7 @@ from typing import Any
 from mlflow.entities import Metric, Param, RunTag
 
 from pipeline.config import config_hash, flat, to_yaml
-from pipeline.registry.environment import code_version, describe_environment
+from pipeline.environment import code_version, describe_environment
 from pipeline.registry.masking import mask
 from pipeline.registry.tracking import RUN_TAG, Store, find_run
 

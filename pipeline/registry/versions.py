@@ -18,9 +18,9 @@ from mlflow.models import Model
 
 from pipeline import store as folders
 from pipeline.config import config_hash, validate
+from pipeline.environment import code_version
 from pipeline.errors import PipelineError
 from pipeline.inference import Calibration, FewShotClassifier
-from pipeline.registry.environment import code_version
 from pipeline.registry.masking import mask
 from pipeline.registry.package import ARTIFACT, save_model
 from pipeline.registry.publish import evaluation_of, result_name

@@ -12,7 +12,7 @@ from matplotlib.colors import Normalize
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
-from pipeline.report.style import FAINT, INK, MARKERS, PALETTE, WRONG, Kind, figure, render, style
+from pipeline.charts.style import FAINT, INK, MARKERS, PALETTE, WRONG, Kind, figure, render, style
 from pipeline.search.campaign import Campaign
 from pipeline.search.finalists import Standing, Verdict
 from pipeline.search.ledger import Ledger, Record

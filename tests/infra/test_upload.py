@@ -19,6 +19,7 @@ LEFT_BEHIND = [
     ".mypy_cache/x.json",
     "pipeline/__pycache__/x.pyc",
     "tests/test_x.py",
+    "docs/results/episode.png",
     "images_background.zip",
     "photos/mug/notes.txt",
     "my pictures/mug/IMG_0001.JPG",
@@ -34,6 +35,7 @@ UPLOADED = [
     "pipeline/data/photos/source.py",
     "jobs/train.py",
     "my_network.py",
+    "docs/studies/benchmark/run.py",
 ]
 
 

@@ -1,0 +1,92 @@
+"""What an evaluation measured, as a small JSON file that holds all it takes to measure it again."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from typing import Any
+
+from pipeline import store
+from pipeline.environment import code_version, machine
+from pipeline.training.checkpoint import Checkpoint
+from pipeline.training.runs import Run
+
+_HERE = ("storage", "data", "name", "tracking", "resume", "register_as")  # of the machine, not of the measurement
+# The same on a command line.
+_ARGUMENTS = (
+    "storage=", "data.root=", "name=", "tracking", "register_as=", "cluster.object_store_mb=", "record=", "output=",
+    "run=", "--",
+)  # fmt: skip
+
+
+def record(
+    path: str,
+    run: Run,
+    checkpoint: Checkpoint,
+    results: list[dict[str, Any]],
+    protocol: str,
+    comparison: list[dict[str, Any]] | None = None,
+) -> None:
+    """Write what was measured, and all it takes to measure it again; ``comparison`` with another run, in pairs."""
+    history = checkpoint.history
+    content = {
+        "command": _trained_by(run),
+        "evaluation": shlex.join(["python", "-m", "jobs.evaluate", "run=RUN", *_portable(sys.argv[1:])]),
+        "protocol": protocol,
+        "code": code_version(),
+        **_about(checkpoint),
+        "curve": [[e["step"], e["val/accuracy"], e["val/interval"]] for e in history if "val/accuracy" in e],
+        "results": results,
+        **({"comparison": comparison} if comparison else {}),
+    }
+    store.write_bytes(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def record_comparison(path: str, runs: list[tuple[Run, Checkpoint, str]], found: dict[str, Any], protocol: str) -> None:
+    """Write a comparison of (run, checkpoint, "meta" or "classical"), and all it takes to make it again.
+
+    ``found`` has the "results" and "comparisons" that :mod:`pipeline.pages.comparison_tables` makes tables of.
+    """
+    content = {
+        "command": shlex.join(["python", "-m", "jobs.report", *_portable(sys.argv[1:])]),
+        "protocol": protocol,
+        "code": code_version(),
+        "runs": [
+            {"name": run.name, "kind": kind, "command": _trained_by(run), **_about(checkpoint)}
+            for run, checkpoint, kind in runs
+        ],
+        "machine": machine(),
+        **found,
+    }
+    store.write_bytes(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def _trained_by(run: Run) -> str:
+    return shlex.join(["python", "-m", "jobs.train", *_portable(list(run.arguments))])
+
+
+def _about(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {
+        "method": checkpoint.spec["method"]["name"],
+        "dataset": {key: checkpoint.dataset[key] for key in ("name", "fingerprint")},
+        "steps": checkpoint.step,
+        "seed": checkpoint.config["seed"],
+        "train_seconds": round(_seconds(checkpoint.history, checkpoint.config["log_every"])),
+        "machine": machine(),
+        "config": {key: value for key, value in checkpoint.config.items() if key not in _HERE},
+    }
+
+
+def _seconds(history: list[dict[str, float]], log_every: int) -> float:
+    """Wall-clock seconds of training, without what restarts repeated."""
+    logged = [entry for entry in history if "train/steps_per_s" in entry]
+    steps = [entry["step"] for entry in logged]
+    windows = [b - a for a, b in zip([0, *steps], steps, strict=False)]
+    return sum(min(w, log_every) / e["train/steps_per_s"] for w, e in zip(windows, logged, strict=True))
+
+
+def _portable(overrides: list[str]) -> list[str]:
+    kept = [override for override in overrides if not override.startswith(_ARGUMENTS)]
+    return [re.sub(r"^runs=/.*/", "runs=", override) for override in kept]  # an archive's place

@@ -1,0 +1,344 @@
+"""What a model card shows and a table of accuracies does not: measured at evaluation, kept as JSON and one image.
+
+Confusion among test classes, how far stated probabilities can be believed, a projection of unseen classes, and the
+episodes that the model fails on, by number and with their images. Pages are made from these two files alone.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pipeline.batch import Episodes
+from pipeline.charts.plots import project
+from pipeline.data.augment import quarter_turns
+from pipeline.data.batches import class_turns, to_batch
+from pipeline.data.dataset import ClassTable, Dataset, class_table
+from pipeline.data.episodes import Plan, plan_episodes
+from pipeline.evaluation.embedded import Embeddings, embed_part, given_embeddings, possible
+from pipeline.evaluation.episodic import evaluating
+from pipeline.evaluation.evaluate import Question
+from pipeline.methods.base import Method
+from pipeline.nets.preprocess import Preprocess
+
+CARD, SHEET = "card.json", "card.png"  # files of a run's report
+FORMAT = 1
+IMAGES = 2000  # through the network at once
+MOST_IMAGES = 5000  # through the network in all, more or less: it is on one core, while training waits
+MOST_EPISODES = 200
+PAIRS, HARD, FAILED, LISTED = 20, 12, 6, 20
+PROJECTED_CLASSES, PROJECTED_IMAGES = 10, 20
+SAMPLES, WRONG = 3, 12  # images shown of a class; wrong answers shown of a class of an episode
+BINS = 10
+THUMBNAIL, COLUMNS = 48, 32  # pixels; images in a row of the sheet
+
+
+def draw_card(
+    method: Method,
+    preprocess: Preprocess,
+    dataset: Dataset,
+    question: Question,
+    accuracies: np.ndarray,
+    origin: dict[str, Any],
+) -> dict[str, bytes]:
+    """File name to content.
+
+    Args:
+        method: in evaluation mode or not, on the CPU.
+        question: whose episodes are examined, the first of them; the same that ``accuracies`` [episodes] are of.
+        origin: what else the card is to tell: of which run and step it is, and by which command that was trained.
+    """
+    table = class_table(dataset.manifest, question.split)
+    with evaluating(method):
+        looker = _Looker(method, preprocess, dataset, table)
+        numbers = np.arange(min(question.episodes, looker.episodes(question)))
+        examined = looker.answer(table, question, numbers)
+        sheet = _Sheet(dataset, table)
+        pairs, by_class = _confused(examined, table)
+        hard = _hard(pairs, by_class, len(table))
+        worst = np.lexsort((np.arange(len(accuracies)), accuracies))[:LISTED]
+        failed = looker.answer(table, question, np.sort(worst[:FAILED]))
+        content = {
+            "format": FORMAT,
+            **origin,
+            "data": _data(dataset, sheet),
+            "question": {k: getattr(question, k) for k in ("split", "way", "shot", "query", "episodes", "seed")},
+            "examined": len(numbers),
+            "accuracy": float(np.mean([found.right.mean() for found in examined])),
+            "reliability": _reliability(examined),
+            "pairs": [
+                {"true": sheet.member(t), "given": sheet.member(g), "count": n, "asked": of} for t, g, n, of in pairs
+            ],
+            "matrix": _matrix(looker, table, question, hard, sheet),
+            "embedding": _embedding(method, preprocess, dataset, table, sheet),
+            "worst": [[int(number), float(accuracies[number])] for number in worst],
+            "failures": [_failure(found, sheet) for found in sorted(failed, key=lambda f: (f.right.mean(), f.number))],
+        }
+    content |= {"classes": sheet.classes, "tiles": sheet.description}
+    return {CARD: json.dumps(content).encode(), SHEET: sheet.png()}
+
+
+@dataclass(frozen=True)
+class _Answered:
+    """One episode with the model's answers. Classes are positions in the split's table."""
+
+    number: int
+    classes: np.ndarray  # [way]
+    rows: np.ndarray  # [S + Q] of the dataset
+    labels: np.ndarray  # [S + Q], places in classes
+    support: int
+    answers: np.ndarray  # [Q], places in classes
+    confidence: np.ndarray  # [Q], probability of the answer
+
+    @property
+    def right(self) -> np.ndarray:
+        return self.answers == self.labels[self.support :]
+
+
+class _Looker:
+    """A model that answers episodes; where it can be, every image of the split goes through its backbone once."""
+
+    def __init__(self, method: Method, preprocess: Preprocess, dataset: Dataset, table: ClassTable) -> None:
+        self.method, self._preprocess, self._dataset = method, preprocess, dataset
+        self._embeddings: Embeddings | None = None
+        if possible(method, table, MOST_IMAGES):
+            total = range(int(table.counts.sum()))
+            values = embed_part(method, preprocess, dataset, table, total, torch.device("cpu"))
+            self._embeddings = Embeddings(values, table)
+
+    def episodes(self, question: Question) -> int:
+        """So many episodes of this form are looked at, at most."""
+        images = question.way * (question.shot + question.query)
+        return MOST_EPISODES if self._embeddings else max(1, min(MOST_EPISODES, MOST_IMAGES // 2 // images))
+
+    def answer(self, table: ClassTable, question: Question, numbers: np.ndarray) -> list[_Answered]:
+        """The episodes ``numbers`` of ``question``, drawn from ``table``, which may be a part of the split."""
+        out: list[_Answered] = []
+        chunk = max(1, IMAGES // (question.way * (question.shot + question.query)))
+        with given_embeddings(self.method) if self._embeddings else nullcontext():
+            for start in range(0, len(numbers), chunk):
+                plan = plan_episodes(table, question.spec, question.seed, numbers[start : start + chunk])
+                out += self._answers(table, plan)
+        return out
+
+    def _answers(self, table: ClassTable, plan: Plan) -> Iterator[_Answered]:
+        labels = torch.from_numpy(np.array(plan.labels[:, : plan.support]))
+        with torch.no_grad():
+            images = self._images(plan)
+            state = self.method.adapt(images[:, : plan.support], labels, plan.way)
+            probabilities = self.method.classify(state, images[:, plan.support :]).float().softmax(-1)
+        confidence, answers = (part.numpy() for part in probabilities.max(-1))
+        place = {int(number): position for position, number in enumerate(table.ids)}
+        for i, number in enumerate(plan.numbers):
+            classes = np.asarray([place[int(known)] for known in plan.classes[i]])
+            rows, known = plan.rows[i], plan.labels[i]
+            yield _Answered(int(number), classes, rows, known, plan.support, answers[i], confidence[i].astype(float))
+
+    def _images(self, plan: Plan) -> torch.Tensor:
+        if self._embeddings:
+            return self._embeddings.of(plan)
+        pixels = torch.from_numpy(self._dataset.gather(plan.rows))
+        batch = to_batch(plan, pixels, self._dataset.manifest.rotations)
+        assert isinstance(batch, Episodes)
+        return self._preprocess(torch.cat([batch.support, batch.query], dim=1))
+
+
+def _confused(examined: Sequence[_Answered], table: ClassTable) -> tuple[list[tuple[int, int, int, int]], np.ndarray]:
+    """The most confused pairs (true, given, queries so answered, queries asked while both were there), and the share
+    of right answers of every class [classes], NaN where it was not asked."""
+    count = len(table)
+    codes, asked = [], []
+    total, right = np.zeros(count), np.zeros(count)
+    for found in examined:
+        truth, given = found.classes[found.labels[found.support :]], found.classes[found.answers]
+        codes.append(truth * count + given)
+        np.add.at(total, truth, 1)
+        np.add.at(right, truth, truth == given)
+        asked.append((truth[:, None] * count + found.classes[None]).reshape(-1))
+    present, times = np.unique(np.concatenate(asked), return_counts=True)
+    kinds, counts = np.unique(np.concatenate(codes), return_counts=True)
+    wrong = kinds // count != kinds % count
+    kinds, counts = kinds[wrong], counts[wrong]
+    chances = times[np.searchsorted(present, kinds)]
+    order = np.lexsort((kinds, -counts / chances, -counts))[:PAIRS]
+    pairs = [(int(kinds[i] // count), int(kinds[i] % count), int(counts[i]), int(chances[i])) for i in order]
+    with np.errstate(invalid="ignore"):
+        return pairs, right / total
+
+
+def _hard(pairs: Sequence[tuple[int, int, int, int]], by_class: np.ndarray, count: int) -> np.ndarray:
+    """Positions of the classes that are mistaken most, at most :data:`HARD`."""
+    asked = np.flatnonzero(~np.isnan(by_class))
+    weakest = asked[np.argsort(by_class[asked], kind="stable")]
+    others = np.arange(count)
+    order = dict.fromkeys([*(c for pair in pairs for c in pair[:2]), *weakest.tolist(), *others.tolist()])
+    return np.sort(np.asarray(list(order)[: min(HARD, count)]))
+
+
+def _matrix(
+    looker: _Looker, table: ClassTable, question: Question, hard: np.ndarray, sheet: _Sheet
+) -> dict[str, Any] | None:
+    """How often each of the hard classes is taken for each other one, in episodes among them."""
+    chosen = ClassTable(table.ids[hard], table.starts[hard], table.counts[hard], table.split)
+    way = looker.method.fixed_way or len(hard)
+    query = min(question.query, int(chosen.counts.min()) - question.shot)
+    if way > len(hard) or query < 1:
+        return None
+    among = replace(question, way=way, query=query, balanced_query=True)
+    episodes = looker.episodes(among)
+    counts, asked = (np.zeros((len(hard), len(hard)), dtype=np.int64) for _ in range(2))
+    for found in looker.answer(chosen, among, np.arange(episodes)):
+        truth, given = found.classes[found.labels[found.support :]], found.classes[found.answers]
+        np.add.at(counts, (truth, given), 1)
+        np.add.at(asked, (truth[:, None], found.classes[None]), 1)
+    return {
+        "classes": [sheet.member(int(position)) for position in hard],
+        "counts": counts.tolist(),
+        "asked": asked.tolist(),
+        **{"way": way, "shot": question.shot, "query": query, "episodes": episodes},
+    }
+
+
+def _reliability(examined: Sequence[_Answered]) -> dict[str, Any]:
+    """Stated probability against share of right answers, in bins of equal width (Guo et al. 2017)."""
+    confidence = np.concatenate([found.confidence for found in examined])
+    right = np.concatenate([found.right for found in examined]).astype(float)
+    known = np.isfinite(confidence)
+    confidence, right = confidence[known], right[known]
+    place = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    bins, error = [], 0.0
+    for number in range(BINS):
+        mine = place == number
+        if mine.any():
+            mean, share = float(confidence[mine].mean()), float(right[mine].mean())
+            bins.append({"queries": int(mine.sum()), "confidence": mean, "accuracy": share})
+            error += mine.mean() * abs(mean - share)
+    return {"bins": bins, "error": float(error)}
+
+
+def _embedding(
+    method: Method, preprocess: Preprocess, dataset: Dataset, table: ClassTable, sheet: _Sheet
+) -> dict[str, Any]:
+    """Features of a few classes, evenly spaced in the split, on their first two principal components."""
+    chosen = np.linspace(0, len(table) - 1, min(PROJECTED_CLASSES, len(table))).astype(int)
+    each = min(PROJECTED_IMAGES, int(table.counts[chosen].min()))
+    rows = (table.starts[chosen][:, None] + np.arange(each)).reshape(-1)
+    turns = class_turns(np.repeat(table.ids[chosen], each), dataset.manifest.rotations)
+    images = quarter_turns(torch.from_numpy(dataset.gather(rows)), turns)
+    with torch.no_grad():
+        features = method.extractor()(preprocess(images)).flatten(1).float().numpy()
+    if not np.isfinite(features).all():
+        return {"points": [], "variance": [0.0, 0.0], "images": each}
+    points, variance = project(features)
+    members = np.repeat([sheet.member(int(position)) for position in chosen], each)
+    return {
+        "points": [[float(x), float(y), int(m)] for (x, y), m in zip(points, members, strict=True)],
+        "variance": [float(share) for share in variance],
+        "images": each,
+    }
+
+
+def _failure(found: _Answered, sheet: _Sheet) -> dict[str, Any]:
+    """An episode with its support images and the queries that were mistaken; a class without mistakes has only its
+    support images, by which the others can be understood."""
+    queries, labels = found.rows[found.support :], found.labels[found.support :]
+    classes = []
+    for place, position in enumerate(found.classes.tolist()):
+        support = found.rows[: found.support][found.labels[: found.support] == place]
+        mine = np.flatnonzero(labels == place)
+        wrong = mine[found.answers[mine] != place]
+        classes.append(
+            {
+                "class": sheet.member(position, tiles=False),
+                "support": [sheet.tile(int(row), position) for row in support[:5]],
+                "asked": len(mine),
+                "right": len(mine) - len(wrong),
+                "wrong": [
+                    {"tile": sheet.tile(int(queries[i]), position), "given": int(found.answers[i])}
+                    for i in wrong[:WRONG]
+                ],
+            }
+        )
+    return {"number": found.number, "accuracy": float(found.right.mean()), "classes": classes}
+
+
+def _data(dataset: Dataset, sheet: _Sheet) -> dict[str, Any]:
+    manifest = dataset.manifest
+    turns = len(manifest.rotations)
+    return {
+        "name": manifest.name,
+        "fingerprint": manifest.fingerprint,
+        "images": manifest.rows,
+        "shape": list(manifest.shape),
+        "rotations": list(manifest.rotations),
+        "classes": {split: len(members) * turns for split, members in manifest.splits.items()},
+        "counts": [int(min(manifest.class_counts)), int(max(manifest.class_counts))],
+    }
+
+
+class _Sheet:
+    """Small images, each once, on one picture; and the classes that are spoken of, by their place in a list."""
+
+    def __init__(self, dataset: Dataset, table: ClassTable) -> None:
+        self._dataset, self._table = dataset, table
+        self._tiles: dict[tuple[int, int], int] = {}  # by row and turn
+        self._members: dict[int, int] = {}  # by position in the table
+        self._images: list[Image.Image] = []
+        self.classes: list[dict[str, Any]] = []
+
+    def member(self, position: int, tiles: bool = True) -> int:
+        """The place of a class in the list, with the first of its images as samples."""
+        if position not in self._members:
+            self._members[position] = len(self.classes)
+            self.classes.append({"name": self._name(position), "tiles": []})
+        entry = self.classes[self._members[position]]
+        if tiles and not entry["tiles"]:
+            start, count = int(self._table.starts[position]), int(self._table.counts[position])
+            entry["tiles"] = [self.tile(start + i, position) for i in range(min(SAMPLES, count))]
+        return self._members[position]
+
+    def tile(self, row: int, position: int) -> int:
+        """The place on the sheet of a dataset's row, turned as its class is."""
+        degrees = self._turn(position)
+        key = (row, degrees)
+        if key not in self._tiles:
+            self._tiles[key] = len(self._images)
+            pixels = np.rot90(self._dataset.gather(np.asarray([row]))[0], degrees // 90, axes=(1, 2))
+            grey = pixels.shape[0] == 1
+            image = Image.fromarray(np.ascontiguousarray(pixels[0] if grey else pixels[:3].transpose(1, 2, 0)))
+            if max(image.size) > THUMBNAIL:
+                image.thumbnail((THUMBNAIL, THUMBNAIL))
+            self._images.append(image)
+        return self._tiles[key]
+
+    @property
+    def description(self) -> dict[str, Any]:
+        width, height = self._images[0].size if self._images else (1, 1)
+        return {"file": SHEET, "columns": COLUMNS, "width": width, "height": height, "count": len(self._images)}
+
+    def png(self) -> bytes:
+        width, height = self._images[0].size if self._images else (1, 1)
+        rows = max(1, -(-len(self._images) // COLUMNS))
+        sheet = Image.new(self._images[0].mode if self._images else "L", (COLUMNS * width, rows * height))
+        for number, image in enumerate(self._images):
+            sheet.paste(image, (number % COLUMNS * width, number // COLUMNS * height))
+        buffer = io.BytesIO()
+        sheet.save(buffer, "png", optimize=True)
+        return buffer.getvalue()
+
+    def _turn(self, position: int) -> int:
+        rotations = self._dataset.manifest.rotations
+        return int(rotations[int(self._table.ids[position]) % len(rotations)])
+
+    def _name(self, position: int) -> str:
+        manifest, turn = self._dataset.manifest, self._turn(position)
+        name = manifest.class_names[int(self._table.ids[position]) // len(manifest.rotations)]
+        return f"{name} {turn}°" if turn else name

@@ -1,0 +1,94 @@
+"""Trained runs beside each other on one dataset: extractors crossed with classifiers; clustered features."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.errors import PipelineError
+from pipeline.evaluation import clustering, cross_table
+from pipeline.evaluation.evaluate import Model, Question
+from pipeline.evaluation.extractor import kind, matched
+from pipeline.evaluation.record import record_comparison
+from pipeline.pages.comparison_tables import COMPARISONS
+from pipeline.pages.config import ReportConfig
+from pipeline.tables import text_table
+from pipeline.training.checkpoint import Checkpoint, load_checkpoint
+from pipeline.training.cluster import check_resources, start_ray
+from pipeline.training.runs import Run, best_checkpoint, find_run
+
+
+def compare(config: ReportConfig) -> dict[str, Any]:
+    """The comparison ``config.what``, printed as a table."""
+    subjects = Subjects(config)
+    start_ray(config.cluster)
+    check_resources(config.cluster)
+    found = (_cross_table if config.what == "cross_table" else _clustering)(config, subjects)
+    content = {"runs": subjects.described(), **found}
+    print(COMPARISONS[config.what](content, text_table), flush=True)
+    subjects.record(config, found)
+    return content
+
+
+class Subjects:
+    """The runs that are compared, with their models and the dataset that they share."""
+
+    def __init__(self, config: ReportConfig) -> None:
+        if not config.runs:
+            raise PipelineError(f"{config.what} needs runs=[NAME,...], the trained runs to compare")
+        if len(set(config.runs)) < len(config.runs):
+            raise PipelineError(f"runs={config.runs}: every run once")
+        runs = [find_run(name, config.storage) for name in config.runs]
+        loaded = [(run, load_checkpoint(best_checkpoint(run.uri))) for run in runs]
+        self.models = [Model(c.spec, c.model, run.name, c.dataset["uri"]) for run, c in loaded]
+        self.trained: list[tuple[Run, Checkpoint, str]] = [
+            (run, checkpoint, kind(model)) for (run, checkpoint), model in zip(loaded, self.models, strict=True)
+        ]
+        known = {c.dataset["fingerprint"]: c.dataset for _, c in loaded}
+        if config.dataset is None and len(known) > 1:
+            names = ", ".join(sorted({str(d["name"]) for d in known.values()}))
+            raise PipelineError(f"the runs were trained on different datasets ({names}): give dataset=FOLDER")
+        self.dataset = config.dataset or str(next(iter(known.values()))["uri"])
+
+    def described(self) -> list[dict[str, Any]]:
+        return [
+            {"name": run.name, "kind": kind, "method": checkpoint.spec["method"]["name"], "steps": checkpoint.step}
+            for run, checkpoint, kind in self.trained
+        ]
+
+    def record(self, config: ReportConfig, found: dict[str, Any]) -> None:
+        if config.record:
+            record_comparison(config.record, self.trained, found, config.what)
+            print(f"recorded in {config.record}")
+
+
+def _cross_table(config: ReportConfig, subjects: Subjects) -> dict[str, Any]:
+    keys = ("split", "way", "shot", "query", "episodes", "seed")
+    asked = {key: getattr(config, key) for key in keys}
+    question = Question(subjects.dataset, **asked, tasks=config.tasks)
+    fine_tune = cross_table.FineTune(config.fine_tune.steps, config.fine_tune.lr, config.fine_tune.norm)
+    table = cross_table.cross_table(subjects.models, question, config.heads, fine_tune, config.cluster.gpus_per_worker)
+    results = []
+    for model in subjects.models:
+        for head in config.heads:
+            cell = table.cell(model.label, head)
+            results.append({"run": model.label, "head": head, "accuracy": cell.mean, "interval": cell.interval})
+    comparisons = [
+        {"meta": meta.label, "classical": classical.label, "head": head, **vars(comparison)}
+        for meta, classical, head, comparison in table.comparisons()
+    ]
+    return {"question": asked, "fine_tune": vars(fine_tune), "results": results, "comparisons": comparisons}
+
+
+def _clustering(config: ReportConfig, subjects: Subjects) -> dict[str, Any]:
+    question = clustering.ClusteringQuestion(subjects.dataset, config.split, config.pairs, config.seed)
+    found = {
+        model.label: clustering.measure_clustering(model, question, config.cluster.gpus_per_worker)
+        for model in subjects.models
+    }
+    results = [{"run": label, **result.summary()} for label, result in found.items()]
+    comparisons = [
+        {"meta": meta.label, "classical": classical.label, "measure": measure, **vars(comparison)}
+        for meta, classical in matched(subjects.models)
+        for measure, comparison in clustering.compare(found[meta.label], found[classical.label]).items()
+    ]
+    return {"results": results, "comparisons": comparisons}

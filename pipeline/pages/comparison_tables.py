@@ -1,0 +1,107 @@
+"""Tables of a comparison of several runs, from the plain data that a record holds, and what the figures say.
+
+Whether the paper's direction holds is read off the paired intervals (Goldblum et al. 2020: meta-trained features are
+better under every classifier, and more clustered, than those of the same network trained classically).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pipeline.tables import percent
+
+Table = Callable[[Sequence[str], Sequence[Sequence[object]]], str]
+MEASURES = {"feature_clustering": "R_FC", "hyperplane_variation": "R_HV"}
+
+
+def cross_table(content: dict[str, Any], table: Table) -> str:
+    """Accuracy by extractor and classifier, then the paired differences of extractors that share a network."""
+    heads = list(dict.fromkeys(row["head"] for row in content["results"]))
+    cells = {(row["run"], row["head"]): percent(row["accuracy"], row["interval"]) for row in content["results"]}
+    rows = [[*_named(run), *(cells[run["name"], head] for head in heads)] for run in content["runs"]]
+    parts = [table(["extractor", "trained by", *heads], rows)]
+    pairs = _pairs(content, "head")
+    if pairs:
+        rows = [
+            [f"{meta} − {classical}", *(_points(of[head]) if head in of else "" for head in heads)]
+            for (meta, classical), of in pairs.items()
+        ]
+        parts.append(table(["same network, same episodes", *heads], rows))
+        parts += [_better(meta, classical, of) for (meta, classical), of in pairs.items()]
+    return "\n\n".join(parts)
+
+
+def clustering(content: dict[str, Any], table: Table) -> str:
+    """R_FC and R_HV of every extractor, then their differences where two share a network."""
+    measured = {row["run"]: row for row in content["results"]}
+    rows = []
+    for run in content["runs"]:
+        found = measured[run["name"]]
+        figures = [f"{found[m]['value']:.3f} ± {found[m]['interval']:.3f}" for m in MEASURES]
+        rows.append([*_named(run), *figures, found["classes"], f"{found['images']:,}", found["features"]])
+    parts = [table(["extractor", "trained by", *MEASURES.values(), "classes", "images", "features"], rows)]
+    pairs = _pairs(content, "measure")
+    if pairs:
+        rows = [
+            [f"{meta} − {classical}", *(_interval(of[measure], 3) for measure in MEASURES)]
+            for (meta, classical), of in pairs.items()
+        ]
+        parts.append(table(["same network, same images", *MEASURES.values()], rows))
+        parts += [_tighter(meta, classical, of) for (meta, classical), of in pairs.items()]
+    return "\n\n".join(parts)
+
+
+def _named(run: dict[str, Any]) -> list[str]:
+    return [run["name"], f"{run['method']} ({run['kind']})"]
+
+
+def _pairs(content: dict[str, Any], key: str) -> dict[tuple[str, str], dict[str, dict[str, float]]]:
+    """(meta, classical) to their comparisons by head or measure."""
+    found: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
+    for row in content["comparisons"]:
+        found.setdefault((row["meta"], row["classical"]), {})[row[key]] = row
+    return found
+
+
+def _points(row: dict[str, float]) -> str:
+    """A difference of accuracies with its interval, in points of percent."""
+    return _interval({key: 100 * row[key] for key in ("difference", "low", "high")}, 2)
+
+
+def _interval(row: dict[str, float], digits: int) -> str:
+    return f"{row['difference']:+.{digits}f} [{row['low']:+.{digits}f}, {row['high']:+.{digits}f}]"
+
+
+def _better(meta: str, classical: str, of: dict[str, dict[str, float]]) -> str:
+    above = [head for head, row in of.items() if row["low"] > 0]
+    below = [head for head, row in of.items() if row["high"] < 0]
+    return f"{meta} is better than {classical} under {_listed(above)} and worse under {_listed(below)}: " + _verdict(
+        above, below, len(of), "meta-trained features are better"
+    )
+
+
+def _tighter(meta: str, classical: str, of: dict[str, dict[str, float]]) -> str:
+    below = [MEASURES[measure] for measure, row in of.items() if row["high"] < 0]
+    above = [MEASURES[measure] for measure, row in of.items() if row["low"] > 0]
+    return f"{meta} has less spread than {classical} by {_listed(below)} and more by {_listed(above)}: " + _verdict(
+        below, above, len(of), "meta-trained features are more clustered"
+    )
+
+
+def _verdict(for_: list[str], against: list[str], number: int, direction: str) -> str:
+    """What paired intervals that lie on one side of zero say of the paper's direction."""
+    if len(for_) == number:
+        held = "holds throughout"
+    elif against:
+        held = "does not hold" if not for_ else "holds in part"
+    else:
+        held = "is not decided" if not for_ else "holds where it is decided"
+    return f"the paper's direction, that {direction}, {held} (95 % intervals of paired differences)."
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names) if names else "none"
+
+
+COMPARISONS = {"cross_table": cross_table, "clustering": clustering}

@@ -1,0 +1,137 @@
+"""``jobs.report`` as a user runs it: from the folders of runs to tables, statements, records and pictures."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from docs.studies import results
+from jobs._main import run as run_job
+from jobs.report import dispatch as report
+from pipeline import store
+from pipeline.config import compose, validate
+from pipeline.data.dataset import class_table, read_manifest
+from pipeline.errors import PipelineError
+from pipeline.training.checkpoint import save_checkpoint
+from pipeline.training.config import TrainConfig
+from pipeline.training.learner import Learner
+from pipeline.training.runs import RUN_FILE
+
+
+@pytest.fixture(scope="module")
+def runs(glyphs, tmp_path_factory) -> str:
+    """The folder of runs "meta" and "classical" of one network, and "other" of another dataset; hardly trained."""
+    folder = tmp_path_factory.mktemp("runs")
+    root, name = glyphs.rsplit("/", 1)
+    manifest = read_manifest(glyphs)
+    for run, method in {"meta": "prototypical", "classical": "baseline", "other": "baseline"}.items():
+        place = [f"data.root={root}", f"data.name={name}", f"storage={folder}", "backbone.width=8"]
+        raw = compose("train", [f"method={method}", *place])
+        config = validate(TrainConfig, raw)
+        spec = {
+            "method": config.method, "backbone": config.backbone, "way": 5, "shot": 1,
+            "input": {"shape": list(manifest.shape), "scaling": "unit"},
+            "classes": len(class_table(manifest, "train")),
+        }  # fmt: skip
+        learner = Learner(config, spec)
+        learner.record({"train/steps_per_s": 2.0, "val/accuracy": 0.5, "val/interval": 0.1})
+        for _ in range(20):
+            learner.method.backbone(torch.rand(64, *manifest.shape))
+        dataset = {"name": name, "fingerprint": run if run == "other" else manifest.fingerprint, "uri": glyphs}
+        record = {
+            "name": run,
+            "config": raw,
+            "spec": spec,
+            "dataset": dataset,
+            "arguments": [f"method={method}", *place],
+        }
+        store.write_bytes(f"{folder}/{run}/{RUN_FILE}", json.dumps(record).encode())
+        save_checkpoint(f"{folder}/{run}/step_00000000", learner.checkpoint(raw, dataset))
+    return str(folder)
+
+
+def make(what: str, runs: str, *overrides: str) -> dict:
+    return report(compose("report", [f"what={what}", f"storage={runs}", "runs=[meta,classical]", *overrides]))
+
+
+SMALL = ["heads=[svm,ridge,prototypes,maml]", "episodes=6", "query=3", "fine_tune.steps=2"]
+
+
+def test_cross_table(ray_session, runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["report", "cross_table", "runs=[meta,classical]", f"storage={runs}", "record=x"])
+    found = make("cross_table", runs, *SMALL, f"record={tmp_path}/cross_table_x.json")
+    shown = capsys.readouterr().out
+    assert [(row["run"], row["head"]) for row in found["results"]] == [
+        (run, head) for run in ("meta", "classical") for head in ("svm", "ridge", "prototypes", "maml")
+    ]
+    assert len(found["comparisons"]) == 4 and "meta − classical" in shown and "the paper's direction" in shown
+    assert "prototypical (meta)" in shown and "baseline (classical)" in shown
+    content = json.loads((tmp_path / "cross_table_x.json").read_text())
+    assert content["command"] == "python -m jobs.report cross_table 'runs=[meta,classical]'"
+    assert content["runs"][0]["command"] == "python -m jobs.train method=prototypical data.name=glyphs backbone.width=8"
+    assert content["results"] == found["results"] and runs not in json.dumps(content)
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    page = results.page_text("<!-- measured: cross_table_x -->\n<!-- end -->\n")
+    assert "| meta | prototypical (meta) |" in page and "- classical: `python -m jobs.train" in page
+
+
+def test_clustering(ray_session, runs, tmp_path, capsys):
+    found = make("clustering", runs, "pairs=100", f"record={tmp_path}/clustering_x.json")
+    assert [row["images"] for row in found["results"]] == [800, 800]
+    assert [row["measure"] for row in found["comparisons"]] == ["feature_clustering", "hyperplane_variation"]
+    assert "has less spread than classical" in capsys.readouterr().out
+    assert json.loads((tmp_path / "clustering_x.json").read_text())["protocol"] == "clustering"
+
+
+def test_embeddings(runs, tmp_path, capsys):
+    found = make("embeddings", runs, f"output={tmp_path}/a.svg", "classes=3", f"record={tmp_path}/x.json")
+    first = (tmp_path / "a.svg").read_bytes()
+    assert first.startswith(b"<?xml") and len(found["results"][0]["classes"]) == 3
+    assert found["results"][0]["classes"] == found["results"][1]["classes"]
+    make("embeddings", runs, f"output={tmp_path}/a.svg", "classes=3")
+    assert (tmp_path / "a.svg").read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["what=cross_table", "runs=[]"], "cross_table needs runs"),
+        (["what=clustering", "runs=[meta,meta]"], "every run once"),
+        (["what=clustering", "runs=[meta,nobody]"], "no run 'nobody'"),
+        (["what=clustering", "runs=[meta,other]"], "trained on different datasets"),
+        (["what=cross_table", "heads=[svm,tree]"], "heads.1='tree': input should be 'svm', 'ridge'"),
+        (["what=embeddings", "output=x.pdf"], "a picture is a .png or an .svg"),
+        (["what=embeddings", "images=11"], "has only 20 images"),
+        (["what=embeddings", "classes=41"], "has only 40 classes"),
+        (["what=tables"], "what='tables': input should be 'pages', 'cross_table'"),
+    ],
+)
+def test_refusals(runs, overrides, message):
+    with pytest.raises(PipelineError, match=message):
+        make(overrides[0].removeprefix("what="), runs, *overrides)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["reproduction"], 0, "Prototypical networks"),
+        (["what=reproduction"], 0, "published, not measured here"),
+        (["reproductions"], 2, "error: what='reproductions': input should be"),
+        (["reproduction", "clustering"], 2, "error: 'clustering' is not key=value"),
+        (["clustering"], 2, "error: clustering needs runs=[NAME,...]"),
+    ],
+)
+def test_plain_words(arguments, status, message, capsys):
+    with pytest.raises(SystemExit) as exited:
+        run_job("report", report, arguments, word="what")
+    printed = capsys.readouterr()
+    assert exited.value.code == status and message in (printed.out if status == 0 else printed.err)
+    assert status == 0 or printed.err.count("\n") == 1
+
+
+def test_a_word_is_no_key_of_other_jobs(capsys):
+    with pytest.raises(SystemExit) as exited:
+        run_job("evaluate", report, ["word"])
+    assert exited.value.code == 2 and "'word' is not key=value" in capsys.readouterr().err
