@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -14,7 +14,7 @@ from mlflow.entities import Metric, RunTag
 from mlflow.exceptions import MlflowException
 
 from pipeline.errors import PipelineError
-from pipeline.registry import locks
+from pipeline.registry.locks import Taken, locked
 from pipeline.registry.tracking import Store, connect, reaching
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
@@ -99,38 +99,21 @@ def roll_back(tracking: Mapping[str, Any], name: str, lock_wait: float = LOCK_WA
 
 
 @contextmanager
-def promotion_lock(client: MlflowClient, name: str, wait: float = LOCK_WAIT) -> Iterator[Any]:
+def promotion_lock(client: MlflowClient, name: str, wait: float = LOCK_WAIT) -> Iterator[Callable[[], None]]:
     """One promotion of a model at a time, on any machine.
 
     What is yielded checks that the lock is still held.
     """
-    lock, owner = f"{name}.promotion-lock", locks.new_owner()
-    deadline = time.monotonic() + wait
-    while not _take(client, lock, owner):
-        if time.monotonic() > deadline:
-            raise PipelineError(
-                f"another promotion of {name!r} is under way; try again, or delete the registered model {lock!r} "
-                "if its process died"
-            )
-        time.sleep(0.2)
-
-    def still_held() -> None:
-        if locks.holder(client, lock)[0] != owner:
-            raise PipelineError(f"the promotion of {name!r} took so long that another one went on; try again")
-
     try:
-        yield still_held
-    finally:
-        locks.release(client, lock, owner)
+        with locked(client, f"{name}.promotion-lock", LOCK_STALE, wait) as is_held:
 
+            def still_held() -> None:
+                if not is_held():
+                    raise PipelineError(f"the promotion of {name!r} took so long that another one went on; try again")
 
-def _take(client: MlflowClient, lock: str, owner: str) -> bool:
-    if locks.take(client, lock, owner):
-        return True
-    holder, since = locks.holder(client, lock)
-    if holder is not None and time.time() - since > LOCK_STALE and locks.holder(client, lock)[0] == holder:
-        client.delete_registered_model(lock)  # its process died
-    return False
+            yield still_held
+    except Taken as taken:
+        raise PipelineError(f"another promotion of {name!r} is under way, {taken}; try again") from taken
 
 
 def _move(client: MlflowClient, name: str, champion: int | None, challenger: int) -> None:

@@ -66,7 +66,10 @@ def promote(config: PromoteConfig) -> Decision:
     if challenger == champion:
         print(f"version {champion} of {config.name} is champion already")
         return Decision(config.name, challenger, champion, True, "is champion already")
-    return settle(tracking, measure(config, challenger, champion))
+    decision = settle(tracking, measure(config, challenger, champion))
+    what = "becomes champion" if decision.promoted else "does not become champion"
+    print(f"version {decision.challenger} of {decision.name} {what}: {decision.reason}", flush=True)
+    return decision
 
 
 def measure(config: PromoteConfig, challenger: int, champion: int | None) -> Decision:
@@ -86,9 +89,10 @@ def measure(config: PromoteConfig, challenger: int, champion: int | None) -> Dec
         second = pull(f"models:/{config.name}/{champion}", tracking)
         models.append(Model(second.spec, dict(second.method.state_dict()), f"champion, version {champion}"))
     measured = [evaluate(model, [question], config.cluster.gpus_per_worker)[0].accuracies for model in models]
-    decision = decide(config, challenger, champion, measured, uri)
-    _show(models, measured, decision)
-    return decision
+    found = [estimate(values) for values in measured]
+    rows = [[model.label, percent(e.mean, e.interval)] for model, e in zip(models, found, strict=True)]
+    print(text_table(["model", "accuracy, %"], rows), flush=True)
+    return decide(config, challenger, champion, measured, uri)
 
 
 def decide(
@@ -114,14 +118,6 @@ def decide(
         f"{100 * config.margin:.2f}"
     )
     return Decision(config.name, challenger, champion, promoted, reason, figures)
-
-
-def _show(models: list[Model], accuracies: list[np.ndarray], decision: Decision) -> None:
-    found = [estimate(values) for values in accuracies]
-    rows = [[model.label, percent(e.mean, e.interval)] for model, e in zip(models, found, strict=True)]
-    print(text_table(["model", "accuracy, %"], rows))
-    what = "becomes champion" if decision.promoted else "does not become champion"
-    print(f"version {decision.challenger} of {decision.name} {what}: {decision.reason}", flush=True)
 
 
 def _summary(decision: Decision) -> dict[str, Any]:

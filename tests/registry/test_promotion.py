@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -15,7 +17,8 @@ from mlflow import MlflowClient
 from pipeline.config import compose, validate
 from pipeline.errors import PipelineError
 from pipeline.model import build_model
-from pipeline.registry import aliases
+from pipeline.registry import aliases, locks
+from pipeline.registry import promotion as registry_promotion
 from pipeline.registry.aliases import Decision, alias_version, promotion_lock, roll_back, settle
 from pipeline.registry.promotion import KEPT, PromoteConfig, decide, promote_job
 from pipeline.registry.versions import register, register_run, set_alias
@@ -88,24 +91,91 @@ def test_of_two_at_once_one_wins(client, tracking):
     assert aliases_of(client) == {"champion": winner, "previous": 1}
 
 
-def test_a_held_lock_is_waited_for_and_a_dead_one_is_broken(client, tracking, monkeypatch):
-    client.create_registered_model(LOCK, description="somebody")
-    with pytest.raises(PipelineError, match=r"another promotion of 'people' is under way.*'people\.promotion-lock'"):
+TEN = """
+import sys
+from pipeline.errors import PipelineError
+from pipeline.registry.aliases import Decision, settle
+tracking = {"uri": sys.argv[1], "artifacts": sys.argv[2], "experiment": "tests", "timeout": 30}
+for champion in (1, 2, 3):
+    sys.stdin.readline()
+    try:
+        settle(tracking, Decision("people", champion + 1, champion, True, "better"), lock_wait=120)
+        print("won", flush=True)
+    except PipelineError as error:
+        print(error, flush=True)
+"""
+
+
+def test_of_ten_processes_at_once_one_wins_and_the_others_say_why(client, run, tracking):
+    """Three rounds: each time one moves the champion, and nine find that it is another one now."""
+    add_checkpoint(run, 8, seed=3)
+    register_run(str(run), tracking)
+    command = [sys.executable, "-c", TEN, tracking["uri"], tracking["artifacts"]]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, cwd=Path(__file__).parents[2], **pipes) for _ in range(10)]
+    for champion in (1, 2, 3):
+        for process in processes:
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        said = [process.stdout.readline().strip() for process in processes]
+        assert said.count("won") == 1, said
+        lost = f"version {champion + 1} of 'people' became champion meanwhile"
+        assert all(line == "won" or line.startswith(lost) for line in said), said
+    for process in processes:
+        process.communicate(timeout=60)
+    assert aliases_of(client) == {"champion": 4, "previous": 3}
+    assert [model.name for model in client.search_registered_models()] == ["people"]
+    assert {experiment.name for experiment in client.search_experiments()} == {"Default", "tests"}
+
+
+def hold(client: MlflowClient, owner: str, alive: float) -> str:
+    """A lock as somebody else would have it."""
+    return client.create_experiment(LOCK, tags={locks.OWNER: owner, locks.BEAT: str(alive)})
+
+
+def test_a_held_lock_is_waited_for_and_a_dead_one_is_broken(client, tracking):
+    hold(client, "elsewhere 1", time.time())
+    with pytest.raises(PipelineError, match=r"another promotion of 'people' is under way, on elsewhere in process 1"):
         settle(tracking, Decision("people", 2, 1, True, "better"), lock_wait=0.5)
     assert aliases_of(client) == {"champion": 1}
-    monkeypatch.setattr(aliases, "LOCK_STALE", 0.0)
-    time.sleep(0.01)
+    client.set_experiment_tag(client.get_experiment_by_name(LOCK).experiment_id, locks.BEAT, "0")
     settle(tracking, Decision("people", 2, 1, True, "better"))
     assert aliases_of(client)["champion"] == 2
+
+
+def test_a_lock_that_was_deleted_by_hand_is_free(client, tracking):
+    client.delete_experiment(hold(client, "elsewhere 1", time.time()))
+    settle(tracking, Decision("people", 2, 1, True, "better"), lock_wait=5)
+    assert aliases_of(client)["champion"] == 2
+
+
+def test_of_many_who_find_a_dead_holder_none_removes_its_successor(client):
+    """Both have seen the dead one; the first has the lock by the time the second removes what it saw."""
+    seen = hold(client, "elsewhere 1", 0.0)
+    with locks.locked(client, LOCK, 60.0, wait=5.0) as is_held:
+        locks._remove(client, LOCK, seen)
+        assert is_held()
+    assert client.get_experiment_by_name(LOCK) is None
 
 
 def test_whoever_lost_the_lock_moves_nothing_and_leaves_the_new_holder_alone(client, tracking):
     says = pytest.raises(PipelineError, match="took so long that another one went on")
     with says, promotion_lock(client, "people") as still_held:
-        client.delete_registered_model(LOCK)
-        client.create_registered_model(LOCK, description="another")
+        locks._remove(client, LOCK, locks.holder_of(client, LOCK).number)
+        hold(client, "another 1", time.time())
         still_held()
-    assert client.get_registered_model(LOCK).description == "another"
+    assert locks.holder_of(client, LOCK).machine == "another"
+
+
+def test_a_promotion_that_comes_too_late_never_says_that_it_won(monkeypatch, tracking, client, capsys):
+    def overtaken(config: PromoteConfig, challenger: int, champion: int | None) -> Decision:
+        set_alias(tracking, "people", "champion", 3)
+        return Decision("people", challenger, champion, True, "better")
+
+    monkeypatch.setattr(registry_promotion, "measure", overtaken)
+    with pytest.raises(PipelineError, match="version 3 of 'people' became champion meanwhile"):
+        promote_job(config(tracking, "challenger=2"))
+    assert "becomes champion" not in capsys.readouterr().out
 
 
 def config(tracking: dict, *overrides: str) -> dict:

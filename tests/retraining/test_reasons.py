@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from mlflow import MlflowClient
 from pipeline.config import compose, help_text
 from pipeline.data.write import write_dataset
 from pipeline.errors import PipelineError
-from pipeline.retraining import lease as lease_module
+from pipeline.registry import locks
 from pipeline.retraining.champion import Champion, keep_classes, refuse_seen_classes
 from pipeline.retraining.config import Settings, settings_of
 from pipeline.retraining.journal import Entry, Journal
@@ -27,6 +28,7 @@ from tests.data.test_write import some_classes
 from tests.retraining.conftest import arguments
 
 NOW = 1_800_000_000.0
+LOCK = "people.retraining-lock"
 OLD, NEW = "a" * 64, "b" * 64
 
 
@@ -183,12 +185,13 @@ def test_of_two_at_once_one_refuses_and_a_dead_one_is_not_waited_for(tracking: d
         with lease(tracking, "others", 300):
             pass
     assert client.search_registered_models() == []
+    assert [experiment.name for experiment in client.search_experiments()] == ["tests", "Default"]
 
     killed = subprocess.run([sys.executable, "-c", HOLDER, tracking["uri"]], cwd=Path(__file__).parents[2], check=False)
-    assert killed.returncode == -9 and len(client.search_registered_models()) == 1
+    assert killed.returncode == -9 and locks.holder_of(client, LOCK) is not None
     with lease(tracking, "people", 300):  # on this machine a process that ended is known to be dead
         pass
-    client.create_registered_model("people.retraining-lock", description="elsewhere 1 x")
+    client.create_experiment(LOCK, tags={locks.OWNER: "elsewhere 1", locks.BEAT: str(time.time())})
     with pytest.raises(Busy, match="on elsewhere in process 1"), lease(tracking, "people", 300):
         pass
     with lease(tracking, "people", 0.01):  # silent for longer
@@ -200,11 +203,11 @@ def test_a_lease_gives_signs_of_life_and_notices_that_it_was_taken(
 ) -> None:
     client = MlflowClient(tracking_uri=tracking["uri"])
     beaten = threading.Event()
-    monkeypatch.setattr(lease_module.MlflowClient, "set_registered_model_tag", lambda *args: beaten.set())
+    monkeypatch.setattr(locks.MlflowClient, "set_experiment_tag", lambda *args: beaten.set())
     says = pytest.raises(Busy, match="took over")
     with says, lease(tracking, "people", 0.5) as still_held:
         assert beaten.wait(20)
-        client.delete_registered_model("people.retraining-lock")
-        client.create_registered_model("people.retraining-lock", description="another 1 x")
+        locks._remove(client, LOCK, locks.holder_of(client, LOCK).number)
+        client.create_experiment(LOCK, tags={locks.OWNER: "another 1", locks.BEAT: str(time.time())})
         still_held()
-    assert client.get_registered_model("people.retraining-lock").description == "another 1 x"
+    assert locks.holder_of(client, LOCK).machine == "another"
