@@ -1,4 +1,4 @@
-"""What a method is given: a batch of tasks, a batch of labelled images, or both."""
+"""What a method is given: a batch of tasks, with labelled images beside them or not, or a batch of labelled images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class _TensorFields:
         moved = {
             f.name: getattr(self, f.name).to(device, non_blocking=non_blocking)
             for f in fields(self)
-            if isinstance(getattr(self, f.name), Tensor)
+            if isinstance(getattr(self, f.name), Tensor | _TensorFields)
         }
         return replace(self, **moved)
 
@@ -36,6 +36,7 @@ class Episodes(_TensorFields):
     query_labels: Tensor  # [T, Q] int64
     classes: Tensor  # [T, way] int64: the dataset's class id of every label
     way: int
+    auxiliary: Images | None = None  # for methods that are trained on both
 
     @property
     def tasks(self) -> int:
@@ -50,15 +51,4 @@ class Images(_TensorFields):
     labels: Tensor  # [B] int64 in 0..classes-1, the position of the class in its split
 
 
-@dataclass(frozen=True)
-class CoTraining:
-    """Tasks, and beside them labelled images, for methods that are trained on both in turns."""
-
-    episodes: Episodes
-    images: Images
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> CoTraining:
-        return CoTraining(self.episodes.to(device, non_blocking), self.images.to(device, non_blocking))
-
-
-Batch = Episodes | Images | CoTraining
+Batch = Episodes | Images

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.batch import Batch, CoTraining, Episodes, Images
+from pipeline.batch import Batch, Episodes, Images
 from pipeline.data.augment import quarter_turns
 from pipeline.data.dataset import Dataset
-from pipeline.data.episodes import AnyPlan, CoPlan, ImagePlan, Plan
+from pipeline.data.episodes import AnyPlan, ImagePlan, Plan
 from pipeline.data.planners import Planner
 
 
 def to_batch(plan: AnyPlan, pixels: Tensor, rotations: list[int]) -> Batch:
-    """A batch from a plan and its pixels uint8 [N, C, H, W], which lie in the order of ``plan.rows``.
+    """A batch from a plan and its pixels uint8 [N, C, H, W], which lie in the order of ``plan.pixel_rows``.
 
     Classes that are rotated copies are turned here, on the device of ``pixels``.
     """
-    if isinstance(plan, CoPlan):
-        of_episodes = plan.episodes.rows.size
-        episodes = _episodes(plan.episodes, pixels[:of_episodes], rotations)
-        return CoTraining(episodes, _images(plan.images, pixels[of_episodes:], rotations))
-    return _images(plan, pixels, rotations) if isinstance(plan, ImagePlan) else _episodes(plan, pixels, rotations)
+    if isinstance(plan, ImagePlan):
+        return _images(plan, pixels, rotations)
+    episodes = _episodes(plan, pixels[: plan.rows.size], rotations)
+    if plan.auxiliary is None:
+        return episodes
+    return replace(episodes, auxiliary=_images(plan.auxiliary, pixels[plan.rows.size :], rotations))
 
 
 def _images(plan: ImagePlan, pixels: Tensor, rotations: list[int]) -> Images:
@@ -53,7 +55,7 @@ def local_batches(
     """The steps [first, first + count) of one worker, gathered in this process: what every stream must equal."""
     for step in range(first, first + count):
         plan = planner.plan(step, rank, world_size)
-        pixels = torch.from_numpy(dataset.gather(plan.rows))
+        pixels = torch.from_numpy(dataset.gather(plan.pixel_rows))
         yield step, to_batch(plan, pixels, dataset.manifest.rotations)
 
 

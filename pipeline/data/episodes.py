@@ -61,10 +61,17 @@ class Plan:
     labels: np.ndarray  # [E, S + Q] int64, 0..way-1
     classes: np.ndarray  # [E, way] int64, class ids of the table
     support: int  # S
+    auxiliary: ImagePlan | None = None  # images of the same step, for methods that are trained on both
 
     @property
     def way(self) -> int:
         return self.classes.shape[1]
+
+    @property
+    def pixel_rows(self) -> np.ndarray:
+        """[N] int64, the rows in the order of the step's pixels: episode by episode, then the auxiliary images."""
+        rows = self.rows.reshape(-1)
+        return rows if self.auxiliary is None else np.concatenate([rows, self.auxiliary.rows])
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -82,6 +89,10 @@ class ImagePlan:
     labels: np.ndarray  # [B] int64, position of the class in the table
     classes: np.ndarray  # [B] int64, class ids of the table
 
+    @property
+    def pixel_rows(self) -> np.ndarray:
+        return self.rows
+
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -89,20 +100,7 @@ class ImagePlan:
         return ImagePlan(self.numbers[part], self.rows[part], self.labels[part], self.classes[part])
 
 
-@dataclass(frozen=True)
-class CoPlan:
-    """Episodes and images of one step, for methods that are trained on both."""
-
-    episodes: Plan
-    images: ImagePlan
-
-    @property
-    def rows(self) -> np.ndarray:
-        """[E * (S + Q) + B] int64: of the episodes, then of the images."""
-        return np.concatenate([self.episodes.rows.reshape(-1), self.images.rows])
-
-
-AnyPlan = Plan | ImagePlan | CoPlan
+AnyPlan = Plan | ImagePlan
 
 
 def check_spec(table: ClassTable, spec: EpisodeSpec, prefix: str = "episode") -> None:

@@ -16,7 +16,7 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from pipeline.data.dataset import open_dataset
-from pipeline.data.episodes import AnyPlan, CoPlan, ImagePlan, Plan
+from pipeline.data.episodes import AnyPlan, ImagePlan, Plan
 from pipeline.data.planners import Planner
 
 _BLOCK_STEPS = 256
@@ -43,7 +43,7 @@ class PlanSource(Datasource):
         self._worker = (rank, world_size)
         self._uri = uri  # where to gather pixels from, or None to send plans alone
         sample = planner.plan(first, rank, world_size)
-        per_step = sample.rows.nbytes * 2 + (sample.rows.size * _image_bytes(uri) if uri else 0)
+        per_step = sample.pixel_rows.nbytes * 2 + (sample.pixel_rows.size * _image_bytes(uri) if uri else 0)
         self.block_steps = max(1, min(_BLOCK_STEPS, _BLOCK_BYTES // max(1, per_step)))
         self.first, self.last = first, min(last, first + _BLOCKS * self.block_steps)
 
@@ -73,7 +73,7 @@ def _plan_block(planner: Any, uri: str | None, first: int, count: int, rank: int
         shape, content = encode(plan)
         columns["shape"].append(shape)
         columns["plan"].append(content)
-        columns["pixels"].append(open_dataset(uri).gather(plan.rows).tobytes() if uri else None)
+        columns["pixels"].append(open_dataset(uri).gather(plan.pixel_rows).tobytes() if uri else None)
     return [pa.table(columns, schema=_SCHEMA)]
 
 
@@ -88,15 +88,12 @@ def _image_bytes(uri: str) -> int:
 
 def encode(plan: AnyPlan) -> tuple[list[int], bytes]:
     """A plan as its shape and one run of bytes."""
-    if isinstance(plan, CoPlan):
-        episodes, content = encode(plan.episodes)
-        images, more = encode(plan.images)
-        return [*episodes[:4], images[4]], content + more
     arrays = [plan.numbers, plan.rows, plan.labels, plan.classes]
     content = b"".join(np.ascontiguousarray(array, dtype=np.int64).tobytes() for array in arrays)
     if isinstance(plan, ImagePlan):
         return [0, 0, 0, 0, len(plan)], content
-    return [len(plan), plan.rows.shape[1], plan.way, plan.support, 0], content
+    images, more = (0, b"") if plan.auxiliary is None else (len(plan.auxiliary), encode(plan.auxiliary)[1])
+    return [len(plan), plan.rows.shape[1], plan.way, plan.support, images], content + more
 
 
 def decode(shape: list[int], content: Any) -> AnyPlan:
@@ -107,5 +104,7 @@ def decode(shape: list[int], content: Any) -> AnyPlan:
     square = (episodes, columns)
     ends = np.cumsum([episodes, episodes * columns, episodes * columns, episodes * way])
     numbers, rows, labels, classes, rest = np.split(values, ends)
-    plan = Plan(numbers, rows.reshape(square), labels.reshape(square), classes.reshape(episodes, way), support)
-    return CoPlan(plan, ImagePlan(*rest.reshape(4, images))) if images else plan
+    auxiliary = ImagePlan(*rest.reshape(4, images)) if images else None
+    return Plan(
+        numbers, rows.reshape(square), labels.reshape(square), classes.reshape(episodes, way), support, auxiliary
+    )

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from pipeline.data.dataset import ClassTable
-from pipeline.data.episodes import CoPlan, EpisodeSpec, ImagePlan, Plan, plan_episodes, plan_groups, plan_images
+from pipeline.data.episodes import EpisodeSpec, ImagePlan, Plan, plan_episodes, plan_groups, plan_images
 
 TASK_CPUS = 0.25  # what a task that plans reserves: it computes for milliseconds
 
 
 @dataclass(frozen=True)
 class EpisodePlanner:
-    """The share of every step that each of ``world_size`` workers gets, for episodic training."""
+    """The share of every step that each of ``world_size`` workers gets, for episodic training.
+
+    With ``auxiliary`` every step has its images beside the episodes.
+    """
 
     table: ClassTable
     spec: EpisodeSpec
     seed: int
+    auxiliary: ImagePlanner | None = None
 
     @property
     def per_step(self) -> int:
         return self.spec.tasks
 
     def plan(self, step: int, rank: int = 0, world_size: int = 1) -> Plan:
-        return plan_episodes(self.table, self.spec, self.seed, self._numbers(step, rank, world_size))
+        plan = plan_episodes(self.table, self.spec, self.seed, self._numbers(step, rank, world_size))
+        return plan if self.auxiliary is None else replace(plan, auxiliary=self.auxiliary.plan(step, rank, world_size))
 
     def _numbers(self, step: int, rank: int, world_size: int) -> np.ndarray:
         share = self.spec.tasks // world_size
@@ -38,7 +43,11 @@ class EpisodePlanner:
         numbers = [self._numbers(step, rank, world_size) for step in range(first, first + count)]
         together = plan_episodes(self.table, self.spec, self.seed, np.concatenate(numbers))
         share = len(numbers[0])
-        return [together[index * share : (index + 1) * share] for index in range(count)]
+        plans = [together[index * share : (index + 1) * share] for index in range(count)]
+        if self.auxiliary is None:
+            return plans
+        images = self.auxiliary.plans(first, count, rank, world_size)
+        return [replace(plan, auxiliary=beside) for plan, beside in zip(plans, images, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -69,23 +78,4 @@ class ImagePlanner:
         return [self.plan(step, rank, world_size) for step in range(first, first + count)]
 
 
-@dataclass(frozen=True)
-class CoPlanner:
-    """Episodes and images in every step."""
-
-    episodes: EpisodePlanner
-    images: ImagePlanner
-
-    @property
-    def per_step(self) -> int:
-        return self.episodes.per_step
-
-    def plan(self, step: int, rank: int = 0, world_size: int = 1) -> CoPlan:
-        return CoPlan(self.episodes.plan(step, rank, world_size), self.images.plan(step, rank, world_size))
-
-    def plans(self, first: int, count: int, rank: int, world_size: int) -> list[CoPlan]:
-        episodes, images = (p.plans(first, count, rank, world_size) for p in (self.episodes, self.images))
-        return [CoPlan(*pair) for pair in zip(episodes, images, strict=True)]  # type: ignore[arg-type]
-
-
-Planner = EpisodePlanner | ImagePlanner | CoPlanner
+Planner = EpisodePlanner | ImagePlanner

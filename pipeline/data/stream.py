@@ -125,7 +125,7 @@ class Stream:
 
     def _pixels(self, plan: AnyPlan, streamed: Any, buffers: _Ring) -> torch.Tensor:
         """Pixels uint8 [N, C, H, W] on the device, in the order of the plan's rows."""
-        rows = plan.rows.reshape(-1)
+        rows = plan.pixel_rows
         if self._resident is not None:
             return self._resident.index_select(0, torch.from_numpy(rows.copy()).to(self.device))
         buffer = buffers.take(len(rows))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.batch import Batch, Episodes
+from pipeline.batch import Batch, Episodes, Images
 from pipeline.errors import PipelineError
 from pipeline.functional.losses import PADDING, accuracy, cross_entropy
 from pipeline.functional.prototypes import one_hot
@@ -24,12 +24,12 @@ class Method(nn.Module):
     cross-entropy of ``classify(adapt(support), query)``. ``forward`` is ``loss``, so that
     ``DistributedDataParallel`` sees the gradient of every parameter.
 
-    A method that is trained on both tasks and images names its ``phases``: in every step each of them is called in
-    turn, ``loss`` with the tasks and any other with the images, and followed by a step of its own optimizer.
+    A method that is trained on labelled images beside the tasks says ``regime = "both"`` and has an
+    :meth:`auxiliary_loss`: a training step then begins with a step of a second optimizer on it, with the probability
+    that :meth:`auxiliary_probability` gives.
     """
 
     regime: str = "episodic"  # "classical": trained on batches of labelled images; "both": on tasks and on images
-    phases: tuple[str, ...] = ("loss",)  # what a training step does: methods, each with an optimizer step of its own
     extendable: bool = False  # classes can be added without touching the others: state tensors are [T, way, ...]
     embeds_once: bool = False  # in evaluation, sees an image through its backbone alone, whatever images are beside it
     fixed_way: int | None = None  # the only number of classes the method can answer for; None: any
@@ -74,13 +74,18 @@ class Method(nn.Module):
         logits = self.classify(state, batch.query)
         return cross_entropy(logits, batch.query_labels), {"accuracy": accuracy(logits, batch.query_labels)}
 
-    def forward(self, batch: Batch, phase: str = "loss") -> tuple[Tensor, dict[str, Tensor]]:
-        found: tuple[Tensor, dict[str, Tensor]] = getattr(self, phase)(batch)
-        return found
+    def auxiliary_loss(self, images: Images) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the auxiliary step minimises, with figures to log; of methods whose regime is "both"."""
+        raise NotImplementedError
 
-    def runs(self, phase: str, step: int, steps: int, draw: float) -> bool:
-        """Whether a phase has its turn in step ``step`` of ``steps``; ``draw`` in [0, 1) is the same on all workers."""
-        return True
+    def auxiliary_probability(self, step: int, steps: int) -> float:
+        """With which the auxiliary step is taken in step ``step`` of ``steps``."""
+        return 1.0
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        if self.regime == "both" and isinstance(batch, Images):
+            return self.auxiliary_loss(batch)
+        return self.loss(batch)
 
     def parameter_groups(self) -> Iterator[dict[str, Any]]:
         """Groups for the optimizer. ``lr_scale`` multiplies the run's learning rate; other keys are the optimizer's."""

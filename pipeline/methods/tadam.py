@@ -86,7 +86,6 @@ class TADAM(Method):
             nn.init.xavier_uniform_(self.classifier.weight)
             nn.init.zeros_(self.classifier.bias)
         self.regime = "both" if auxiliary else "episodic"
-        self.phases = ("auxiliary", "loss") if auxiliary else ("loss",)
 
     def adapt(self, support: Tensor, labels: Tensor, way: int | None = None) -> State:
         """prototypes [T, way, D] and, where features are modulated, gamma and beta [T, channels of all layers]."""
@@ -106,15 +105,14 @@ class TADAM(Method):
             return -self.scale * self.distance(embeddings, state["prototypes"])
         return -self.scale * by_class(self.distance, embeddings, state["prototypes"])  # `extend` touches no class
 
-    def auxiliary(self, batch: Images) -> tuple[Tensor, dict[str, Tensor]]:
+    def auxiliary_loss(self, images: Images) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy over all training classes, of features that are not modulated."""
         assert self.classifier is not None
-        logits = self.classifier(self.backbone(batch.images))
-        return cross_entropy(logits, batch.labels), {"accuracy": accuracy(logits, batch.labels)}
+        logits = self.classifier(self.backbone(images.images))
+        return cross_entropy(logits, images.labels), {"accuracy": accuracy(logits, images.labels)}
 
-    def runs(self, phase: str, step: int, steps: int, draw: float) -> bool:
-        probability = co_training_probability(step, steps, self.auxiliary_start, self.auxiliary_decay)
-        return phase == "loss" or draw < probability
+    def auxiliary_probability(self, step: int, steps: int) -> float:
+        return co_training_probability(step, steps, self.auxiliary_start, self.auxiliary_decay)
 
     def parameter_groups(self) -> Iterator[dict[str, Any]]:
         """Weights of layers decay as the optimizer says; multipliers by their own; biases, batch-norm, the classifier

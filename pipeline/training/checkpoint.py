@@ -97,14 +97,14 @@ def _digest(state: dict[str, Any]) -> str:
 def flatten_optimizers(
     optimizers: dict[str, torch.optim.Optimizer],
 ) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """The state of the optimizer of every phase as named tensors "phase/number/key", and their groups as plain values.
+    """The state of named optimizers as tensors "name/number/key", and their groups as plain values.
 
-    Where there is one phase its name is left out.
+    Where there is one, its name is left out.
     """
     tensors, groups = {}, []
-    for phase, optimizer in optimizers.items():
+    for name, optimizer in optimizers.items():
         state = optimizer.state_dict()
-        prefix = "" if len(optimizers) == 1 else f"{phase}/"
+        prefix = "" if len(optimizers) == 1 else f"{name}/"
         for number, entry in state["state"].items():
             for key, value in entry.items():
                 if value is not None:
@@ -118,12 +118,12 @@ def restore_optimizers(
     optimizers: dict[str, torch.optim.Optimizer], tensors: dict[str, Tensor], groups: list[dict[str, Any]]
 ) -> None:
     tupled = [{key: tuple(v) if key == "betas" else v for key, v in group.items()} for group in groups]
-    for phase, optimizer in optimizers.items():
-        prefix = "" if len(optimizers) == 1 else f"{phase}/"
+    for name, optimizer in optimizers.items():
+        prefix = "" if len(optimizers) == 1 else f"{name}/"
         state: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            if name.startswith(prefix):
-                number, _, key = name.removeprefix(prefix).partition("/")
+        for path, value in tensors.items():
+            if path.startswith(prefix):
+                number, _, key = path.removeprefix(prefix).partition("/")
                 state.setdefault(int(number), {})[key] = value
         count = len(optimizer.param_groups)
         optimizer.load_state_dict({"state": state, "param_groups": tupled[:count]})

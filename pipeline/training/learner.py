@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.batch import Batch, CoTraining, Episodes, Images
+from pipeline.batch import Batch, Episodes, Images
 from pipeline.data.augment import augment, step_generator
 from pipeline.data.philox import key_of, uniforms
 from pipeline.model import build_model, build_preprocess
@@ -40,8 +40,9 @@ def seed_everything(*parts: object) -> None:
 class Learner:
     """The training step of a run, without Ray.
 
-    A step is a pure function of the weights, the optimizer's moments, the step number and the batch: random numbers
-    (augmentation, dropout) are seeded by (seed, step, rank).
+    A step is a pure function of the weights, the optimizers' moments, the step number and the batch: random numbers
+    (augmentation, dropout) are seeded by (seed, step, rank). It is one move of the optimizer "loss", before it one of
+    the optimizer "auxiliary" where the method has an auxiliary loss and that has its turn.
     """
 
     def __init__(
@@ -53,7 +54,8 @@ class Learner:
         if config.initial is not None:
             begin_with(self.method, config.initial)
         self.preprocess = build_preprocess(spec).to(self.device)
-        self.optimizers = {phase: build_optimizer(self.method, config.optimizer) for phase in self.method.phases}
+        names = ("auxiliary", "loss") if self.method.regime == "both" else ("loss",)
+        self.optimizers = {name: build_optimizer(self.method, config.optimizer) for name in names}
         self.schedule = build_schedule(config.schedule, config.steps)
         self.augmentation = config.augmentation.build()
         self.module: nn.Module = self.method  # what runs the forward pass; DDP and compile wrap it
@@ -63,59 +65,33 @@ class Learner:
 
     def train_step(self, batch: Batch) -> Figures:
         """One step on a batch of uint8 images; figures as tensors, so that nothing waits for the device."""
-        config = self.config
         self.method.train()
-        seed_everything("step", config.seed, self.step, self.rank)
-        batch = self._prepare(batch)
-        if len(self.optimizers) == 1:
-            return self._count(self._update("loss", batch))
-        assert isinstance(batch, CoTraining)
-        draws = uniforms(key_of("phases", config.seed), np.asarray([self.step]), len(self.optimizers))[0]
+        seed_everything("step", self.config.seed, self.step, self.rank)
         figures: Figures = {}
-        for phase, draw in zip(self.optimizers, draws, strict=True):
-            if self.method.runs(phase, self.step, config.steps, float(draw)):
-                found = self._update(phase, batch.episodes if phase == "loss" else batch.images)
-                figures |= found if phase == "loss" else {f"{phase}_{key}": value for key, value in found.items()}
-        return self._count(figures)
-
-    def _update(self, phase: str, batch: Batch) -> Figures:
-        """Forward, backward and a step of the phase's optimizer."""
-        config, optimizer = self.config, self.optimizers[phase]
-        set_rate(optimizer, self.schedule(self.step))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-            loss, metrics = self.module(batch, phase)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        parameters = [p for p in self.method.parameters() if p.grad is not None]
-        if config.clip.value is not None:
-            nn.utils.clip_grad_value_(parameters, config.clip.value)
-        if config.clip.norm is not None:
-            nn.utils.clip_grad_norm_(parameters, config.clip.norm)
-        optimizer.step()
-        self.method.after_step()
-        return {"loss": loss.detach(), **metrics}
-
-    def _count(self, figures: Figures) -> Figures:
+        for name, prepared in self.turns(batch):
+            found = self._descend(self.optimizers[name], prepared)
+            figures |= found if name == "loss" else {f"{name}_{key}": value for key, value in found.items()}
         self.step += 1
         return figures
 
-    @property
-    def optimizer(self) -> torch.optim.Optimizer:
-        return self.optimizers["loss"]
+    def turns(self, batch: Batch) -> list[tuple[str, Batch]]:
+        """The optimizers that move in this step, in their order, each with its batch, prepared."""
+        turns: list[tuple[str, Batch]] = [("loss", self._prepare(batch))]
+        if isinstance(batch, Episodes) and batch.auxiliary is not None:
+            draw = uniforms(key_of("phases", self.config.seed), np.asarray([self.step]), 2)[0, 0]  # all workers' alike
+            if draw < self.method.auxiliary_probability(self.step, self.config.steps):
+                turns.insert(0, ("auxiliary", self._prepare(batch.auxiliary)))
+        return turns
 
     def _prepare(self, batch: Batch) -> Batch:
         """Augmented and preprocessed: uint8 to float, on the device."""
-        if isinstance(batch, CoTraining):
-            episodes, images = self._prepare(batch.episodes), self._prepare(batch.images)
-            assert isinstance(episodes, Episodes) and isinstance(images, Images)
-            return CoTraining(episodes, images)
         if isinstance(batch, Images):
             return Images(self.preprocess(self._augment(batch.images, "images")), batch.labels)
-        assert isinstance(batch, Episodes)
         return replace(
             batch,
             support=self.preprocess(self._augment(batch.support, "support")),
             query=self.preprocess(self._augment(batch.query, "query")),
+            auxiliary=None,
         )
 
     def _augment(self, images: Tensor, part: str) -> Tensor:
@@ -124,6 +100,27 @@ class Learner:
         generator = step_generator(self.device, "augment", self.config.seed, self.step, self.rank, part)
         flat = images.reshape(-1, *images.shape[-3:])
         return augment(flat, self.augmentation, generator).reshape(images.shape)
+
+    def _descend(self, optimizer: torch.optim.Optimizer, batch: Batch) -> Figures:
+        """Forward, backward, clipping and a step of the optimizer."""
+        clip = self.config.clip
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            loss, metrics = self.module(batch)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        parameters = [p for p in self.method.parameters() if p.grad is not None]
+        if clip.value is not None:
+            nn.utils.clip_grad_value_(parameters, clip.value)
+        if clip.norm is not None:
+            nn.utils.clip_grad_norm_(parameters, clip.norm)
+        set_rate(optimizer, self.schedule(self.step))
+        optimizer.step()
+        self.method.after_step()
+        return {"loss": loss.detach(), **metrics}
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        return self.optimizers["loss"]
 
     def learning_rate(self) -> float:
         return float(self.optimizer.param_groups[0]["base_lr"]) * self.schedule(self.step)

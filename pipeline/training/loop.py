@@ -16,7 +16,7 @@ from torch import Tensor
 from pipeline.batch import Batch
 from pipeline.data.dataset import Dataset, class_table
 from pipeline.data.episodes import check_spec
-from pipeline.data.planners import CoPlanner, EpisodePlanner, ImagePlanner, Planner
+from pipeline.data.planners import EpisodePlanner, ImagePlanner, Planner
 from pipeline.errors import PipelineError
 from pipeline.evaluation.episodic import episode_accuracies
 from pipeline.evaluation.statistics import Estimate, estimate
@@ -74,7 +74,7 @@ class _Window:
     """Figures summed since the last log line."""
 
     sums: dict[str, Tensor] = field(default_factory=dict)
-    counts: Counter[str] = field(default_factory=Counter)  # a phase that has its turn now and then has fewer
+    counts: Counter[str] = field(default_factory=Counter)  # an auxiliary loss has its turn now and then
     steps: int = 0
     began: float = field(default_factory=time.perf_counter)
     waited: float = 0.0
@@ -108,8 +108,9 @@ def make_planner(config: TrainConfig, dataset: Dataset, method: type[Method] | M
     table = class_table(dataset.manifest, train.split)
     spec = train.spec(train.tasks, train.balanced_query)
     check_spec(table, spec, "train")
-    episodes = EpisodePlanner(table, spec, config.seed)
-    return CoPlanner(episodes, _image_planner(config, dataset)) if method.regime == "both" else episodes
+    return EpisodePlanner(
+        table, spec, config.seed, _image_planner(config, dataset) if method.regime == "both" else None
+    )
 
 
 def _image_planner(config: TrainConfig, dataset: Dataset) -> ImagePlanner:

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.batch import Batch, CoTraining, Episodes
+from pipeline.batch import Batch
 from pipeline.config import Config, Section, validate
 from pipeline.data.batches import Planner, to_batch
 from pipeline.data.dataset import Dataset
-from pipeline.data.episodes import AnyPlan, CoPlan, ImagePlan, Plan
+from pipeline.data.episodes import AnyPlan, ImagePlan
 from pipeline.errors import PipelineError
 from pipeline.tables import text_table
 from pipeline.training.checkpoint import Damaged, load_checkpoint
@@ -60,7 +60,7 @@ class Shares(nn.Module):
         super().__init__()
         self._learner = [learner]  # in a list, since the learner is no part of this module but holds it
 
-    def forward(self, shares: list[Batch], phase: str = "loss") -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, shares: list[Batch]) -> tuple[Tensor, dict[str, Tensor]]:
         learner, losses = self._learner[0], []
         buffers = {name: value.clone() for name, value in learner.method.named_buffers()}
         kept = buffers
@@ -68,7 +68,7 @@ class Shares(nn.Module):
             seed_everything("step", learner.config.seed, learner.step, rank)
             for name, value in learner.method.named_buffers():
                 value.data.copy_(buffers[name])
-            losses.append(learner.method(share, phase)[0])
+            losses.append(learner.method(share)[0])
             if rank == 0:  # whose running averages all workers have
                 kept = {name: value.clone() for name, value in learner.method.named_buffers()}
         for name, value in learner.method.named_buffers():
@@ -79,17 +79,13 @@ class Shares(nn.Module):
 class Replayed(Learner):
     """A learner whose batch is the list of all workers' shares."""
 
-    def prepare_share(self, share: Batch, rank: int) -> Batch:
-        self.rank = rank  # augmentation is the worker's own
-        return super()._prepare(share)
+    def turns(self, shares: Any) -> Any:
+        of_workers = [self.turns_of(share, rank) for rank, share in enumerate(shares)]
+        return [(turns[0][0], [share for _, share in turns]) for turns in zip(*of_workers, strict=True)]
 
-    def _prepare(self, batch: Any) -> Any:
-        if not isinstance(batch, list):
-            return super()._prepare(batch)
-        shares = [self.prepare_share(share, rank) for rank, share in enumerate(batch)]
-        if isinstance(shares[0], CoTraining):
-            return CoTraining([share.episodes for share in shares], [share.images for share in shares])  # type: ignore
-        return shares
+    def turns_of(self, share: Batch, rank: int) -> list[tuple[str, Batch]]:
+        self.rank = rank  # augmentation is the worker's own
+        return super().turns(share)
 
 
 def replay_job(raw: Config) -> dict[str, Any]:
@@ -171,24 +167,23 @@ def _shares(dataset: Dataset, planner: Planner, step: int, workers: int) -> list
 
 
 def _batch(dataset: Dataset, plan: AnyPlan) -> Batch:
-    return to_batch(plan, torch.from_numpy(dataset.gather(plan.rows)), dataset.manifest.rotations)
+    return to_batch(plan, torch.from_numpy(dataset.gather(plan.pixel_rows)), dataset.manifest.rotations)
 
 
-def _episodes(plan: AnyPlan) -> list[Plan | ImagePlan]:
+def _episodes(plan: AnyPlan) -> list[AnyPlan]:
     """One by one; a share of images stays whole."""
-    if isinstance(plan, CoPlan):
-        return [*_episodes(plan.episodes), plan.images]
-    return [plan[number : number + 1] for number in range(len(plan))] if isinstance(plan, Plan) else [plan]
+    if isinstance(plan, ImagePlan):
+        return [plan]
+    episodes: list[AnyPlan] = [plan[number : number + 1] for number in range(len(plan))]
+    return episodes if plan.auxiliary is None else [*episodes, plan.auxiliary]
 
 
-def _look(learner: Replayed, dataset: Dataset, plan: Plan | ImagePlan, rank: int) -> Looked:
+def _look(learner: Replayed, dataset: Dataset, plan: AnyPlan, rank: int) -> Looked:
     """Loss and gradient of a part of a step; the learner stays as it is."""
     method = copy.deepcopy(learner.method).train()
-    batch = learner.prepare_share(_batch(dataset, plan), rank)
-    assert not isinstance(batch, CoTraining)
+    ((_, batch),) = learner.turns_of(_batch(dataset, plan), rank)
     seed_everything("step", learner.config.seed, learner.step, rank)
-    phase = next((name for name in method.phases if (name == "loss") == isinstance(batch, Episodes)), "loss")
-    loss, _ = method(batch, phase)
+    loss, _ = method(batch)
     loss.backward()
     gradients = [p.grad.norm() for p in method.parameters() if p.grad is not None]
     names, rotations = dataset.manifest.class_names, len(dataset.manifest.rotations)

@@ -79,7 +79,7 @@ def train_worker(job: dict[str, Any]) -> None:
         learner.module = DistributedDataParallel(
             learner.module,
             device_ids=[device] if device.type == "cuda" else None,
-            find_unused_parameters=len(learner.method.phases) > 1,  # a phase may train a part of the method
+            find_unused_parameters=learner.method.regime == "both",  # each of its losses trains a part of the method
         )
 
     planner = make_planner(config, dataset, learner.method)

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.batch import CoTraining, Episodes
+from pipeline.batch import Episodes, Images
 from pipeline.data.batches import local_batches
 from pipeline.data.dataset import Dataset, class_table
 from pipeline.data.episodes import EpisodeSpec
 from pipeline.data.plan_source import PlanSource, decode, encode
-from pipeline.data.planners import CoPlanner, EpisodePlanner, ImagePlanner
+from pipeline.data.planners import EpisodePlanner, ImagePlanner
 from pipeline.data.stream import MATERIALIZE, Stream
 
 
@@ -77,15 +77,19 @@ def test_groups_hold_images_of_classes(dataset):
 
 
 def test_episodes_and_images_stream_together(ray_session, dataset, planner):
-    both = CoPlanner(planner, ImagePlanner(planner.table, 12, seed=1, grouping=(2, 3)))
+    images = ImagePlanner(planner.table, 12, seed=1, grouping=(2, 3))
+    both = dataclasses.replace(planner, auxiliary=images)
     pairs = zip(
         Stream(dataset, both, 0, 6, 1, 2),
+        local_batches(dataset, both, 0, 6, 1, 2),
         local_batches(dataset, planner, 0, 6, 1, 2),
-        local_batches(dataset, both.images, 0, 6, 1, 2),
+        local_batches(dataset, images, 0, 6, 1, 2),
         strict=True,
     )
-    for (step, batch), (_, episodes), (_, images) in pairs:
-        assert isinstance(batch, CoTraining) and equal(batch.episodes, episodes) and equal(batch.images, images), step
+    for (step, batch), (_, local), (_, episodes), (_, beside) in pairs:
+        for found in (batch, local):
+            assert isinstance(found, Episodes) and isinstance(found.auxiliary, Images)
+            assert equal(found.auxiliary, beside) and equal(dataclasses.replace(found, auxiliary=None), episodes), step
 
 
 def test_workers_share_a_step(ray_session, dataset, planner):

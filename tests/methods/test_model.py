@@ -37,8 +37,8 @@ def test_every_method_trains_adapts_and_classifies_bytes(name):
         batch = Images(support.flatten(0, 1), torch.arange(12).repeat_interleave(2)[:12] % 7)  # pairs of a class
     loss, metrics = model(batch)
     loss.backward()
-    if "auxiliary" in model.phases:
-        model(Images(support.flatten(0, 1), torch.arange(12) % 7), "auxiliary")[0].backward()
+    if model.regime == "both":
+        model(Images(support.flatten(0, 1), torch.arange(12) % 7))[0].backward()
     assert loss.ndim == 0 and 0 <= metrics["accuracy"] <= 1 and not metrics["accuracy"].requires_grad
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
     groups = [p for g in model.parameter_groups() for p in g["params"]]

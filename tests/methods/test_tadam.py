@@ -141,34 +141,30 @@ def test_half_precision_has_float32_logits():
 
 
 @pytest.mark.parametrize(
-    ("options", "regime", "phases", "absent"),
+    ("options", "regime", "absent"),
     [
-        ({}, "both", ("auxiliary", "loss"), ()),
-        ({"auxiliary": False}, "episodic", ("loss",), ("classifier",)),
-        ({"conditioning": False}, "both", ("auxiliary", "loss"), ("task_embedding",)),
-        (
-            {"conditioning": False, "auxiliary": False, "scale": 1.0},
-            "episodic",
-            ("loss",),
-            ("classifier", "task_embed"),
-        ),
+        ({}, "both", ()),
+        ({"auxiliary": False}, "episodic", ("classifier",)),
+        ({"conditioning": False}, "both", ("task_embedding",)),
+        ({"conditioning": False, "auxiliary": False, "scale": 1.0}, "episodic", ("classifier", "task_embed")),
     ],
 )
-def test_parts_that_are_switched_off_are_not_there(options, regime, phases, absent):
+def test_parts_that_are_switched_off_are_not_there(options, regime, absent):
     method = build(**options)
-    assert method.regime == regime and method.phases == phases
+    assert method.regime == regime
     assert not [name for name in method.state_dict() for part in absent if name.startswith(part)]
     used = {name for name, p in method.named_parameters() if p.requires_grad}
     images = Images(torch.randn(7, 1, 9, 9, dtype=torch.float64), torch.arange(7) % 6)
-    for phase in method.phases:
-        method(batch() if phase == "loss" else images, phase)[0].backward()
+    method(batch())[0].backward()
+    if regime == "both":
+        method(images)[0].backward()
     assert used == {name for name, p in method.named_parameters() if p.grad is not None}
 
 
 def test_auxiliary_task_trains_the_unmodulated_features():
     method = build()
     images = Images(torch.randn(7, 1, 9, 9, dtype=torch.float64), torch.arange(7) % 6)
-    loss, figures = method(images, "auxiliary")
+    loss, figures = method(images)
     logits = method.backbone(images.images) @ method.classifier.weight.T + method.classifier.bias
     assert loss.item() == pytest.approx(-logits.log_softmax(1)[range(7), images.labels].mean().item(), abs=1e-10)
     loss.backward()
@@ -179,13 +175,12 @@ def test_turns_of_the_auxiliary_task():
     method = build()
     generator = torch.Generator().manual_seed(0)
     draws = torch.rand(20000, generator=generator).tolist()
-    turns = torch.tensor([method.runs("auxiliary", step, 20000, draw) for step, draw in enumerate(draws)]).double()
+    turns = torch.tensor([draw < method.auxiliary_probability(step, 20000) for step, draw in enumerate(draws)]).double()
     expected = torch.tensor([0.9 ** (k + 1) for k in range(20)], dtype=torch.float64)
     torch.testing.assert_close(turns.view(20, 1000).mean(1), expected, rtol=0, atol=0.05)
-    assert all(method.runs("loss", step, 20000, 0.999) for step in range(0, 20000, 999))
     formula = build(auxiliary_start=1.0)
-    assert formula.runs("auxiliary", 0, 7, 0.9999) and not formula.runs("auxiliary", 6, 7, 0.9**17)
-    assert formula.runs("auxiliary", 6, 7, 0.9**17 - 1e-9)
+    assert formula.auxiliary_probability(0, 7) == 1
+    assert formula.auxiliary_probability(6, 7) == pytest.approx(0.9**17, rel=1e-12)
 
 
 def test_only_the_weights_of_layers_decay():
@@ -241,7 +236,7 @@ def test_all_parts_learn():
 
     torch.manual_seed(0)
     method = TADAM(ResNet12Tadam((1, 12, 12), widths=[8, 16], num_max_pools=1, momentum=0.2), classes=6)
-    optimizers = {p: build_optimizer(method, {"name": "sgd", "lr": 0.1, "momentum": 0.9}) for p in method.phases}
+    optimizers = [build_optimizer(method, {"name": "sgd", "lr": 0.1, "momentum": 0.9}) for _ in range(2)]
     tests = [tasks(1) for _ in range(10)]
 
     def accuracy() -> float:
@@ -254,12 +249,12 @@ def test_all_parts_learn():
     before = accuracy()
     for _ in range(25):
         labels = torch.randint(0, 6, (16,), generator=generator)
-        for phase in method.phases:
-            loss, _ = method(tasks(0) if phase == "loss" else Images(draw(2 * labels), labels), phase)
-            optimizers[phase].zero_grad()
+        for optimizer, given in zip(optimizers, (Images(draw(2 * labels), labels), tasks(0)), strict=True):
+            loss, _ = method(given)
+            optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(method.parameters(), 1.0)
-            optimizers[phase].step()
+            optimizer.step()
     assert accuracy() > max(before + 0.3, 0.85), before
     assert all(float(m.detach().abs().max()) > 1e-4 for m in method.task_embedding.multipliers())
 

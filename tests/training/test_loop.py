@@ -39,12 +39,12 @@ def assert_same(a: Learner, b: Learner) -> None:
     assert a.step == b.step
     for (name, x), (_, y) in zip(a.method.state_dict().items(), b.method.state_dict().items(), strict=True):
         assert torch.equal(x, y), name
-    for phase in a.optimizers:
-        first, second = (run.optimizers[phase].state_dict()["state"] for run in (a, b))
+    for kind in a.optimizers:
+        first, second = (run.optimizers[kind].state_dict()["state"] for run in (a, b))
         assert first.keys() == second.keys()
         for number in first:
             for key, value in first[number].items():
-                assert torch.equal(torch.as_tensor(value), torch.as_tensor(second[number][key])), (phase, number, key)
+                assert torch.equal(torch.as_tensor(value), torch.as_tensor(second[number][key])), (kind, number, key)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -28,7 +28,8 @@ def worker(rank: int, folder: Path) -> None:
     for name, raw in json.loads((folder / "runs.json").read_text()).items():
         config, _, run = prepare(raw)
         learner, dataset = Learner(config, run.spec, rank), Dataset(config.dataset_uri)
-        learner.module = DistributedDataParallel(learner.module, find_unused_parameters=len(learner.method.phases) > 1)
+        both = learner.method.regime == "both"
+        learner.module = DistributedDataParallel(learner.module, find_unused_parameters=both)
         planner = make_planner(config, dataset, learner.method)
         try:
             for _, batch in local_batches(dataset, planner, 0, STEPS, rank, 2):

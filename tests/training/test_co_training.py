@@ -1,4 +1,4 @@
-"""A method with two phases: each has its turns and an optimizer of its own, whose moments are kept."""
+"""A method with an auxiliary loss on images: it has its turns and an optimizer of its own, whose moments are kept."""
 
 from __future__ import annotations
 
@@ -20,21 +20,20 @@ class CoTrained(Prototypical):
     """Prototypes, and in every third step a classifier over all training classes."""
 
     regime = "both"
-    phases = ("auxiliary", "loss")
 
     def __init__(self, backbone: nn.Module, classes: int) -> None:
         super().__init__(backbone)
         self.head = nn.Linear(int(backbone.out_features), classes)
         self.turns: list[str] = []
 
-    def runs(self, phase: str, step: int, steps: int, draw: float) -> bool:
-        assert 0 <= draw < 1 and step < steps
-        return phase == "loss" or step % 3 == 0
+    def auxiliary_probability(self, step: int, steps: int) -> float:
+        assert step < steps
+        return float(step % 3 == 0)
 
-    def auxiliary(self, batch: Images):
+    def auxiliary_loss(self, images: Images):
         self.turns.append("auxiliary")
-        logits = self.head(self.backbone(batch.images))
-        return cross_entropy(logits, batch.labels), {"accuracy": accuracy(logits, batch.labels)}
+        logits = self.head(self.backbone(images.images))
+        return cross_entropy(logits, images.labels), {"accuracy": accuracy(logits, images.labels)}
 
     def loss(self, batch):
         self.turns.append("loss")
@@ -52,13 +51,13 @@ def own(small_run, method: str, *overrides: str) -> dict:
     return {**raw, "method": {"name": method}}
 
 
-def test_phases_take_turns_and_are_logged(small_run, method):
+def test_the_losses_take_turns_and_are_logged(small_run, method):
     run = learn(own(small_run, method))
     assert run.method.turns == ["auxiliary", "loss", "loss", "loss"] * 4
     entry = next(e for e in run.history if "train/loss" in e)
     assert {"train/accuracy", "train/auxiliary_loss", "train/auxiliary_accuracy"} <= entry.keys()
     assert entry["train/auxiliary_loss"] > 1.5  # of 12 or more classes, the mean over the turns it had
-    moments = {phase: optimizer.state_dict()["state"] for phase, optimizer in run.optimizers.items()}
+    moments = {name: optimizer.state_dict()["state"] for name, optimizer in run.optimizers.items()}
     head = [n for n, (name, _) in enumerate(run.method.named_parameters()) if name.startswith("head.")]
     assert set(head) <= moments["auxiliary"].keys() and not set(head) & moments["loss"].keys()
     assert int(next(iter(moments["auxiliary"].values()))["step"]) == 4
@@ -84,12 +83,27 @@ def test_groups_that_cannot_be_are_refused(small_run, method, overrides, message
         learn(own(small_run, method, *overrides))
 
 
-def test_the_draw_is_the_same_for_all_workers(small_run, method, monkeypatch):
-    seen = []
-    monkeypatch.setattr(CoTrained, "runs", lambda self, phase, step, steps, draw: seen.append(draw) or True)
-    learn(own(small_run, method, "steps=3", "validation.every=3"))
-    first = list(seen)
-    seen.clear()
+def test_the_turns_are_drawn_by_the_seed_alone(small_run, method, monkeypatch):
+    """Whatever else was drawn before, and whichever worker asks."""
+    monkeypatch.setattr(CoTrained, "auxiliary_probability", lambda self, step, steps: 0.5)
+    first = learn(own(small_run, method)).method.turns
     torch.manual_seed(1)
-    learn(own(small_run, method, "steps=3", "validation.every=3"))
-    assert seen == first and len(set(first)) == 6
+    assert learn(own(small_run, method)).method.turns == first
+    assert 12 < len(first) < 24 and learn(own(small_run, method, "seed=4")).method.turns != first
+
+
+def test_co_training_is_what_it_was(small_run):
+    """Figures of the first release's code: the same turns, episodes, images and order of the optimizers."""
+    plain = ["method.conditioning=false", "backbone=mlp", "optimizer=sgd", "optimizer.lr=0.01", "steps=6"]
+    run = learn(small_run("tadam", *plain))
+    losses = [[entry[key] for key in ("train/loss", "train/auxiliary_loss") if key in entry] for entry in run.history]
+    assert losses == [pytest.approx([1.2255393, 4.1276841], rel=1e-4), pytest.approx([0.9963005], rel=1e-4), []]
+    norms = {name: float(value.norm()) for name, value in run.method.state_dict().items()}
+    expected = {
+        "scale": 7.5,
+        "backbone.layers.0.weight": 4.6613665,
+        "backbone.layers.0.bias": 0.1628754,
+        "classifier.weight": 7.8649606,
+        "classifier.bias": 0.0040907,
+    }
+    assert norms == pytest.approx(expected, rel=1e-3)
