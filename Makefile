@@ -40,10 +40,11 @@ test-all: install lint ## the same with the slow tests, but those of test-faults
 test-faults: install ## what is done to a training on several nodes, and what it costs: a table (about half an hour)
 	@$(RUN) -m tests.cluster.faults
 
-lint: install ## ruff and mypy
+lint: install ## ruff, mypy and what may import what
 	@$(VENV)/bin/ruff check .
 	@$(RUN) -m mypy
+	@$(VENV)/bin/lint-imports
 
 clean: ## remove caches and builds; datasets, runs, models and .venv stay
-	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

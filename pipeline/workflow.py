@@ -20,12 +20,12 @@ from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.evaluate import Model, Question, Result, evaluate
 from pipeline.evaluation.generalized import JointQuestion, JointResult, evaluate_joint
 from pipeline.evaluation.one_shot_runs import HUMAN_ERROR, OneShotResult, evaluate_one_shot_runs
-from pipeline.evaluation.record import record
 from pipeline.evaluation.statistics import paired
 from pipeline.inference.calibration import calibrate, class_images
 from pipeline.methods.base import Method
 from pipeline.model import build_model, build_preprocess
 from pipeline.nets.preprocess import Preprocess
+from pipeline.pages.record import record
 from pipeline.registry.masking import mask_argument
 from pipeline.registry.tracker import Tracker
 from pipeline.registry.tracking_config import check_tracking

@@ -8,9 +8,9 @@ from pipeline.errors import PipelineError
 from pipeline.evaluation import clustering, cross_table
 from pipeline.evaluation.evaluate import Model, Question
 from pipeline.evaluation.extractor import kind, matched
-from pipeline.evaluation.record import record_comparison
 from pipeline.pages.comparison_tables import COMPARISONS
 from pipeline.pages.config import ReportConfig
+from pipeline.pages.record import record_comparison
 from pipeline.tables import text_table
 from pipeline.training.checkpoint import Checkpoint, load_checkpoint
 from pipeline.training.cluster import check_resources, start_ray

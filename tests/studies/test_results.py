@@ -12,7 +12,7 @@ from docs.studies.results import FOLDER, page_text, pages, render
 from pipeline.config import Config, validate
 from pipeline.data.dataset import class_table, read_manifest
 from pipeline.evaluation.evaluate import Model, Question, Result
-from pipeline.evaluation.record import record
+from pipeline.pages.record import record
 from pipeline.training.config import TrainConfig
 from pipeline.training.learner import Learner
 from pipeline.training.runs import Run
