@@ -6,8 +6,10 @@ import contextlib
 import json
 import os
 import re
+import runpy
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config, compose, help_text
@@ -18,6 +20,21 @@ INPUT_ERROR = 2
 INTERRUPTED = 130
 TERMINATED = 143
 WORD = re.compile(r"[A-Za-z_]+")
+
+
+def main() -> None:
+    """``meta-training JOB ...``: ``python -m jobs.JOB ...`` for folders that have a ``jobs`` of their own."""
+    jobs = sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py"))
+    usage = f"meta-training JOB [key=value ...] [--json] [--help]; JOB is one of {', '.join(jobs)}"
+    job = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if job in ("--help", "-h"):
+        print(usage)
+        sys.exit(0)
+    if job not in jobs:
+        print(f"error: there is no job {job!r}: {usage}", file=sys.stderr)
+        sys.exit(INPUT_ERROR)
+    del sys.argv[1]
+    runpy.run_module(f"jobs.{job}", run_name="__main__", alter_sys=True)
 
 
 def run(

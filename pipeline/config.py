@@ -26,6 +26,7 @@ Config = dict[str, Any]
 GIVEN = "given"  # of a training that is resumed: the keys that were named
 KEPT_APART = ("name", "storage", "cluster", "tracking", "register_as")  # may be given beside config=FILE
 M = TypeVar("M", bound=BaseModel)
+_PLAIN = re.compile(r"[A-Za-z_][\w./+-]*", re.ASCII)  # text that needs no quotes
 
 
 class Section(BaseModel):
@@ -80,8 +81,30 @@ def gather(arguments: Sequence[str], lists: Mapping[str, str]) -> list[str]:
     return kept
 
 
+def literal(value: Any) -> str:
+    """A value as Hydra's grammar writes it on the right of ``key=``.
+
+    Raises:
+        PipelineError: it is of a type that no configuration holds.
+    """
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, str | Path):
+        text = str(value)
+        plain = _PLAIN.fullmatch(text) and text.lower() not in ("null", "true", "false", "nan", "inf")
+        return text if plain else _quoted(text)
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{literal(part)}" for key, part in value.items()) + "}"
+    if isinstance(value, Sequence):
+        return "[" + ", ".join(map(literal, value)) + "]"
+    raise PipelineError(f"{value!r:.40} is of type {type(value).__name__}: give a number, text, list or dict")
+
+
 def _quoted(text: str) -> str:
-    return '"' + text.replace('"', '\\"') + '"'
+    """In double quotes, where a backslash means something before a quote alone."""
+    return '"' + re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + found[2].replace('"', '\\"'), text) + '"'
 
 
 def _stored(job: str, overrides: list[str]) -> Config:

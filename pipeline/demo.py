@@ -61,8 +61,10 @@ def demo(raw: Config) -> dict[str, Any]:
 def run_job(job: str, *arguments: str) -> dict[str, Any]:
     """Run a job as a process of its own, showing its command and what it says; its summary."""
     print(f"\n$ python -m jobs.{job} {shlex.join(arguments)}", flush=True)
-    command = [sys.executable, "-m", f"jobs.{job}", *arguments, "--json"]  # with --json, people's text is on stderr
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    # -P and this code's folder: a folder named jobs in the working directory does not take the place of ours.
+    path = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-P", "-m", f"jobs.{job}", *arguments, "--json"]  # --json: people's text is on stderr
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path})
     if done.returncode:
         raise PipelineError(f"jobs.{job} ended with status {done.returncode}; what it said stands above")
     return json.loads(done.stdout)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,12 +10,11 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import Trial
 from pydantic import model_validator
 
-from pipeline.config import Section, validate
+from pipeline.config import Section, literal, validate
 from pipeline.config_kinds import Real
 from pipeline.errors import PipelineError
 
 Values = dict[str, Any]  # chosen values by dotted key
-_PLAIN = re.compile(r"[A-Za-z_][\w.+-]*")
 
 
 class Dimension(Section):
@@ -129,15 +127,6 @@ def meets(values: Mapping[str, Any], condition: Mapping[str, Any]) -> bool:
 def as_overrides(values: Mapping[str, Any]) -> list[str]:
     """``key=value`` as the command line has them."""
     return [f"{key}={literal(value)}" for key, value in values.items()]
-
-
-def literal(value: Any) -> str:
-    """A value in Hydra's grammar."""
-    if isinstance(value, str):
-        return value if _PLAIN.fullmatch(value) else json.dumps(value)
-    if isinstance(value, float):
-        return repr(value)
-    return json.dumps(value)
 
 
 def _code(value: Any) -> str:
