@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.data.images import decode, to_array, upright
+from pipeline.data.images import decode, standing, to_array
 from pipeline.errors import PipelineError
 from pipeline.inference.answers import Answers
 from pipeline.inference.classifier import FewShotClassifier
@@ -145,20 +145,22 @@ def read(images: Any, shape: Shape) -> np.ndarray:
 
 
 def _one(image: Any, number: int, shape: Shape) -> np.ndarray:
-    if isinstance(image, str | os.PathLike):
-        try:
+    try:
+        if isinstance(image, str | os.PathLike):
             return decode(Path(image).read_bytes(), shape)
-        except Exception as error:  # Pillow's readers fail in as many ways as files can be broken
-            why = " ".join(str(error).split()) or type(error).__name__
-            raise PipelineError(f"image {os.fspath(image)} cannot be read ({why})") from error
-    if isinstance(image, Image.Image):
-        return to_array(upright(image), shape)
+        if isinstance(image, Image.Image):
+            return to_array(standing(image), shape)
+    except Exception as error:  # Pillow's readers fail in as many ways as files can be broken
+        name = f"image {number}" if isinstance(image, Image.Image) else f"image {os.fspath(image)}"
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise PipelineError(f"{name} cannot be read ({why})") from error
     pixels = np.asarray(image)
     if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (1, 3, 4))):
         raise PipelineError(
             f"image {number} is {pixels.dtype} {list(pixels.shape)}: give uint8 [H, W] or [H, W, C], values 0 to 255"
         )
-    return to_array(Image.fromarray(pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels), shape)
+    picture = Image.fromarray(pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
+    return to_array(standing(picture), shape)
 
 
 def _sorted(labels: Sequence[Any]) -> list[int]:
