@@ -9,7 +9,7 @@ class PipelineError(Exception):
 
 
 class Diverged(PipelineError):
-    """Training met a loss that is no number: on all workers alike, and again wherever it is repeated."""
+    """Training met a NaN or infinite loss: on all workers alike, and again wherever it is repeated."""
 
 
 class Stopped(PipelineError):

@@ -54,7 +54,7 @@ class EpisodePlanner:
 class ImagePlanner:
     """The share of every step that each worker gets, for classical training: ``batch_size`` images a step.
 
-    With ``grouping`` (classes, images) they come in groups of so many classes with so many images each.
+    With ``grouping`` they come in groups: (number of classes, images per class).
     """
 
     table: ClassTable

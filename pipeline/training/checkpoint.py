@@ -1,26 +1,35 @@
-"""Checkpoints: safetensors for tensors, JSON for the rest; nothing that is loaded can run code."""
+"""Checkpoints: safetensors for tensors, JSON for the rest; nothing that is loaded can run code.
+
+A group of workers goes on at the newest checkpoint that is whole, the same one on every worker.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline import store
 from pipeline.data.shards import sha256
 from pipeline.errors import PipelineError
+from pipeline.training.runs import checkpoints
+from pipeline.training.workers import Workers
 
 SCHEMA_VERSION = 1
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+SET_ASIDE = "damaged.json"  # the name that the state of a corrupt checkpoint gets, which makes it a checkpoint no more
+BACKBONE = "backbone."
 
 
-class Damaged(PipelineError):
+class Corrupt(PipelineError):
     """A checkpoint that is not what was written."""
 
 
@@ -60,7 +69,7 @@ def load_checkpoint(uri: str) -> Checkpoint:
     """Read a checkpoint from a local folder or ``s3://``.
 
     Raises:
-        Damaged: it is not what was written; its name and what is wrong with it.
+        Corrupt: it is not what was written; its name and what is wrong with it.
         PipelineError: it is of another version, or the store fails.
     """
     try:
@@ -68,24 +77,24 @@ def load_checkpoint(uri: str) -> Checkpoint:
         if state["schema"] != SCHEMA_VERSION:
             raise PipelineError(f"checkpoint {uri} has schema {state['schema']}; this code reads {SCHEMA_VERSION}")
         if state.pop("digest", None) not in (None, _digest(state)):  # those of earlier versions have none
-            raise Damaged(f"checkpoint {uri} is damaged: {STATE} is not as it was written")
+            raise Corrupt(f"checkpoint {uri} is corrupt: {STATE} is not as it was written")
         tensors = {}
         for name in (MODEL, OPTIMIZER):
             content = _read(uri, name)
             if sha256(content) != state["sha256"][name]:
-                raise Damaged(f"checkpoint {uri} is damaged: {name} does not have the SHA-256 of {STATE}")
+                raise Corrupt(f"checkpoint {uri} is corrupt: {name} does not have the SHA-256 of {STATE}")
             tensors[name] = load(content)
         keys = ("step", "spec", "config", "dataset", "metrics", "history", "groups")
         values = {key: state[key] for key in keys}
         return Checkpoint(**values, model=tensors[MODEL], optimizer=tensors[OPTIMIZER])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
-        raise Damaged(f"{uri} is not a checkpoint ({type(error).__name__}: {error})") from error
+        raise Corrupt(f"{uri} is not a checkpoint ({type(error).__name__}: {error})") from error
 
 
 def _read(uri: str, name: str) -> bytes:
     where = store.join(uri, name)
     if not store.exists(where):
-        raise Damaged(f"checkpoint {uri} is damaged: it has no {name}")
+        raise Corrupt(f"checkpoint {uri} is corrupt: it has no {name}")
     return store.read_bytes(where)
 
 
@@ -132,3 +141,84 @@ def restore_optimizers(
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+
+def newest_whole(run_uri: str, newest: str, workers: Workers, say: Callable[[str], None]) -> Checkpoint:
+    """The run's newest whole checkpoint, no newer than the one named ``newest``; what is passed over is said.
+
+    A checkpoint that reads corrupt is read twice, since it may have been altered on its way. The workers agree on the
+    oldest of what each of them found.
+
+    Raises:
+        PipelineError: none is whole, or the store fails.
+    """
+    candidates = [uri for uri in reversed(checkpoints(run_uri)) if name_of(uri) <= newest]
+    known = {name_of(uri) for uri in candidates}
+    if newest not in known:
+        candidates.insert(0, store.join(run_uri, newest))
+    found, position, reasons = None, len(candidates), []
+    for number, uri in enumerate(candidates):
+        try:
+            found, position = _read_twice(uri), number
+            break
+        except Corrupt as error:
+            reasons.append(str(error))
+    agreed = int(workers.gather(np.asarray([position], dtype=np.float64)).max())
+    if agreed == len(candidates):
+        raise PipelineError(f"{reasons[-1]}; no other checkpoint of the run is whole: begin a new run")
+    if agreed != position or found is None:
+        found = _read_twice(candidates[agreed])
+    if agreed > 0 and workers.rank == 0:
+        for reason in reasons:
+            say(f"{reason}; the run goes on from step {found.step}, before it")
+        for uri in candidates[:agreed]:
+            _set_aside(uri)
+    return found
+
+
+def free_name(run_uri: str, step: int) -> str:
+    """The name of the folder for the checkpoint of ``step``: another where a corrupt one has it."""
+    name, number = f"step_{step:08d}", 1
+    while store.exists(store.join(run_uri, name, SET_ASIDE)):
+        number += 1
+        name = f"step_{step:08d}.{number}"
+    return name
+
+
+def name_of(uri: str) -> str:
+    return uri.rstrip("/").rsplit("/", 1)[-1]
+
+
+def _read_twice(uri: str) -> Checkpoint:
+    try:
+        return load_checkpoint(uri)
+    except Corrupt:
+        return load_checkpoint(uri)
+
+
+def _set_aside(uri: str) -> None:
+    """Nobody shall take it for a checkpoint again; Ray Train, which counts folders, still finds its folder."""
+    if store.exists(store.join(uri, STATE)):
+        store.rename(store.join(uri, STATE), SET_ASIDE)
+    else:
+        store.write_bytes(store.join(uri, SET_ASIDE), b"{}")
+
+
+def begin_with(method: nn.Module, uri: str) -> list[str]:
+    """Give a method the weights of the checkpoint at ``uri``; the names of those that stay as the seed made them.
+
+    Everything of the backbone must fit. Beyond it (a layer with an output a training class, say) what has another name
+    or shape stays.
+
+    Raises:
+        PipelineError: the backbone is another one, or there is no checkpoint.
+    """
+    given, own = load_checkpoint(uri).model, method.state_dict()
+    fitting = {name: tensor for name, tensor in given.items() if name in own and own[name].shape == tensor.shape}
+    left = [name for name in own if name not in fitting]
+    wrong = [name for name in left if name.startswith(BACKBONE)]
+    if wrong or not fitting:
+        what = f"{wrong[0]!r} is missing or of another shape" if wrong else "no weight fits"
+        raise PipelineError(f"initial={uri}: these are weights of another model ({what}); train from scratch")
+    method.load_state_dict({**own, **fitting})
+    return left

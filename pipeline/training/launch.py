@@ -22,15 +22,15 @@ from pipeline.data.episodes import EpisodeSpec, bounds, check_spec
 from pipeline.data.manifest import Manifest
 from pipeline.errors import PipelineError, Stopped
 from pipeline.model import build_model, build_preprocess
-from pipeline.training.causes import cause_of
 from pipeline.training.checkpoint import STATE
 from pipeline.training.cluster import check_resources, in_submitted_job, start_ray
 from pipeline.training.config import TrainConfig
+from pipeline.training.diagnosis import cause_of
 from pipeline.training.loop import make_planner
 from pipeline.training.optim import build_schedule, check_optimizer
-from pipeline.training.progress import Display, Entry, asked_to_leave, leaving_on_sigterm, start_monitor
+from pipeline.training.preemption import asked_to_leave, leaving_on_sigterm
 from pipeline.training.runs import RUN_FILE, START, Run, find_run, write_run
-from pipeline.training.telemetry import Restarts, Telemetry
+from pipeline.training.telemetry import Display, Entry, Restarts, Telemetry, start_monitor
 from pipeline.training.worker import train_worker
 
 GROUPS = ("data", "method", "backbone", "optimizer", "schedule", "tracking")  # whose keys depend on the choice made

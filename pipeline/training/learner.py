@@ -14,9 +14,8 @@ from pipeline.batch import Batch, Episodes, Images
 from pipeline.data.augment import augment, step_generator
 from pipeline.data.philox import key_of, uniforms
 from pipeline.model import build_model, build_preprocess
-from pipeline.training.checkpoint import Checkpoint, flatten_optimizers, restore_optimizers
+from pipeline.training.checkpoint import Checkpoint, begin_with, flatten_optimizers, restore_optimizers
 from pipeline.training.config import TrainConfig
-from pipeline.training.initial import begin_with
 from pipeline.training.optim import build_optimizer, build_schedule, set_rate
 
 Figures = dict[str, Tensor]

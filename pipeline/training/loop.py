@@ -6,8 +6,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
-from enum import IntEnum
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,41 +20,10 @@ from pipeline.evaluation.episodic import episode_accuracies
 from pipeline.evaluation.statistics import Estimate, estimate
 from pipeline.methods.base import Method
 from pipeline.training.config import TrainConfig
-from pipeline.training.divergence import check_finite
+from pipeline.training.diagnosis import check_finite
 from pipeline.training.learner import Learner
-
-
-class Notice(IntEnum):
-    """What the workers have been told, from outside, to do after a step."""
-
-    NONE = 0
-    SAVE = 1  # a machine will go: write a checkpoint, once
-    LEAVE = 2  # the job shall end: write a checkpoint and stop
-
-
-class Workers(Protocol):
-    """What a worker needs of the others."""
-
-    rank: int
-    world_size: int
-
-    def mean(self, values: Tensor) -> Tensor: ...
-
-    def gather(self, values: np.ndarray) -> np.ndarray: ...
-
-
-@dataclass
-class Alone:
-    """One worker."""
-
-    rank: int = 0
-    world_size: int = 1
-
-    def mean(self, values: Tensor) -> Tensor:
-        return values
-
-    def gather(self, values: np.ndarray) -> np.ndarray:
-        return values
+from pipeline.training.preemption import Signal
+from pipeline.training.workers import Alone, Workers
 
 
 @dataclass
@@ -66,7 +33,7 @@ class Hooks:
     log: Callable[[dict[str, float]], None] = lambda entry: None
     save: Callable[[Learner], None] = lambda learner: None
     step: Callable[[int], None] = lambda step: None  # after every step, on every worker: must not wait
-    notice: Callable[[], Notice] = lambda: Notice.NONE  # after every step: the same answer on all workers
+    preemption: Callable[[], Signal] = lambda: Signal.NONE  # after every step: the same answer on all workers
 
 
 @dataclass
@@ -78,7 +45,7 @@ class _Window:
     steps: int = 0
     began: float = field(default_factory=time.perf_counter)
     waited: float = 0.0
-    losses: list[Tensor] = field(default_factory=list)  # of every step, to tell where it stopped being a number
+    losses: list[Tensor] = field(default_factory=list)  # of every step, to tell the first that is NaN or infinite
 
     def add(self, figures: dict[str, Tensor]) -> None:
         self.losses.append(figures.get("loss", torch.zeros(())))
@@ -183,8 +150,8 @@ def training(
         done, last = learner.step, learner.step == config.steps
         logs = done % config.log_every == 0 or last
         validates = done % config.validation.every == 0 or last
-        notice = hooks.notice()
-        saves = done % config.checkpoint.every == 0 or validates or notice
+        signal = hooks.preemption()
+        saves = done % config.checkpoint.every == 0 or validates or signal
         if logs or saves:
             figures = window.close(workers, per_step, waited())
             check_finite(learner, window.losses, per_step, workers)
@@ -201,7 +168,7 @@ def training(
             hooks.save(learner)
         if validates and not last and should_stop(learner.history, config.validation.patience):
             return
-        if notice is Notice.LEAVE:
+        if signal is Signal.LEAVE:
             return
 
 

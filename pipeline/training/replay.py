@@ -1,4 +1,4 @@
-"""A step of a run again, without Ray, to see which of its episodes gave a loss that is no number.
+"""A step of a run again, without Ray, to see which of its episodes gave a NaN or infinite loss.
 
 The steps from the last checkpoint before it are taken again with the same episodes, shared as the run's workers shared
 them: the gradient is the mean over the shares, as it is over workers. Then every episode of the step is looked at
@@ -23,7 +23,7 @@ from pipeline.data.dataset import Dataset
 from pipeline.data.episodes import AnyPlan, ImagePlan
 from pipeline.errors import PipelineError
 from pipeline.tables import text_table
-from pipeline.training.checkpoint import Damaged, load_checkpoint
+from pipeline.training.checkpoint import Corrupt, load_checkpoint
 from pipeline.training.config import Count, TrainConfig
 from pipeline.training.learner import Learner, make_deterministic, seed_everything
 from pipeline.training.loop import make_planner
@@ -49,7 +49,7 @@ class Looked:
     rows: list[int]  # of the dataset
 
     @property
-    def sound(self) -> bool:
+    def finite(self) -> bool:
         return math.isfinite(self.loss) and math.isfinite(self.gradient)
 
 
@@ -99,7 +99,7 @@ def replay_job(raw: Config) -> dict[str, Any]:
             f"{one.loss:.4g}",
             f"{one.gradient:.4g}",
             ", ".join(one.classes),
-            "" if one.sound else "no number",
+            "" if one.finite else "NaN or infinite",
         ]
         for one in looked
     ]
@@ -107,12 +107,12 @@ def replay_job(raw: Config) -> dict[str, Any]:
         f"run {run.name}, step {config.step}, with the weights after step {config.step - 1} (from checkpoint {began})"
     )
     print(text_table(["episode", "loss", "gradient norm", "classes", ""], rows))
-    wrong = [one.number for one in looked if not one.sound]
+    wrong = [one.number for one in looked if not one.finite]
     for one in looked:
-        if not one.sound:
+        if not one.finite:
             print(f"episode {one.number} is made of rows {', '.join(map(str, one.rows))} of {run.dataset['uri']}")
     if not wrong:
-        print("every episode gives numbers when it is alone")
+        print("every episode alone has a finite loss and gradient")
     return {
         "run": run.name,
         "step": config.step,
@@ -154,7 +154,7 @@ def _restore_before(learner: Learner, run: Run, step: int) -> None:
     for uri in reversed(checkpoints(run.uri)):
         try:
             checkpoint = load_checkpoint(uri)
-        except Damaged as error:
+        except Corrupt as error:
             print(f"{error}; an older one is taken", flush=True)
             continue
         if checkpoint.step < step:

@@ -9,49 +9,25 @@ import tempfile
 import time
 from typing import Any
 
-import numpy as np
 import ray
 import ray.train
 import ray.train.torch
 import torch
-import torch.distributed as dist
-from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.config import validate
 from pipeline.data.dataset import Dataset
 from pipeline.data.stream import Stream
 from pipeline.errors import Diverged, PipelineError
-from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.training.checkpoint import free_name, load_checkpoint, name_of, newest_whole, save_checkpoint
 from pipeline.training.config import TrainConfig
 from pipeline.training.learner import Learner, make_deterministic
-from pipeline.training.loop import Alone, Hooks, Notice, Workers, make_planner, train
-from pipeline.training.notice import Notices
-from pipeline.training.restore import free_name, name_of, newest_whole
+from pipeline.training.loop import Hooks, make_planner, train
+from pipeline.training.preemption import Preemption, Signal
 from pipeline.training.telemetry import CHECKPOINT_SECONDS
+from pipeline.training.workers import Alone, Distributed, Workers
 
 PROGRESS_SECONDS = 0.5
-
-
-class Distributed:
-    """The workers of a process group."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.rank, self.world_size, self._device = dist.get_rank(), dist.get_world_size(), device
-
-    def mean(self, values: Tensor) -> Tensor:
-        total = values.detach().to(self._device)
-        dist.all_reduce(total)
-        return total / self.world_size
-
-    def gather(self, values: np.ndarray) -> np.ndarray:
-        """Values that were dealt out in turn, put together in their order on every worker."""
-        parts: list[Any] = [None] * self.world_size
-        dist.all_gather_object(parts, values)
-        whole = np.empty(sum(len(part) for part in parts), dtype=np.float64)
-        for rank, part in enumerate(parts):
-            whole[rank :: self.world_size] = part
-        return whole
 
 
 def train_worker(job: dict[str, Any]) -> None:
@@ -86,16 +62,16 @@ def train_worker(job: dict[str, Any]) -> None:
     stream = Stream(
         dataset, planner, learner.step, config.steps, rank, world_size, device, materialize=config.materialize
     )
-    notices = Notices(world_size)
+    preemption = Preemption(world_size)
     hooks = Hooks(
         log=_logger(job, rank),
         save=lambda learner: _report(learner, job, rank),
-        step=_ticker(job, rank, notices),
-        notice=notices,
+        step=_ticker(job, rank, preemption),
+        preemption=preemption,
     )
     try:
         train(learner, stream, dataset, planner.per_step, workers, hooks, waited=lambda: stream.waited)
-        if rank == 0 and notices.left and learner.step < config.steps:
+        if rank == 0 and preemption.left and learner.step < config.steps:
             ray.get(job["monitor"].stop.remote(f"stopped after step {learner.step:,} as asked, with a checkpoint"))
     except Diverged as error:  # a new try from the last checkpoint would end here again
         if rank == 0:
@@ -112,7 +88,7 @@ def _speaker(job: dict[str, Any]) -> Any:
     return lambda line: job["monitor"].say.remote(line)
 
 
-def _ticker(job: dict[str, Any], rank: int, notices: Notices) -> Any:
+def _ticker(job: dict[str, Any], rank: int, preemption: Preemption) -> Any:
     """Tells the monitor of the step now and then; what it answers is looked at a step later, so that nobody waits."""
     if rank:
         return lambda step: None
@@ -123,7 +99,7 @@ def _ticker(job: dict[str, Any], rank: int, notices: Notices) -> Any:
         if answers and ray.wait(answers, timeout=0)[0]:
             with contextlib.suppress(ray.exceptions.RayError):
                 if ray.get(answers.pop()):
-                    notices.hear(Notice.LEAVE)
+                    preemption.hear(Signal.LEAVE)
         now = time.monotonic()
         if not answers and now - last[0] >= PROGRESS_SECONDS:
             last[0] = now

@@ -31,7 +31,7 @@ class Recorded(Prototypical):
         at: the number, from 0, of the training batch (or of the validation batch) at which it happens.
         rank: the worker that it happens to.
         pause: seconds that every training batch takes longer, for tests that need time.
-        poison: the digest of an episode whose loss is no number, wherever it is met.
+        poison: the digest of an episode whose loss is NaN, wherever it is met.
     """
 
     def __init__(

@@ -193,19 +193,20 @@ def test_a_damaged_checkpoint_is_passed_over(bed: Bed, says: Says, capfd: pytest
     untouched = bed.check(run)
     assert bed.groups(name)[1].first == 20
     said = capfd.readouterr().out
-    assert "step_00000030 is damaged: model.safetensors" in said and "goes on from step 20" in said
+    assert "step_00000030 is corrupt: model.safetensors" in said and "goes on from step 20" in said
     for uri in checkpoints(run.uri):
         load_checkpoint(uri)  # the damaged one is no checkpoint any more
     says("checkpoint with a flipped bit", f"the one before is taken, and said; {SAME}", seconds, untouched)
 
 
-# 7. A loss that is no number
+# 7. A NaN or infinite loss
 
 
 def test_a_loss_that_is_no_number(bed: Bed, says: Says, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     poison = next(digest for digest, number in bed.episodes().items() if number == 93)
     began = time.monotonic()
-    with pytest.raises(PipelineError, match=r"the loss is no number in step 24, with episodes 92\.\.93;") as error:
+    told = r"the loss is NaN or infinite in step 24, with episodes 92\.\.93;"
+    with pytest.raises(PipelineError, match=told) as error:
         bed.train("poisoned", f"+method.poison='{poison}'")
     seconds = time.monotonic() - began
     assert "python -m jobs.replay run=poisoned step=24" in str(error.value) and "\n" not in str(error.value)
@@ -215,7 +216,7 @@ def test_a_loss_that_is_no_number(bed: Bed, says: Says, monkeypatch: pytest.Monk
     monkeypatch.setenv("PIPELINE_CACHE", str(tmp_path))  # of this process, which reads the dataset from the store too
     found = replay_job({"run": "poisoned", "storage": RUNS, "step": 24})
     assert found["not_finite"] == [93] and found["from"] == 20
-    says("loss is no number", "stopped; checkpoint of step 20 kept; episode 93 found by jobs.replay", seconds, None)
+    says("NaN or infinite loss", "stopped; checkpoint of step 20 kept; episode 93 found by jobs.replay", seconds, None)
 
 
 # 3. Notices

@@ -86,7 +86,7 @@ def test_what_goes_wrong_concerns_one_trial(ray_session, campaign):
     assert status[0] == status[3] == ("finished", 12) and status[4] == ("stopped", 6)
     assert status[1][0] == status[2][0] == "failed"
     reasons = {record.number: record.reason for record in ledger.search}
-    assert reasons[1].startswith("the loss is no number") and "600" in reasons[2]
+    assert reasons[1].startswith("the loss is NaN or infinite") and "600" in reasons[2]
     assert reasons[4] == "not among the best at step 6"
 
 

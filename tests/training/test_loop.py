@@ -87,8 +87,9 @@ def test_a_damaged_checkpoint_is_refused_by_name(small_run, tmp_path):
         load_checkpoint(str(tmp_path / "c"))
 
 
-def test_a_loss_that_is_no_number_stops_the_run(small_run):
-    with pytest.raises(PipelineError, match=r"loss is no number in step \d+, with episodes .* lower optimizer\.lr"):
+def test_a_loss_that_is_not_finite_stops_the_run(small_run):
+    told = r"loss is NaN or infinite in step \d+, with episodes .* lower optimizer\.lr"
+    with pytest.raises(PipelineError, match=told):
         learn(small_run("prototypical", "optimizer.lr=1e30"))
 
 

@@ -165,9 +165,9 @@ def test_object_storage(ray_session, small_run, moto_bucket):
     assert_same(final(run.uri), final(here.uri))
 
 
-def test_a_loss_that_is_no_number_ends_the_run_at_once(ray_session, small_run):
+def test_a_loss_that_is_not_finite_ends_the_run_at_once(ray_session, small_run):
     config, _, run = prepare(small_run("prototypical", "name=diverges", "optimizer.lr=1e30", "cluster.restarts=5"))
-    with pytest.raises(PipelineError, match=r"run diverges: the loss is no number in step \d, with episodes \d"):
+    with pytest.raises(PipelineError, match=r"run diverges: the loss is NaN or infinite in step \d, with episodes \d"):
         launch(config, run)
 
 

@@ -1,9 +1,9 @@
-"""Being told to go: a machine that will be taken away, or a job that shall end, heard by one worker and agreed by all.
+"""Preemption: a machine that will be taken away, or a job that is to end, heard by one worker and agreed by all.
 
 Three ways lead here. A node that Ray drains (a spot notice that is passed on by ``ray drain-node``), SIGTERM to a
 training worker, and SIGTERM to the job, which the driver tells the first worker by its monitor. The workers must leave
-their steps together: each tells what it has heard in a sum over all workers that travels beside the next step, so that
-nobody waits for it.
+their steps together: each sends the signal that it has heard to all others, by a reduction that travels beside the next
+step, so that nobody waits for it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import IntEnum
 from typing import Any
 
 import ray
@@ -18,44 +21,51 @@ import torch
 import torch.distributed as dist
 
 from pipeline.ray_internals import node_is_draining
-from pipeline.training.loop import Notice
 
 _TERMINATED = threading.Event()  # of this process
 
 
-class Notices:
-    """What this worker has heard, and what all have agreed on."""
+class Signal(IntEnum):
+    """What the workers are asked, from outside, to do after a step; the larger is the more urgent."""
+
+    NONE = 0
+    SAVE = 1  # a machine will go: write a checkpoint, once
+    LEAVE = 2  # the job is to end: write a checkpoint and stop
+
+
+class Preemption:
+    """The signal that this worker has heard, and the one that all have agreed on."""
 
     def __init__(self, world_size: int) -> None:
-        self._heard, self._obeyed = Notice.NONE, Notice.NONE
+        self._heard, self._obeyed = Signal.NONE, Signal.NONE
         self._group = dist.new_group(backend="gloo") if world_size > 1 else None
         self._flag, self._travelling = torch.zeros((), dtype=torch.int32), None
         _on_sigterm()
 
-    def hear(self, notice: Notice) -> None:
-        self._heard = max(self._heard, notice)
+    def hear(self, signal: Signal) -> None:
+        self._heard = max(self._heard, signal)
 
     @property
     def left(self) -> bool:
         """Whether the workers have ended because they were asked to."""
-        return self._obeyed is Notice.LEAVE
+        return self._obeyed is Signal.LEAVE
 
-    def __call__(self) -> Notice:
-        """After every step, on all workers: the same answer on each; a notice is given once."""
+    def __call__(self) -> Signal:
+        """After every step, on all workers: the same answer on each; a signal is given once."""
         if _TERMINATED.is_set() or node_is_draining():
-            self.hear(Notice.SAVE)
+            self.hear(Signal.SAVE)
         agreed = self._agree() if self._group is not None else self._heard
         if agreed <= self._obeyed:
-            return Notice.NONE
+            return Signal.NONE
         self._obeyed = agreed
         return agreed
 
-    def _agree(self) -> Notice:
-        """The most urgent notice that any worker had heard a step ago."""
-        found = Notice.NONE
+    def _agree(self) -> Signal:
+        """The most urgent signal that any worker had heard a step ago."""
+        found = Signal.NONE
         if self._travelling is not None:
             self._travelling.wait()
-            found = Notice(int(self._flag))
+            found = Signal(int(self._flag))
         self._flag = torch.tensor(int(self._heard), dtype=torch.int32)
         self._travelling = dist.all_reduce(self._flag, dist.ReduceOp.MAX, group=self._group, async_op=True)
         return found
@@ -84,3 +94,26 @@ def _note(*_: Any) -> None:
     if _TERMINATED.is_set():
         os._exit(128 + signal.SIGTERM)
     _TERMINATED.set()
+
+
+@contextmanager
+def leaving_on_sigterm(monitor: Any) -> Iterator[None]:
+    """In here the first SIGTERM asks the workers to save and to end; the second one does what it did before."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+
+    def leave(*_: object) -> None:
+        signal.signal(signal.SIGTERM, before)
+        monitor.leave.remote()
+
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def asked_to_leave(monitor: Any) -> bool:
+    return bool(ray.get(monitor.asked_to_leave.remote()))

@@ -1,4 +1,4 @@
-"""A loss that is no number: told with its episodes, found again by a replay; nothing of it is kept."""
+"""A NaN or infinite loss: told with its episodes, found again by a replay; nothing of it is kept."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RECORDED = "method.name=tests.cluster.recorded.Recorded"
 
 @pytest.fixture
 def poisoned(small_run):
-    """Configuration of a run of 12 steps, one of whose episodes, number 26 of step 7, gives no number."""
+    """Configuration of a run of 12 steps, one of whose episodes, number 26 of step 7, gives NaN."""
     raw = small_run("prototypical", "name=poisoned", RECORDED, "cluster.workers=1")
     config, _, run = prepare(raw)
     dataset, preprocess = Dataset(config.dataset_uri), build_preprocess(run.spec)
@@ -57,7 +57,7 @@ def run_here(raw: dict) -> tuple[object, object]:
 
 def test_the_episodes_of_the_step_are_told_and_the_one_is_found(poisoned, capsys):
     run, error = run_here(poisoned)
-    assert "the loss is no number in step 7, with episodes 24..27" in str(error) and "\n" not in str(error)
+    assert "the loss is NaN or infinite in step 7, with episodes 24..27" in str(error) and "\n" not in str(error)
     assert f"python -m jobs.replay run={run.name} step=7" in str(error)
     kept = [load_checkpoint(uri) for uri in checkpoints(run.uri)]
     assert [checkpoint.step for checkpoint in kept] == [4, 6]
@@ -68,10 +68,10 @@ def test_the_episodes_of_the_step_are_told_and_the_one_is_found(poisoned, capsys
 
 
 def test_weights_that_broke_are_not_saved(small_run):
-    """With so large a step the first loss is a number and the weights after it are none."""
+    """With so large a step the first loss is finite and the weights after it are not."""
     _, error = run_here(small_run("prototypical", "name=broken", "optimizer=sgd", "optimizer.lr=1e38",
                                   "cluster.workers=1", "checkpoint.every=1"))  # fmt: skip
-    assert "the weights are no numbers" in str(error) and "step 1, with episodes 0..3" in str(error)
+    assert "the weights are NaN or infinite" in str(error) and "step 1, with episodes 0..3" in str(error)
 
 
 @pytest.mark.parametrize("method", ["prototypical", "maml", "tadam"])
@@ -88,7 +88,7 @@ def test_a_replay_takes_the_steps_that_the_run_took(small_run, method):
     for (name, a), (_, b) in zip(learner.method.state_dict().items(), again.method.state_dict().items(), strict=True):
         assert torch.equal(a, b), name
     looked, began = replay(run, 12)
-    assert began == 8 and all(one.sound for one in looked)
+    assert began == 8 and all(one.finite for one in looked)
 
 
 def test_a_step_that_the_run_does_not_have_is_refused(small_run):

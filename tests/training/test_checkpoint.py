@@ -15,12 +15,20 @@ from pipeline import store
 from pipeline.data.batches import local_batches
 from pipeline.data.dataset import Dataset
 from pipeline.errors import PipelineError
-from pipeline.training.checkpoint import Checkpoint, Damaged, load_checkpoint, save_checkpoint
+from pipeline.training.checkpoint import (
+    Checkpoint,
+    Corrupt,
+    free_name,
+    load_checkpoint,
+    newest_whole,
+    save_checkpoint,
+)
 from pipeline.training.launch import prepare
 from pipeline.training.learner import Learner, make_deterministic
-from pipeline.training.loop import Alone, Hooks, Notice, make_planner, train
-from pipeline.training.restore import free_name, newest_whole
+from pipeline.training.loop import Hooks, make_planner, train
+from pipeline.training.preemption import Signal
 from pipeline.training.runs import checkpoints
+from pipeline.training.workers import Alone
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,7 +59,7 @@ def test_the_newest_is_taken_and_nothing_newer(run):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
-def test_a_damaged_one_is_passed_over_and_said(run, name):
+def test_a_corrupt_one_is_passed_over_and_said(run, name):
     damage(run, 30, name)
     said: list[str] = []
     found = newest_whole(run, "step_00000030", Alone(), said.append)
@@ -66,13 +74,13 @@ def test_a_figure_that_is_another_is_damage(run):
     state = json.loads(path.read_text())
     state["history"][0]["val/accuracy"] = 0.9
     path.write_text(json.dumps(state))
-    with pytest.raises(Damaged, match="state.json is not as it was written"):
+    with pytest.raises(Corrupt, match="state.json is not as it was written"):
         load_checkpoint(str(path.parent))
 
 
 def test_a_file_that_is_missing(run):
     Path(run, "step_00000030", "optimizer.safetensors").unlink()
-    with pytest.raises(Damaged, match=r"it has no optimizer\.safetensors"):
+    with pytest.raises(Corrupt, match=r"it has no optimizer\.safetensors"):
         load_checkpoint(f"{run}/step_00000030")
     assert newest_whole(run, "step_00000030", Alone(), print).step == 20
 
@@ -100,20 +108,19 @@ def test_none_that_is_whole(run):
 
 WORKER = """
 import json, sys, torch.distributed as dist
-from pipeline.training.loop import Notice
-from pipeline.training.notice import Notices
+from pipeline.training.preemption import Preemption, Signal
 rank, folder = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-notices, given = Notices(2), []
+preemption, given = Preemption(2), []
 for step in range(1, 13):
     if step == 4 and rank == 1:
-        notices.hear(Notice.SAVE)
+        preemption.hear(Signal.SAVE)
     if step == 8 and rank == 0:
-        notices.hear(Notice.LEAVE)
-    notice = notices()
-    if notice:
-        given.append([step, int(notice)])
-    if notice is Notice.LEAVE:
+        preemption.hear(Signal.LEAVE)
+    signal = preemption()
+    if signal:
+        given.append([step, int(signal)])
+    if signal is Signal.LEAVE:
         break
 print(json.dumps(given))
 dist.barrier()
@@ -121,8 +128,8 @@ dist.destroy_process_group()
 """
 
 
-def test_the_workers_hear_a_notice_at_the_same_step(tmp_path):
-    """One step after the first of them has heard it; each notice once."""
+def test_the_workers_hear_a_signal_at_the_same_step(tmp_path):
+    """One step after the first of them has heard it; each signal once."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", WORKER]
     workers = [
@@ -130,7 +137,7 @@ def test_the_workers_hear_a_notice_at_the_same_step(tmp_path):
         for rank in range(2)
     ]
     given = [json.loads(worker.communicate(timeout=240)[0]) for worker in workers]
-    assert given[0] == given[1] == [[5, Notice.SAVE], [9, Notice.LEAVE]]
+    assert given[0] == given[1] == [[5, Signal.SAVE], [9, Signal.LEAVE]]
 
 
 def test_a_run_that_goes_on_from_the_checkpoint_before_ends_with_the_same_bits(small_run, tmp_path):

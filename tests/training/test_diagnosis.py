@@ -11,7 +11,7 @@ import ray
 import torch
 
 from pipeline.errors import PipelineError
-from pipeline.training.causes import cause_of
+from pipeline.training.diagnosis import cause_of
 from pipeline.training.runs import Run
 
 RUN = Run("small", "/runs/small", {}, {}, {})

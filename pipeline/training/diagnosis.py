@@ -1,0 +1,78 @@
+"""Why a training ended: a NaN or infinite loss with the episodes it came with, or the cause of a worker's error.
+
+A loss is looked at before anything of its step is saved. An error is told in one line where the input is wrong or a
+machine too small, with what to do about it.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline import store
+from pipeline.errors import Diverged, PipelineError
+from pipeline.training.learner import Learner
+from pipeline.training.runs import Run
+from pipeline.training.workers import Workers
+
+TOO_SMALL = {  # what the error's text has -> what is said
+    r"OutOfDisk|No space left on device": store.disk_full("a node"),
+    r"CUDA out of memory|OutOfMemoryError: CUDA": "a GPU has too little memory: lower train.tasks (or "
+    "train.batch_size) or validation.tasks, give precision=bfloat16, or share a step by more workers (cluster.workers)",
+    r"ObjectStoreFullError": "Ray's object store is full: raise cluster.object_store_mb, or on a cluster of your own "
+    "the nodes' --object-store-memory",
+    r"OutOfMemory|[Oo]ut of memory|MemoryError|an't allocate memory|annot allocate memory|low on memory": "a worker "
+    "was out of memory: lower train.tasks (or train.batch_size) or validation.tasks, or take nodes with more memory "
+    "(cluster.cpus_per_worker decides how many workers share one)",
+}
+
+
+def check_finite(learner: Learner, losses: list[Tensor], per_step: int, workers: Workers) -> None:
+    """Raise Diverged, on all workers alike, where a loss or the weights are NaN or infinite.
+
+    Args:
+        losses: of this worker, one a step, the last one of the step just done.
+        per_step: episodes (or images) a step, over all workers.
+    """
+    finite = torch.isfinite(torch.stack([loss.detach().float() for loss in losses])).cpu().numpy()
+    begun = learner.step - len(losses)  # the steps done before the first of them
+    own = np.inf if finite.all() else begun + int(np.argmin(finite)) + 1
+    firsts = workers.gather(np.asarray([own, float(not _weights_are_finite(learner))]))
+    firsts, broken = firsts[: workers.world_size], firsts[workers.world_size :]
+    if np.isinf(firsts).all() and not broken.any():
+        return
+    step = int(min(firsts.min(), learner.step))  # where every loss is finite, the last step broke the weights
+    ranks = np.flatnonzero(firsts == step).tolist()
+    what = "the loss is NaN or infinite" if ranks else "the weights are NaN or infinite after a finite loss,"
+    share = per_step // workers.world_size
+    begins = [(step - 1) * per_step + rank * share for rank in ranks or range(workers.world_size)]
+    where = ", ".join(f"{begin}..{begin + share - 1}" for begin in begins)
+    unit = "images" if learner.method.regime == "classical" else "episodes"
+    raise Diverged(
+        f"{what} in step {step}, with {unit} {where}; the last checkpoint, from before, is kept. See which it is with: "
+        f"python -m jobs.replay run={learner.config.name} step={step}; then lower optimizer.lr, or set clip.norm"
+    )
+
+
+def _weights_are_finite(learner: Learner) -> bool:
+    values = [*learner.method.parameters(), *learner.method.buffers()]
+    sums = [value.detach().sum().float() for value in values if value.is_floating_point()]
+    return bool(torch.isfinite(torch.stack(sums).sum()))
+
+
+def cause_of(error: Exception, run: Run) -> Exception:
+    """The error to raise for one of Ray Train: one line where it is known, else the error as it is."""
+    text = str(error)
+    found = re.findall(r"(?:PipelineError|Corrupt): (.+)", text)
+    if found:
+        return PipelineError(f"run {run.name}: {found[-1]}")
+    if beginning := re.search(r"TrainController\.__init__(?s:.)*OSError: (.+)", text):
+        line = f"its storage does not answer as it should: {beginning[1]}"
+        return PipelineError(f"run {run.name}: {line}; go on with it once it does: resume={run.name}")
+    for signs, line in TOO_SMALL.items():
+        if re.search(signs, text):
+            return PipelineError(f"run {run.name}: {line}; then go on with it: resume={run.name}")
+    return error
