@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,9 @@ class FewShotClassifier:
 
     A model whose batch-norm uses the statistics of the queries (transductive) answers a query in the company of the
     others that are asked with it; every other model answers each query by itself.
+
+    Threads may share a classifier, as those of a server do: methods that adapt their network to a task put other
+    weights and statistics into it meanwhile, so that adapting and answering take turns.
     """
 
     def __init__(
@@ -55,6 +61,7 @@ class FewShotClassifier:
         self.calibration = calibration
         self.origin = dict(origin or {})  # where the model came from: run, step, dataset, figures
         self.shape: tuple[int, int, int] = tuple(spec["input"]["shape"])
+        self._turn = threading.Lock()
 
     @classmethod
     def from_weights(
@@ -71,6 +78,7 @@ class FewShotClassifier:
         with torch.random.fork_rng(devices=[]):  # the initial weights are thrown away: leave the caller's numbers alone
             method = build_model(dict(spec))
         _check_weights(method.state_dict(), weights)
+        _check_finite(weights)
         method.load_state_dict(dict(weights))
         return cls(spec, method.to(device), build_preprocess(dict(spec)).to(device), calibration, origin)
 
@@ -191,18 +199,21 @@ class FewShotClassifier:
         self._check_images(images)
         device = self._device()
         state = {name: tensor.to(device) for name, tensor in enrolment.state.items()}
-        chunk = max(1, PIXELS_AT_ONCE // (self.shape[1] * self.shape[2]))
+        at_once = max(1, PIXELS_AT_ONCE // (self.shape[1] * self.shape[2]))
         out = np.empty((len(images), enrolment.way), dtype=np.float32)
-        with torch.no_grad():
-            for start in range(0, len(images), chunk):
-                query = self.preprocess(self._tensor(images[start : start + chunk]))
-                out[start : start + chunk] = self._answer(state, query)
+        # Chunks of one size, but for one image: a transductive method normalises each by itself.
+        edges = np.linspace(0, len(images), math.ceil(len(images) / at_once) + 1).astype(int)
+        for start, end in pairwise(edges):
+            out[start:end] = self._answer(state, self.preprocess(self._tensor(images[start:end])))
+        if not np.isfinite(out).all():
+            raise PipelineError("the model answers with NaN or infinite scores, which mean nothing: train it again")
         return out
 
     def _answer(self, state: State, query: Tensor) -> np.ndarray:
         """Logits [N, way] of one chunk; a state that is not of this method is refused."""
         try:
-            return self.method.classify(state, query)[0].float().cpu().numpy()
+            with self._turn, torch.no_grad():
+                return self.method.classify(state, query)[0].float().cpu().numpy()
         except torch.OutOfMemoryError:
             raise
         except (KeyError, IndexError, RuntimeError) as error:
@@ -218,15 +229,18 @@ class FewShotClassifier:
                 return None
             return self.calibration.nearest(enrolment.way, enrolment.shot).threshold
         try:
-            return float(threshold)
+            limit = float(threshold)
         except (TypeError, ValueError) as error:
             raise PipelineError(f"threshold={threshold!r}: give auto, none or a number") from error
+        if not math.isfinite(limit):
+            raise PipelineError(f"threshold={threshold!r}: give auto, none or a finite number")
+        return limit
 
     def _adapt(
         self, classes: list[Label], images: np.ndarray, positions: np.ndarray, keep_images: bool, note: str
     ) -> Enrolment:
         self.method.check_way(len(classes))
-        with torch.no_grad():  # a method that learns by gradients enables them where it needs them
+        with self._turn, torch.no_grad():  # a method that learns by gradients enables them where it needs them
             support, labels = self._support(images, positions)
             state = self.method.adapt(support, labels, len(classes))
         return Enrolment(
@@ -244,7 +258,7 @@ class FewShotClassifier:
     ) -> dict[str, Tensor] | None:
         device = self._device()
         state = {name: tensor.to(device) for name, tensor in enrolment.state.items()}
-        with torch.no_grad():
+        with self._turn, torch.no_grad():
             extended = self.method.extend(state, *self._support(images, positions))
         if extended is None:
             return None
@@ -293,6 +307,12 @@ class FewShotClassifier:
 def _positions(classes: list[Label], names: list[Label]) -> np.ndarray:
     index = {name: position for position, name in enumerate(classes)}
     return np.asarray([index[name] for name in names], dtype=np.int64)
+
+
+def _check_finite(weights: Mapping[str, Tensor]) -> None:
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise PipelineError(f"weight {name!r} holds NaN or infinite values: the training diverged; train it again")
 
 
 def _check_weights(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:

@@ -67,8 +67,8 @@ class ServedClassifier:
 
 
 def _table(answers: Answers, top_k: int) -> pd.DataFrame:
-    if top_k < 1:
-        raise PipelineError(f"top_k={top_k}: give 1 or more")
+    if not 1 <= top_k <= len(answers.classes):
+        raise PipelineError(f"top_k={top_k}: give 1 to {len(answers.classes)}, the number of enrolled classes")
     labels, probabilities = answers.top(top_k)
     return pd.DataFrame(
         {
