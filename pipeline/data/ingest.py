@@ -32,8 +32,8 @@ from pipeline.config import Section, validate
 from pipeline.data.download import file_digest
 from pipeline.data.ingest_tasks import Layout, Written, read_order, rewrite, write_chunks, write_order
 from pipeline.data.manifest import Manifest
-from pipeline.data.sources import make_source
 from pipeline.data.sources.base import HARMLESS, Plan, Skip, Source
+from pipeline.data.sources.by_kind import make_source
 from pipeline.data.write import Moments, Target, make_manifest
 from pipeline.errors import PipelineError
 from pipeline.ray_internals import DATA_PROGRESS_LOGGER

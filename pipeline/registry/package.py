@@ -22,8 +22,11 @@ from pipeline.inference import FewShotClassifier
 
 ROOT = Path(pipeline.__file__).resolve().parent
 LIGHT = ("__init__.py", "errors.py", "batch.py", "model.py", "nets", "functional", "methods", "inference")
-LIGHT_DATA = ("__init__.py", "images.py")
-REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "safetensors", "pillow")
+LIGHT_DATA = (  # what reads image files as an ingest does
+    "__init__.py", "images.py", "png.py", "archives.py",
+    "sources/__init__.py", "sources/base.py", "sources/files.py", "sources/tree.py",
+)  # fmt: skip
+REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "safetensors", "pillow", "pyspng")
 ARTIFACT = "classifier"
 
 

@@ -221,7 +221,7 @@ def test_impossible_keys_are_refused(tmp_path: Path, change: dict[str, Any], mes
 
 @pytest.mark.parametrize("name", [path.stem for path in sorted((ROOT / "pipeline/conf/data").glob("*.yaml"))])
 def test_every_data_config_composes_and_its_keys_are_the_sources(name: str, tmp_path: Path) -> None:
-    from pipeline.data.sources import make_source
+    from pipeline.data.sources.by_kind import make_source
 
     config = compose("ingest", [f"data={name}"])
     assert config["data"]["name"] == name

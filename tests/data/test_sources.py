@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.sources import make_source
 from pipeline.data.sources.base import Chunk, Plan, Source
+from pipeline.data.sources.by_kind import make_source
 from pipeline.data.sources.cifar import Cifar100
 from pipeline.data.sources.files import Rule, Unusable, decode
 from pipeline.data.sources.folder import Folder

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.sources import make_source
+from pipeline.data.sources.by_kind import make_source
 from pipeline.data.sources.folder import Folder
 from pipeline.data.sources.splits import from_file
 from pipeline.data.sources.tree import absolute, list_tree

@@ -18,7 +18,8 @@ def test_staged_code_needs_nothing_heavy(tmp_path: Path) -> None:
     (package,), requirements = stage_code(SPEC, tmp_path / "code")
     assert requirements == []
     top = {path.name for path in package.iterdir()}
-    assert top == {*LIGHT, "data"} and {path.name for path in (package / "data").iterdir()} == set(LIGHT_DATA)
+    data = {str(path.relative_to(package / "data")) for path in (package / "data").rglob("*.py")}
+    assert top == {*LIGHT, "data"} and data == set(LIGHT_DATA)
     assert not [path for path in package.rglob("*") if path.is_file() and path.suffix != ".py"]
     program = f"""
 import importlib, pkgutil, sys

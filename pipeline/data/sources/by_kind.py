@@ -1,0 +1,36 @@
+"""From the kind of a configuration to the source of its images."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.data.sources.base import Source
+from pipeline.data.sources.cifar import Cifar100
+from pipeline.data.sources.folder import Folder
+from pipeline.data.sources.glyphs import Glyphs
+from pipeline.data.sources.mini_imagenet import MiniImagenet
+from pipeline.data.sources.omniglot import Omniglot
+from pipeline.errors import PipelineError
+
+SOURCES: dict[str, type[Source]] = {
+    "cifar100": Cifar100,
+    "folder": Folder,
+    "glyphs": Glyphs,
+    "mini_imagenet": MiniImagenet,
+    "omniglot": Omniglot,
+}
+
+
+def make_source(config: Mapping[str, Any]) -> Source:
+    """The source of ``config``: its key ``kind`` names it, the others are its settings."""
+    settings = dict(config)
+    kind = settings.pop("kind", None)
+    if kind not in SOURCES:
+        raise PipelineError(f"data.source.kind={kind!r} is none of {', '.join(SOURCES)}")
+    known = [name for name in inspect.signature(SOURCES[kind].__init__).parameters if name != "self"]
+    for key in settings:
+        if key not in known:
+            raise PipelineError(f"unknown key 'data.source.{key}'; source {kind} has {', '.join(known)}")
+    return SOURCES[kind](**settings)
