@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +18,12 @@ from omegaconf import OmegaConf
 import pipeline
 from pipeline import api
 from pipeline.config import compose, literal
+from pipeline.data.dataset import Dataset
+from pipeline.demo import DemoConfig, export_examples
 from pipeline.errors import PipelineError
 from pipeline.registry.versions import pull
 
+README = Path(__file__).resolve().parents[1] / "README.md"
 TINY = {
     "recipe": "demo", "log_every": 2, "backbone.width": 8, "cluster.workers": 1,
     "train": {"way": 5, "query": 3, "tasks": 1}, "validation": {"every": 4, "episodes": 10, "query": 5},
@@ -141,4 +147,11 @@ def test_a_notebook_from_images_to_answers_and_once_more(
     behind = pull("models:/prototypical-glyphs/1", api._configuration("classify", ("model=x",), {})["tracking"])
     enrolment = behind.enrol(images[:4, None], ["x", "y", "x", "y"])
     assert classifier.predict(images).tolist() == behind.classify(enrolment, images[:, None]).labels
+    monkeypatch.chdir(tmp_path / "home")  # where the demonstration leaves its images, and the README looks for them
+    demonstration = DemoConfig(data={}, method="prototypical", recipe="demo", support=3, queries=2, classes=4)
+    export_examples(demonstration, Dataset(dataset.folder), Path("runs/first/demo"))
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown):
+        exec(re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.S)[0], {})
+    assert len(re.findall(r"queries/glyph\d+/\d+\.png is glyph\d+", shown.getvalue())) == 10
     assert pipeline.load(first).fit(images[:4], [0, 1, 0, 1]).predict_proba(images).shape == (6, 2)

@@ -177,8 +177,7 @@ def _resumed(raw: Config) -> tuple[TrainConfig, Config, Run]:
     for key in given:
         if key.split(".")[0] not in ("resume", "storage", "cluster", "tracking"):
             raise PipelineError(f"{key}: a resumed run keeps its stored configuration; leave it out or begin a new run")
-    raw = _absolute(raw)
-    run = find_run(str(raw["resume"]), str(raw["storage"]))
+    run = find_run(str(raw["resume"]), absolute("storage", str(raw["storage"])))
     stored = _completed(run.config)
     run = replace(run, config=stored)
     stored = copy.deepcopy(stored)
