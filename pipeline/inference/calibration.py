@@ -179,7 +179,7 @@ def _point(
     enrolled_scores, stranger_scores = np.stack(inside).astype(np.float64), np.stack(outside).astype(np.float64)
     if not (np.isfinite(enrolled_scores).all() and np.isfinite(stranger_scores).all()):
         raise PipelineError(
-            f"the model gives scores that are no numbers ({way} classes, {shot} images): train it again"
+            f"the model gives scores that are NaN or infinite ({way} classes, {shot} images): train it again"
         )
     false_acceptance, false_rejection = _cross_measured(enrolled_scores, stranger_scores, target)
     return CalibrationPoint(

@@ -89,7 +89,7 @@ class Tracker:
                     self._pending.append(Figure(str(name), float(value), now, int(step)))
                 except (TypeError, ValueError):
                     self._dropped += 1
-                    self._refused = f"{name} is no number"
+                    self._refused = f"{name} is not a number"
             while len(self._pending) > CAPACITY:
                 self._pending.popleft()
                 self._dropped += 1

@@ -174,7 +174,7 @@ def test_scores_that_are_no_numbers_are_refused() -> None:
     method = Nearest()
     images = value_images(np.zeros(8), 1)
     method.classify = lambda state, query: torch.full((*query.shape[:2], 5), math.nan)  # type: ignore[method-assign]
-    with pytest.raises(PipelineError, match="scores that are no numbers"):
+    with pytest.raises(PipelineError, match="scores that are NaN or infinite"):
         calibrate(method, Value(), images, [5] * 8, ways=(5,), shots=(1,), queries=10)
     with pytest.raises(PipelineError, match="target=1.5"):
         calibrate(method, Value(), images, [5] * 8, target=1.5)

@@ -136,7 +136,7 @@ def test_what_is_no_number_is_named(tracking: dict) -> None:
     tracker = Tracker("first-run", tracking, CONFIG, DATASET)
     tracker.log(1, {"train/loss": 1.0, "note": "good"})  # type: ignore[dict-item]
     delivery = tracker.close()
-    assert (delivery.delivered, delivery.lost, delivery.reason) == (1, 1, "note is no number")
+    assert (delivery.delivered, delivery.lost, delivery.reason) == (1, 1, "note is not a number")
 
 
 def test_room_is_bounded(tracking: dict, monkeypatch: pytest.MonkeyPatch) -> None:
