@@ -70,22 +70,6 @@ def _pause_class() -> type:
     return Pause
 
 
-def worker_group_callback() -> type:
-    """The base of a Ray Train callback whose ``after_worker_group_start(worker_group)`` runs in the controller.
-
-    The public ``UserCallback`` is not told of the start. Without it the callback is never called: the placement group
-    of a trial that Ray Tune stops in mid-run stays until the campaign's Ray ends.
-    """
-    try:
-        from ray.train.v2._internal.execution.callback import WorkerGroupCallback
-
-        return WorkerGroupCallback
-    except ImportError:
-        from ray.train import UserCallback
-
-        return _without(UserCallback, "word of the start of a trial's workers")
-
-
 @functools.cache
 def _warn(what: str) -> None:
     logging.getLogger(__name__).warning("this version of Ray gives no %s", what)

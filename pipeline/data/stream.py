@@ -12,7 +12,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,8 @@ _AHEAD = 2  # batches that wait, gathered, for the training step
 class Stream:
     """Iterates over ``(step, batch)`` of one worker, uint8 on ``device``; counts the seconds it waited.
 
-    A batch is valid until the next one is asked for: its buffer is used again.
+    A batch is valid until the next one is asked for: its buffer is used again. ``planned_here``: in this process,
+    without Ray Data, for one that trains many short runs.
     """
 
     def __init__(
@@ -47,13 +48,14 @@ class Stream:
         world_size: int = 1,
         device: torch.device | str = "cpu",
         materialize: str = "worker",
+        planned_here: bool = False,
     ) -> None:
         if planner.per_step % world_size:
             raise ValueError(f"{planner.per_step} a step cannot be shared equally by {world_size} workers")
         self.dataset, self.planner = dataset, planner
         self.device, self.materialize = torch.device(device), materialize
         self.rank, self.world_size = rank, world_size
-        self.first, self.last = first, last
+        self.first, self.last, self.planned_here = first, last, planned_here
         self.waited = 0.0  # seconds
         self._resident = (
             torch.from_numpy(dataset.gather(np.arange(dataset.manifest.rows))).to(device)
@@ -61,7 +63,7 @@ class Stream:
             else None
         )
 
-    def __iter__(self) -> Iterator[tuple[int, Batch]]:
+    def __iter__(self) -> Generator[tuple[int, Batch], None, None]:
         ready: queue.Queue[Any] = queue.Queue(maxsize=_AHEAD)
         stop = threading.Event()
         thread = threading.Thread(target=self._produce, args=(ready, stop), name="gather", daemon=True)
@@ -103,6 +105,10 @@ class Stream:
                 ready.put(error)
 
     def _plans(self, stop: threading.Event) -> Iterator[tuple[int, int, AnyPlan, Any]]:
+        if self.planned_here:
+            for step in range(self.first, self.last):
+                yield step, self.rank, self.planner.plan(step, self.rank, self.world_size), None
+            return
         uri, first = self.dataset.uri if self.materialize == "cluster" else None, self.first
         while first < self.last and not stop.is_set():
             source = PlanSource(self.planner, first, self.last, self.rank, self.world_size, uri)
@@ -129,7 +135,7 @@ class Stream:
         if self._resident is not None:
             return self._resident.index_select(0, torch.from_numpy(rows.copy()).to(self.device))
         buffer = buffers.take(len(rows))
-        if streamed.is_valid:
+        if streamed is not None and streamed.is_valid:
             buffer.numpy().reshape(-1)[:] = np.frombuffer(streamed.as_buffer(), dtype=np.uint8)
         else:
             self.dataset.gather(rows, out=buffer.numpy())

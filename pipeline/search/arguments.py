@@ -9,7 +9,8 @@ from pipeline.config import Config, gather
 from pipeline.errors import PipelineError
 
 GONE = {
-    "batched": "trials are computed one after the other, which was as fast, and have the same results but for rounding"
+    "batched": "every trial is computed by itself, with the same results but for rounding",
+    "together": "trials of one worker use one process after the other, with the same results",
 }
 
 

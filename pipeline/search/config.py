@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from pipeline.config import Section
 from pipeline.training.config import Count, Name, Positive
@@ -29,8 +29,12 @@ class Search(Section):
     seed: int
 
 
+def _renamed(kind: Any) -> Any:
+    return "pbt" if kind == "population" else kind  # campaigns of an earlier release go on
+
+
 class Scheduler(Section):
-    kind: Literal["asha", "hyperband", "population", "none"]
+    kind: Annotated[Literal["asha", "hyperband", "pbt", "none"], BeforeValidator(_renamed)]
     grace: Count | None
     factor: Annotated[int, Field(ge=2)]
 
@@ -65,7 +69,6 @@ class CampaignConfig(Section):
     search: Search
     scheduler: Scheduler
     finalists: Finalists
-    together: Count
     cpus_per_trial: Positive | None
     gpus_per_trial: Positive | None
     concurrent: Count | None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,18 +13,16 @@ from pipeline.errors import PipelineError
 from pipeline.registry.aliases import CHALLENGER
 from pipeline.registry.tracking_config import check_tracking
 from pipeline.registry.versions import register_run, set_alias
+from pipeline.search.asha import ASHA, BRACKETS
 from pipeline.search.campaign import Campaign, begin
 from pipeline.search.delivery import Delivery
-from pipeline.search.feed import refreshed
 from pipeline.search.finalists import Verdict, choose, judge, measure
-from pipeline.search.halving import BRACKETS, Halving
 from pipeline.search.ledger import LEDGER_FILE, Ledger, Record
-from pipeline.search.packs import check_packs, run_packs
-from pipeline.search.plans import FinalPlan, SearchPlan
+from pipeline.search.pbt import PBT
 from pipeline.search.plots import draw_campaign
-from pipeline.search.population import Generations, PopulationPlan
 from pipeline.search.results import finalists_table, statement, summary, trials_table, values_text
-from pipeline.search.schedule import room, run_trials
+from pipeline.search.searchers import FinalistTrials, SearchTrials
+from pipeline.search.tuner import room, run_trials
 from pipeline.training.cluster import capacity, check_resources, start_ray
 
 BEST, SUMMARY, PLOTS = "best.yaml", "summary.json", "plots"
@@ -35,7 +32,6 @@ NOTHING = 3  # exit code: not one trial finished
 def tune(raw: Config) -> dict[str, Any]:
     """Run a campaign, or go on with one that was interrupted, to its best configuration."""
     campaign = begin(raw)
-    check_packs(campaign)
     check_tracking(campaign.config.tracking)
     start_ray(campaign.train.cluster)
     check_resources(campaign.train.cluster)
@@ -59,31 +55,15 @@ def _search(campaign: Campaign, ledger: Ledger, delivery: Delivery) -> None:
         _say_trial(record, values_text(record.values), select)
         delivery.trial(record)
 
-    scheduler = None
-    if config.scheduler.kind in BRACKETS and campaign.grace < campaign.train.steps:
-        how = config.scheduler
-        scheduler = Halving(
+    how, scheduler = config.scheduler, None
+    searcher = (PBT if how.kind == "pbt" else SearchTrials)(campaign, ledger, ended)
+    if how.kind in BRACKETS and campaign.grace < campaign.train.steps:
+        scheduler = ASHA(
             how.kind, campaign.train.steps, campaign.grace, how.factor, config.search.seed, len(campaign.first)
         )
-        _replay(campaign, ledger, scheduler)
-    population = config.scheduler.kind == "population"
-    plan = (PopulationPlan if population else SearchPlan)(campaign, ledger, ended)
-    if plan.open():
-        if config.together > 1:
-            run_packs(plan, scheduler, config.concurrent)
-        else:
-            run_trials(plan, Generations() if population else scheduler, config.concurrent)
-
-
-def _replay(campaign: Campaign, ledger: Ledger, scheduler: Halving) -> None:
-    """Bring the scheduler to where it was; interrupted trials tell what they did unseen, and may end by it."""
-    for record in ledger.search:
-        if record.status == "running":
-            record = refreshed(record, store.join(campaign.uri, record.run))
-            ledger.put(record)
-        ended = scheduler.replay([record])
-        if ended and record.status == "running":
-            ledger.put(replace(record, status="stopped", reason=f"not among the best at step {record.step:,}"))
+        searcher.replay(scheduler)
+    if searcher.open():
+        run_trials(searcher, scheduler, config.concurrent)
 
 
 def _finals(campaign: Campaign, ledger: Ledger, delivery: Delivery) -> Verdict | None:
@@ -102,13 +82,10 @@ def _finals(campaign: Campaign, ledger: Ledger, delivery: Delivery) -> Verdict |
             _say_trial(record, f"seed {record.seed}", select)
             delivery.trial(record)
 
-        plan = FinalPlan(campaign, ledger, chosen, seeds, ended)
-        if plan.open():
+        searcher = FinalistTrials(campaign, ledger, chosen, seeds, ended)
+        if searcher.open():
             print(f"\n{len(chosen)} configurations, the default among them, with {len(seeds)} other seeds", flush=True)
-            if config.together > 1:
-                run_packs(plan, None, config.concurrent)
-            else:
-                run_trials(plan, None, config.concurrent)
+            run_trials(searcher, None, config.concurrent)
         runs = {record.number: [f"{record.run}-seed{seed}" for seed in seeds] for record in chosen}
         trained = [record for record in ledger.repetitions if record.status == "finished"]
     if not trained:

@@ -1,78 +1,164 @@
-"""One trial: the function that Ray Tune runs. It launches a run under Ray Train and passes its validations on."""
+"""One trial, as Ray Tune runs it: every step of the trainable trains to the next validation.
+
+With one worker it trains in the trainable's own process, which Tune uses for one trial after the other: imports and the
+dataset are there already. With several workers it launches a run under Ray Train. Either way the run's folder is the
+same, and a trial that is begun again goes on from its last checkpoint.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import logging
+import queue
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator
 from typing import Any
 
+import torch
 from ray import tune
-from ray.train import UserCallback
-from ray.util.queue import Queue
 
+from pipeline import store
 from pipeline.config import validate
+from pipeline.data.dataset import Dataset
+from pipeline.data.stream import Stream
 from pipeline.errors import PipelineError
-from pipeline.search.release import Holder
-from pipeline.training.config import TrainConfig
+from pipeline.training.checkpoint import STATE, free_name, load_checkpoint, name_of, newest_whole, save_checkpoint
+from pipeline.training.config import Cluster, TrainConfig
 from pipeline.training.launch import launch
-from pipeline.training.runs import Run
+from pipeline.training.learner import Learner, make_deterministic
+from pipeline.training.loop import Hooks, make_planner, training
+from pipeline.training.runs import START, Run, checkpoints, write_run
+from pipeline.training.telemetry import start_monitor
+from pipeline.training.workers import Alone
 
-ACCURACY, STEP, FAILED, FINISHED = "val/accuracy", "step", "failed", "finished"
-
-
-class Forward(UserCallback):
-    """Puts what was reported at a checkpoint into a queue; checkpoints that were not validated carry an accuracy of -1.
-
-    Ray's own ``TuneReportCallback`` hangs for good where a trial's function ends just before its last report is
-    fetched: whoever fetches it waits for room that only the same thread can make.
-    """
-
-    def __init__(self, queue: Queue) -> None:
-        self.queue = queue
-
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        if metrics[0].get(ACCURACY, -1.0) >= 0:
-            self.queue.put({STEP: metrics[0][STEP], ACCURACY: metrics[0][ACCURACY]})
+ACCURACY, STEP, FAILED, FINISHED, DONE = "val/accuracy", "step", "failed", "finished", "done"
+Validations = Generator[dict[str, Any], None, None]  # {STEP: .., ACCURACY: ..}
 
 
-@contextmanager
-def reporting() -> Iterator[Forward]:
-    """A callback whose reports reach Ray Tune from this process, in their order, all of them before this ends."""
-    queue = Queue(maxsize=1, actor_options={"num_cpus": 0})
-
-    def pass_on() -> None:
-        while (entry := queue.get()) is not None:
-            tune.report(entry)
-
-    thread = threading.Thread(target=pass_on, name="reports", daemon=True)
-    thread.start()
-    try:
-        yield Forward(queue)
-    finally:
-        queue.put(None)
-        thread.join()
-        queue.shutdown()
-
-
-def run_trial(trial: dict[str, Any]) -> None:
-    """``trial["run"]`` is a :class:`Run` as JSON. Called again for a run that was interrupted, it goes on with it.
+class Trial(tune.Trainable):
+    """``config["run"]`` is a :class:`Run` as JSON; the trial pauses at step ``config["until"]``, unless that is 0.
 
     What goes wrong is reported as "failed", with its reason: it concerns this trial alone.
     """
-    run = Run(**json.loads(trial["run"]))
+
+    _validations: Validations | None = None
+
+    @classmethod
+    def trains_here(cls, cluster: Cluster) -> bool:
+        """Whether the trainable's own process is the worker."""
+        return cluster.workers == 1
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self.cleanup()
+        self._run, self._until = Run(**json.loads(new_config["run"])), new_config["until"]
+        config = validate(TrainConfig, self._run.config)
+        here = self.trains_here(config.cluster)
+        self._validations = (in_this_process if here else under_ray_train)(config, self._run)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        assert self._validations is not None
+        try:
+            found = next(self._validations, {FINISHED: True, DONE: True})
+        except PipelineError as error:
+            return {FAILED: str(error).removeprefix(f"run {self._run.name}: "), DONE: True}
+        except Exception as error:  # a bug, or a worker that died too often: the trial's log has the traceback
+            logging.getLogger(__name__).exception("trial %s", self._run.name)
+            return {FAILED: f"{type(error).__name__}: {last_line(error)}", DONE: True}
+        if self._until and found.get(STEP, 0) >= self._until:
+            found[DONE] = True
+        return found
+
+    def cleanup(self) -> None:
+        if self._validations is not None:
+            self._validations.close()
+
+
+def in_this_process(config: TrainConfig, run: Run) -> Validations:
+    """Train with one worker, here; the episodes are planned here too."""
+    make_deterministic(config.cluster.threads_per_worker, config.deterministic)
+    dataset = _dataset(config.dataset_uri)
+    if dataset.manifest.fingerprint != run.dataset["fingerprint"]:
+        raise PipelineError(f"{config.dataset_uri} on this node is not the dataset that the campaign began with")
+    device = torch.device("cuda" if config.cluster.gpus_per_worker else "cpu")
+    learner, start = Learner(config, run.spec, device=device), store.join(run.uri, START)
+    write_run(run)
+    if found := checkpoints(run.uri):
+        learner.restore(newest_whole(run.uri, name_of(found[-1]), Alone(), print))
+    elif store.exists(store.join(start, STATE)):
+        learner.inherit(load_checkpoint(start))
+    if config.compile:
+        learner.module = torch.compile(learner.module)  # type: ignore[assignment]
+
+    validated: list[dict[str, Any]] = []
+
+    def save(learner: Learner) -> None:
+        folder = store.join(run.uri, free_name(run.uri, learner.step))
+        save_checkpoint(folder, learner.checkpoint(run.config, run.dataset))
+        for uri in superfluous(run.uri, config.checkpoint.keep):
+            store.remove(uri)
+        last = learner.history[-1] if learner.history else {}
+        if last.get("step") == learner.step and ACCURACY in last:
+            validated.append({STEP: learner.step, ACCURACY: last[ACCURACY]})
+
+    planner = make_planner(config, dataset, learner.method)
+    stream = Stream(
+        dataset, planner, learner.step, config.steps, device=device, materialize=config.materialize, planned_here=True
+    )
+    body = training(learner, dataset, planner.per_step, hooks=Hooks(save=save))
+    with contextlib.closing(iter(stream)) as batches, contextlib.suppress(StopIteration):  # the training's end
+        next(body)
+        for batch in batches:
+            body.send(batch)
+            while validated:
+                yield validated.pop()
+    yield from validated
+
+
+@functools.lru_cache(maxsize=1)
+def _dataset(uri: str) -> Dataset:
+    return Dataset(uri)
+
+
+def under_ray_train(config: TrainConfig, run: Run) -> Validations:
+    """Train with several workers; closed before its end, it asks them to save a checkpoint and leave."""
+    entries: queue.Queue[Any] = queue.Queue()
+    monitor = start_monitor()
+
+    def work() -> None:
+        try:
+            launch(config, run, on_log=entries.put, monitor=monitor)
+            entries.put(None)
+        except Exception as error:
+            entries.put(error)
+
+    thread = threading.Thread(target=work, name=run.name)
+    thread.start()
     try:
-        with reporting() as forward:
-            launch(validate(TrainConfig, run.config), run, callbacks=[forward, Holder(forward.queue)])
-    except PipelineError as error:
-        tune.report({FAILED: str(error).removeprefix(f"run {run.name}: ")})
-    except Exception as error:  # a bug, or a worker that died too often: its traceback is in the trial's log
-        logging.getLogger(__name__).exception("trial %s", run.name)
-        tune.report({FAILED: f"{type(error).__name__}: {last_line(error)}"})
-    else:
-        tune.report({FINISHED: True})
+        while (entry := entries.get()) is not None:
+            if isinstance(entry, Exception):
+                raise entry
+            if ACCURACY in entry:
+                yield {STEP: int(entry["step"]), ACCURACY: entry[ACCURACY]}
+    finally:
+        monitor.leave.remote()
+        thread.join()
+
+
+def superfluous(run_uri: str, keep: int) -> list[str]:
+    """Checkpoints that are neither among the best ``keep`` nor the latest, as Ray Train deletes them."""
+    scored = []
+    for uri in checkpoints(run_uri)[:-1]:
+        state = json.loads(store.read_bytes(store.join(uri, STATE)))
+        here = [e[ACCURACY] for e in state["history"] if e["step"] == state["step"] and ACCURACY in e]
+        scored.append((here[-1] if here else -1.0, uri))
+    scored.sort(key=lambda entry: entry[0], reverse=True)
+    return [uri for _, uri in scored[keep:]]
 
 
 def last_line(error: BaseException) -> str:

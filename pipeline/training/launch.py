@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -118,19 +118,20 @@ def launch(
     config: TrainConfig,
     run: Run,
     on_log: Callable[[Entry], None] | None = None,
-    callbacks: Sequence[Any] = (),
+    monitor: Any = None,
 ) -> Run:
     """Train to the end under Ray Train; workers that die are replaced and go on from the last checkpoint.
 
-    Called again for a run that was interrupted, it goes on with it. ``callbacks`` are Ray Train's, told of checkpoints.
+    Called again for a run that was interrupted, it goes on with it. ``monitor``: one of the caller's own, which may
+    ask the workers to leave.
     """
     start_ray(config.cluster)
     check_resources(config.cluster)
     write_run(run)
     start = store.join(run.uri, START)
-    monitor = start_monitor()
+    monitor = monitor or start_monitor()
     telemetry = Telemetry(run.name, str(config.method["name"]), str(run.dataset["name"]), config.steps)
-    hooks: list[Any] = [*callbacks, Restarts(monitor)]
+    hooks: list[Any] = [Restarts(monitor)]
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={

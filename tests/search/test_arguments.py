@@ -34,12 +34,13 @@ def test_other_keys_stay_as_they_are() -> None:
 
 def test_a_key_that_is_gone_is_left_out_with_a_warning(arguments, tmp_path, capsys) -> None:
     """In the command, in a campaign's file, and in a campaign that an earlier release began."""
-    assert translate(["name=a", "batched=true"]) == ["name=a"]
-    assert "batched is ignored" in capsys.readouterr().err
+    assert translate(["name=a", "batched=true", "together=6"]) == ["name=a"]
+    said = capsys.readouterr().err
+    assert "batched is ignored" in said and "together is ignored" in said
     raw = compose("tune", translate(arguments("trials=5")))
     begun = begin({**raw, "batched": None})
     assert "batched" not in begun.raw and capsys.readouterr().err.count("\n") == 1
     file = tmp_path / "runs" / "small" / CAMPAIGN_FILE
     record = json.loads(file.read_text())
-    file.write_text(json.dumps({**record, "config": {**record["config"], "batched": None}}))
+    file.write_text(json.dumps({**record, "config": {**record["config"], "batched": None, "together": 6}}))
     assert begin(compose("tune", ["resume=small", f"storage={tmp_path}/runs"])).config.trials == 5

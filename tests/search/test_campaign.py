@@ -12,13 +12,13 @@ import pytest
 from pipeline.config import CONF, compose, to_yaml, validate
 from pipeline.errors import PipelineError
 from pipeline.search.arguments import translate
+from pipeline.search.asha import ASHA
 from pipeline.search.campaign import begin
 from pipeline.search.finalists import choose, judge
-from pipeline.search.halving import Halving
 from pipeline.search.ledger import Ledger, Record
-from pipeline.search.plans import FinalPlan, SearchPlan
 from pipeline.search.results import statement, summary, trials_table
-from pipeline.search.schedule import room
+from pipeline.search.searchers import FinalistTrials, SearchTrials
+from pipeline.search.tuner import room
 from pipeline.training.config import TrainConfig
 
 DEFAULT = {
@@ -67,7 +67,7 @@ def test_a_key_of_the_space_can_be_fixed(campaign):
     fix = {"method": "prototypical", "method.distance": "cosine", "method.learn_scale": False}
     small = campaign(*[f"fix.{key}={json.dumps(value)}" for key, value in fix.items()], first=whole["first"])
     assert small.first == [{**fix, "method.scale": 1.0}, {**fix, "method.scale": 10.0}]
-    plan = SearchPlan(small, Ledger(small.uri))
+    plan = SearchTrials(small, Ledger(small.uri))
     for number in range(4):
         record, run = plan.next()
         assert {key: record.values[key] for key in fix} == fix and run.config["method"]["distance"] == "cosine"
@@ -84,11 +84,11 @@ def test_an_interrupted_search_ends_as_an_untouched_one(campaign):
     """No finished trial is handed out again, the interrupted one goes on with its values, and all values are equal."""
     small = campaign("trials=9", "search.startup=3")
     whole = Ledger(f"{small.uri}/whole")
-    work(SearchPlan(small, whole))
+    work(SearchTrials(small, whole))
     done: list[str] = []
     for stop in (3, 1, 4, None):
         ledger = Ledger(f"{small.uri}/parts")  # all that is left is the file
-        done += [record.run for record in work(SearchPlan(small, ledger), stop)]
+        done += [record.run for record in work(SearchTrials(small, ledger), stop)]
     assert len(done) == len(set(done)) == 9
     untouched, resumed = whole.search, Ledger(f"{small.uri}/parts").search
     assert [(r.number, r.run, r.values, r.curve) for r in untouched] == [
@@ -102,7 +102,7 @@ def test_what_asks_for_the_impossible_has_failed_and_the_others_go_on(campaign):
     small = campaign("trials=4", space=space, first=[{}, {"train.way": 500}])
     ledger = Ledger(small.uri)
     told: list[Record] = []
-    plan = SearchPlan(small, ledger, told.append)
+    plan = SearchTrials(small, ledger, told.append)
     while (found := plan.next()) is not None:
         plan.end(replace(found[0].with_point(12, 0.5), status="finished"))
     assert len(ledger.search) == len(told) == 4
@@ -136,7 +136,7 @@ def test_halving_goes_on_where_it_was():
     rng = np.random.default_rng(0)
     curves = {f"run{n}": [(s, float(rng.random())) for s in (1, 3, 9, 27)] for n in range(12)}
     kept: dict[str, list] = {}
-    untouched, rungs = Halving("asha", 27, 1, 3), {step: [] for step in (1, 3, 9)}
+    untouched, rungs = ASHA("asha", 27, 1, 3), {step: [] for step in (1, 3, 9)}
     for number, (run, curve) in enumerate(curves.items()):
         kept[run] = []
         for step, accuracy in curve:
@@ -152,16 +152,16 @@ def test_halving_goes_on_where_it_was():
                 break
     assert 1 < sum(curve[-1][0] < 27 for curve in kept.values()) < 12
     half = [Record(n, run, {}, curve=tuple(curve)) for n, (run, curve) in enumerate(kept.items())]
-    replayed = Halving("asha", 27, 1, 3)
+    replayed = ASHA("asha", 27, 1, 3)
     assert replayed.replay(half) == [record.run for record in half if record.step < 27]
     for step in (1, 3, 9):
         assert replayed.goes_on(20, "new", step, 0.6) == untouched.goes_on(20, "new", step, 0.6)
-    spared = Halving("asha", 27, 1, 3, spared=len(half))
+    spared = ASHA("asha", 27, 1, 3, spared=len(half))
     assert spared.replay(half) == [] and not spared.goes_on(len(half), "late", 1, 0.0)
 
 
 def test_brackets_of_hyperband_are_a_function_of_the_number():
-    brackets = [[Halving("hyperband", 27, 1, 3, seed)._bracket(n) for n in range(60)] for seed in (0, 0, 1)]
+    brackets = [[ASHA("hyperband", 27, 1, 3, seed)._bracket(n) for n in range(60)] for seed in (0, 0, 1)]
     assert brackets[0] == brackets[1] != brackets[2] and set(brackets[0]) == {0, 1, 2}
 
 
@@ -209,11 +209,11 @@ def test_the_winner_has_the_best_mean_over_seeds_and_is_compared_in_pairs():
 def test_repetitions_are_resumed_too(campaign):
     small = campaign("trials=4")
     ledger = Ledger(small.uri)
-    work(SearchPlan(small, ledger))
+    work(SearchTrials(small, ledger))
     chosen = choose(ledger.search, small.default, 2, "best")
-    assert len(work(FinalPlan(small, ledger, chosen, [1, 2]), 3)) == 2
+    assert len(work(FinalistTrials(small, ledger, chosen, [1, 2]), 3)) == 2
     ledger = Ledger(small.uri)
-    work(FinalPlan(small, ledger, chosen, [1, 2]))
+    work(FinalistTrials(small, ledger, chosen, [1, 2]))
     assert [(r.number, r.seed) for r in ledger.repetitions] == [(c.number, s) for s in (1, 2) for c in chosen]
     assert small.prepare(chosen[0].values, "other-seed2", 2).config["seed"] == 2
 

@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from pipeline.config import compose, validate
 from pipeline.registry.tracking import RUN_TAG
 from pipeline.search.arguments import translate
-from pipeline.search.halving import Halving
+from pipeline.search.asha import ASHA
 from pipeline.search.ledger import Ledger
 from pipeline.search.run import tune
 from pipeline.training.checkpoint import load_checkpoint
@@ -26,11 +26,15 @@ from pipeline.training.runs import best_checkpoint, checkpoints, read_run
 pytestmark = pytest.mark.slow
 
 
-def test_one_trial_diverges_one_is_stopped_and_the_best_is_registered(ray_session, arguments, tmp_path, monkeypatch):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_one_trial_diverges_one_is_stopped_and_the_best_is_registered(
+    ray_session, arguments, tmp_path, monkeypatch, workers
+):
     """Trials share the cluster, and give back what they had; the winner is repeated with another seed."""
-    monkeypatch.setattr(Halving, "goes_on", lambda self, number, run, step, accuracy: number != 2 or step > 6)
+    monkeypatch.setattr(ASHA, "goes_on", lambda self, number, run, step, accuracy: number != 2 or step > 6)
     place = [f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", f"tracking.artifacts={tmp_path}/artifacts"]
     given = [a for a in arguments("trials=3", "finalists={count: 1, seeds: 1}") if a != "tracking=none"]
+    given = [*(a for a in given if "cluster.workers" not in a), f"base.cluster.workers={workers}"]
     raw = compose("tune", translate([*given, *place]))
     raw["space"] = {"optimizer.lr": {"low": 1e-4, "high": 1e-1, "log": True}}
     raw["first"] = [{}, {"optimizer.lr": 1e30}, {"optimizer.lr": 1e-2}]
@@ -67,7 +71,7 @@ def test_one_trial_diverges_one_is_stopped_and_the_best_is_registered(ray_sessio
 def test_a_population_trains_on_with_other_values(ray_session, arguments):
     """Members are stopped and gone on with; a copy begins at its parent's step, with a rate of its own."""
     given = arguments(
-        "trials=3", "finalists={count: 0, seeds: 0}", "scheduler.kind=population", "scheduler.grace=6", "base.steps=18",
+        "trials=3", "finalists={count: 0, seeds: 0}", "scheduler.kind=pbt", "scheduler.grace=6", "base.steps=18",
         "base.optimizer=sgd",
     )  # fmt: skip
     raw = compose("tune", translate(given))

@@ -1,4 +1,8 @@
-"""Population-based training (Jaderberg et al. 2017): values that change while the trials train."""
+"""Population-based training (Jaderberg et al. 2017): values that change while the trials train.
+
+Not Ray Tune's own: that takes members as they come and draws from one stream of random numbers, so that a campaign
+would end otherwise each time, and what a killed one did would be lost with its scheduler.
+"""
 
 from __future__ import annotations
 
@@ -6,33 +10,22 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from pipeline import store
 from pipeline.errors import PipelineError
 from pipeline.search.campaign import Campaign
 from pipeline.search.ledger import Ledger, Record
-from pipeline.search.plans import Plan, SearchPlan
+from pipeline.search.searchers import SearchTrials
 from pipeline.search.space import Space, Values
-from pipeline.search.trial import ACCURACY, STEP
-from pipeline.training.runs import START, Run, checkpoints
+from pipeline.training.checkpoint import STATE
+from pipeline.training.runs import START, checkpoints
 
 FACTORS = (0.8, 1.2)  # of a number that is perturbed, as in the paper
 
 
-class Generations(FIFOScheduler):
-    """Stops a trial at the end of its generation; it goes on in the next one, or a copy of a better one does."""
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        if ACCURACY in result and trial.config["until"] and result[STEP] >= trial.config["until"]:
-            return str(TrialScheduler.STOP)
-        return str(TrialScheduler.CONTINUE)
-
-
-class PopulationPlan(Plan):
+class PBT(SearchTrials):
     """As many members as the campaign has trials, trained in generations of ``scheduler.grace`` steps.
 
     At the end of a generation the worst 1/factor are replaced by copies of the best 1/factor: weights, moments and
@@ -43,28 +36,15 @@ class PopulationPlan(Plan):
     def __init__(
         self, campaign: Campaign, ledger: Ledger, ended: Callable[[Record], None] = lambda record: None
     ) -> None:
-        self.size = campaign.config.trials
-        factor = campaign.config.scheduler.factor
+        self.size, factor = campaign.config.trials, campaign.config.scheduler.factor
         if self.size < factor:
             raise PipelineError(f"trials={self.size}: a population has at least scheduler.factor={factor} members")
         if not any(perturbable(campaign.space, key) for key in campaign.space.dimensions):
-            raise PipelineError("scheduler.kind=population perturbs numbers: the space has none outside the backbone")
-        self._begun = SearchPlan(campaign, ledger)
-        self._out: set[str] = set()  # runs that were handed out and are not back
+            raise PipelineError("scheduler.kind=pbt perturbs numbers: the space has none outside the backbone")
         super().__init__(campaign, ledger, ended)
 
-    def known(self) -> list[Record]:
-        return self.ledger.search
-
-    def new(self) -> Record | None:
-        """The next member of the first generation."""
-        return self._begun.new() if len(self.known()) < self.size else None
-
-    def alive(self) -> list[Record]:
-        return [record for record in self.known() if record.status == "running"]
-
     def open(self) -> bool:
-        return self.new() is not None or bool(self.alive())
+        return self.new() is not None or bool(self.running())
 
     def waits(self) -> bool:
         return bool(self._out)
@@ -72,64 +52,53 @@ class PopulationPlan(Plan):
     def until(self) -> int:
         """The end of the generation that the members are in; 0: the last one, which ends by itself."""
         every, steps = self.campaign.grace, self.campaign.train.steps
-        behind = min(record.step for record in self.alive())
+        behind = min(record.step for record in self.running())
         end = every * (behind // every + 1)
         return end if end < steps else 0
 
-    def next(self) -> tuple[Record, Run] | None:
-        while True:
-            record = self.new() or self._behind()
-            if record is None:
-                return None
-            if (found := self.begin(record)) is not None:
-                self._out.add(record.run)
-                return found
-
-    def end(self, record: Record) -> None:
-        self._out.discard(record.run)
-        super().end(record)
+    def following(self) -> Record | None:
+        """One of the first generation, or a member that has not yet trained in this one; where all have, the next
+        generation is made first."""
+        if (record := self.new()) is not None:
+            return record
+        alive = self.running()
+        if not alive:
+            return None
+        if not self._out and len({record.step for record in alive}) == 1 and alive[0].step:
+            self._replace(alive[0].step)
+            alive = self.running()
+        end = self.until() or math.inf
+        waiting = [record for record in alive if record.run not in self._out and record.step < end]
+        return min(waiting, key=lambda record: (record.step, record.number), default=None)
 
     def stopped(self, record: Record, step: int) -> None:
         """A member at the end of its generation: it is not over."""
         self._out.discard(record.run)
         self.ledger.put(record)
 
-    def _behind(self) -> Record | None:
-        """A member that has not yet trained in this generation; first, where all have, the next one is made."""
-        alive = self.alive()
-        if not alive:
-            return None
-        if not self._out and len({record.step for record in alive}) == 1 and alive[0].step:
-            self._replace(alive[0].step)
-            alive = self.alive()
-        end = self.until() or math.inf
-        waiting = [record for record in alive if record.run not in self._out and record.step < end]
-        return min(waiting, key=lambda record: (record.step, record.number), default=None)
-
     def _replace(self, step: int) -> None:
         """The worst by copies of the best; once a generation, in one write."""
         records, factor = self.known(), self.campaign.config.scheduler.factor
         if any(record.parent and record.began_at == step for record in records):
             return
-        order = sorted(self.alive(), key=lambda record: (-record.curve[-1][1], record.number))
+        order = sorted(self.running(), key=lambda record: (-record.curve[-1][1], record.number))
         count = self.size // factor
         lost = max(0, count - (self.size - len(order)))  # members that failed make room too
         best, worst = order[:count], order[len(order) - min(lost, len(order) - 1) :]
-        changed: list[Record] = []
+        copies: list[Record] = []
         for place in range(self.size - len(order) + len(worst)):
             rng = np.random.default_rng([self.campaign.config.search.seed, step, place])
             parent, number = best[int(rng.integers(len(best)))], len(records) + place
             run = f"{self.campaign.name}-{number:04d}"
             _copy(self.campaign, parent, run)
             values = perturbed(self.campaign.space, parent.values, rng)
-            changed.append(
+            copies.append(
                 Record(number, run, values, curve=parent.curve, began=time.time(), parent=parent.run, began_at=step)
             )
-        for record in worst:
-            reason = f"among the worst at step {step:,}: replaced by a copy of a better one"
-            changed.append(replace(record, status="stopped", reason=reason, ended=time.time()))
-        self.ledger.put(*changed)
-        for record in changed[len(changed) - len(worst) :]:
+        reason = f"among the worst at step {step:,}: replaced by a copy of a better one"
+        replaced = [replace(record, status="stopped", reason=reason, ended=time.time()) for record in worst]
+        self.ledger.put(*copies, *replaced)
+        for record in replaced:
             self.ended(record)
 
 
@@ -157,5 +126,5 @@ def perturbed(space: Space, values: Values, rng: np.random.Generator) -> Values:
 def _copy(campaign: Campaign, parent: Record, run: str) -> None:
     """The parent's last checkpoint, as what the run begins with: the parent may delete its own."""
     source, target = checkpoints(store.join(campaign.uri, parent.run))[-1], store.join(campaign.uri, run, START)
-    for name in sorted(store.list_names(source), key=lambda name: name == "state.json"):  # the file that makes it whole
+    for name in sorted(store.list_names(source), key=lambda name: name == STATE):  # the file that makes it whole
         store.write_bytes(store.join(target, name), store.read_bytes(store.join(source, name)))

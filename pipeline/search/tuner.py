@@ -1,4 +1,4 @@
-"""Trials on the cluster: Ray Tune runs what a plan hands out, as many at once as there is room for."""
+"""Trials on the cluster: Ray Tune runs what a searcher suggests, as many at once as there is room for."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from pipeline.data.planners import TASK_CPUS
 from pipeline.errors import PipelineError
-from pipeline.search.feed import Feed
-from pipeline.search.plans import Plan
-from pipeline.search.trial import run_trial
+from pipeline.search.searchers import CampaignSearcher
+from pipeline.search.trial import Trial
 from pipeline.training.cluster import capacity
 from pipeline.training.config import Cluster
 
-DRIVER_CPUS = 0.01  # what the process that launches a trial reserves: it waits. Tune does not take 0
+LAUNCHER_CPUS = 0.01  # what a process that launches a run under Ray Train reserves: it waits. Tune does not take 0
 _SETTINGS = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial's last word has no accuracy
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # an interrupted campaign is resumed from its ledger
@@ -31,7 +30,7 @@ _SETTINGS = {
 
 def room(cluster: Cluster, resources: dict[str, float]) -> int:
     """How many trials the cluster takes at once, each with its workers and the tasks that plan its episodes."""
-    cpus = cluster.workers * cluster.cpus_per_worker + DRIVER_CPUS + TASK_CPUS
+    cpus = cluster.workers * cluster.cpus_per_worker + LAUNCHER_CPUS + TASK_CPUS
     places = math.floor(resources.get("CPU", 0.0) / cpus + 1e-9)
     if cluster.gpus_per_worker:
         gpus = cluster.workers * cluster.gpus_per_worker
@@ -44,36 +43,45 @@ def room(cluster: Cluster, resources: dict[str, float]) -> int:
     return places
 
 
-def run_trials(plan: Plan, scheduler: TrialScheduler | None, at_once: int | None) -> None:
-    """Until the plan has no more. A trial whose process dies is begun once more, and goes on from its checkpoint."""
+def run_trials(
+    searcher: CampaignSearcher,
+    scheduler: TrialScheduler | None,
+    at_once: int | None,
+    trainable: type[Trial] = Trial,
+) -> None:
+    """Until the searcher has no more. A trial whose process dies is begun once more, from its last checkpoint.
+
+    Tune's snapshots, which ``Tuner.restore`` begins with, are up to ten seconds old and have no state of the scheduler:
+    the ledger, which is written at every validation, takes their place.
+    """
     for key, value in _SETTINGS.items():
         os.environ.setdefault(key, value)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    places = room(plan.campaign.train.cluster, capacity())
-    folder = tempfile.mkdtemp(prefix="campaign-")  # of Tune's own notes: the ledger holds what matters
+    cluster = searcher.campaign.train.cluster
+    places = room(cluster, capacity())
+    resources = {"CPU": LAUNCHER_CPUS}  # workers under Ray Train have their own
+    if trainable.trains_here(cluster):
+        resources = {"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus_per_worker}
+    folder = tempfile.mkdtemp(prefix="campaign-")  # of Tune's own notes
     try:
         tune.Tuner(
-            tune.with_resources(run_trial, {"CPU": DRIVER_CPUS}),
+            tune.with_resources(trainable, resources),
             tune_config=tune.TuneConfig(
-                search_alg=Feed(plan),
+                search_alg=searcher,
                 scheduler=scheduler or FIFOScheduler(),
                 num_samples=-1,
                 max_concurrent_trials=min(places, at_once or places),
-                trial_name_creator=_name,
-                trial_dirname_creator=_name,
-                reuse_actors=False,
+                trial_name_creator=lambda trial: str(trial.config["name"]),
+                trial_dirname_creator=lambda trial: str(trial.trial_id),
+                reuse_actors=True,
             ),
             run_config=tune.RunConfig(
-                name=plan.campaign.name,
+                name=searcher.campaign.name,
                 storage_path=folder,
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=1),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # trials write their own
             ),
         ).fit()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _name(trial: object) -> str:
-    config = trial.config  # type: ignore[attr-defined]
-    return f"{config['name']}-to-{config['until']}" if config["until"] else str(config["name"])

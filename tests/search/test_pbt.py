@@ -11,7 +11,7 @@ from pipeline import store
 from pipeline.config import validate
 from pipeline.errors import PipelineError
 from pipeline.search.ledger import Ledger, Record
-from pipeline.search.population import PopulationPlan, perturbed
+from pipeline.search.pbt import PBT, perturbed
 from pipeline.search.space import Space
 from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.training.config import TrainConfig
@@ -22,14 +22,14 @@ SPACE = {
     "optimizer.lr": {"low": 1e-4, "high": 1e-1, "log": True},
     "method.scale": {"low": 0.1, "high": 100, "log": True},
 }
-POPULATION = ["scheduler.kind=population", "scheduler.grace=6", "scheduler.factor=3", "trials=6", "base.steps=18"]
+POPULATION = ["scheduler.kind=pbt", "scheduler.grace=6", "scheduler.factor=3", "trials=6", "base.steps=18"]
 
 
 def accuracy(record: Record, step: int) -> float:
     return round(0.5 + 0.01 * step - 0.1 * abs(np.log10(record.values["optimizer.lr"]) + 3), 6)
 
 
-def work(plan: PopulationPlan, trials: int | None = None) -> list[tuple[int, int]]:
+def work(plan: PBT, trials: int | None = None) -> list[tuple[int, int]]:
     """As Tune does, two at a time, each to the end of its generation; stopped in the midst after so many."""
     handed: list[tuple[int, int]] = []
     running: list[tuple[Record, int]] = []
@@ -56,7 +56,7 @@ def work(plan: PopulationPlan, trials: int | None = None) -> list[tuple[int, int
 def test_the_worst_make_room_for_copies_of_the_best(campaign):
     small = campaign(*POPULATION, space=SPACE, first=[{}])
     ledger, told = Ledger(small.uri), []
-    handed = work(PopulationPlan(small, ledger, told.append))
+    handed = work(PBT(small, ledger, told.append))
     records = {record.number: record for record in ledger.search}
     assert sorted(handed[:6]) == [(number, 6) for number in range(6)]  # all in one generation, before the next
     for step in (6, 12):
@@ -82,7 +82,7 @@ def test_an_interrupted_population_ends_as_an_untouched_one(campaign, tmp_path):
     def found(uri: str, *stops: int | None) -> list[tuple]:
         small = campaign(*POPULATION, f"storage={tmp_path}/{uri}", space=SPACE, first=[{}])
         for stop in (*stops, None):
-            work(PopulationPlan(small, Ledger(small.uri)), stop)  # all that is left is in the folder
+            work(PBT(small, Ledger(small.uri)), stop)  # all that is left is in the folder
         keys = ("number", "run", "values", "status", "curve", "parent", "began_at")
         return [tuple(getattr(record, key) for key in keys) for record in Ledger(small.uri).search]
 
@@ -92,7 +92,7 @@ def test_an_interrupted_population_ends_as_an_untouched_one(campaign, tmp_path):
 def test_a_member_that_failed_is_replaced(campaign):
     small = campaign(*POPULATION, space=SPACE, first=[{}])
     ledger = Ledger(small.uri)
-    plan = PopulationPlan(small, ledger)
+    plan = PBT(small, ledger)
     record, _ = plan.next()
     plan.end(replace(record, status="failed", reason="the loss is nan"))
     work(plan)
@@ -140,9 +140,9 @@ def test_a_copy_goes_on_with_its_own_options(campaign):
 def test_refusals(campaign):
     with pytest.raises(PipelineError, match="trials=2: a population has at least scheduler.factor=3"):
         small = campaign(*POPULATION, "trials=2", space=SPACE, first=[{}])
-        PopulationPlan(small, Ledger(small.uri))
+        PBT(small, Ledger(small.uri))
     with pytest.raises(PipelineError, match="perturbs numbers"):
         small = campaign(
             *POPULATION, space={"method.distance": {"choices": ["cosine", "squared_euclidean"]}}, first=[{}]
         )
-        PopulationPlan(small, Ledger(small.uri))
+        PBT(small, Ledger(small.uri))
