@@ -14,9 +14,10 @@ from typing import Any
 
 from pipeline.config import Config, compose, help_text
 from pipeline.credentials import refuse_logins, split_login
-from pipeline.errors import PipelineError, Stopped
+from pipeline.errors import PipelineError, Stopped, Unavailable
 
 INPUT_ERROR = 2
+TRY_LATER = os.EX_TEMPFAIL  # 75
 INTERRUPTED = 130
 TERMINATED = 143
 WORD = re.compile(r"[A-Za-z_]+")
@@ -46,8 +47,9 @@ def run(
 ) -> None:
     """Run ``function`` on the composed configuration and exit.
 
-    Status 0: done; 2: the input was wrong, one line on stderr says how; 130: interrupted; 143: asked to end by
-    SIGTERM, and ended in order; 1: a bug, with traceback;
+    Status 0: done; 2: the input was wrong, one line on stderr says how; 75: the object store, MLflow or the cluster did
+    not answer, and the same command may work later; 130: interrupted; 143: asked to end by SIGTERM, and ended in order;
+    1: a bug, with traceback;
     another where the summary has an "exit_code", which the job's help explains.
     With ``--json`` stdout holds the function's summary as one JSON object and nothing else.
 
@@ -73,7 +75,7 @@ def run(
         sys.exit(TERMINATED)
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(INPUT_ERROR)
+        sys.exit(TRY_LATER if isinstance(error, Unavailable) else INPUT_ERROR)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)

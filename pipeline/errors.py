@@ -8,6 +8,10 @@ class PipelineError(Exception):
     """
 
 
+class Unavailable(PipelineError):
+    """The object store, MLflow or the cluster does not answer: the same command may work later. Jobs exit with 75."""
+
+
 class Diverged(PipelineError):
     """Training met a NaN or infinite loss: on all workers alike, and again wherever it is repeated."""
 

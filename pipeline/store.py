@@ -16,7 +16,7 @@ from urllib.parse import urlparse
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, Unavailable
 
 PATIENCE_S = 120.0  # how long a store that answers with errors, or not at all, is asked again
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 8.0  # seconds between two askings
@@ -136,7 +136,8 @@ def asking(uri: str, action: Callable[[], T], patience: float | None = None) -> 
 
     Raises:
         FileNotFoundError: as the action does.
-        PipelineError: the store refuses, still fails after ``patience`` seconds, or a disk is full.
+        PipelineError: the store refuses, or a disk is full.
+        Unavailable: the store still fails after ``patience`` seconds.
     """
     began, wait = time.monotonic(), _FIRST_WAIT
     patience = PATIENCE_S if patience is None else patience
@@ -154,7 +155,7 @@ def asking(uri: str, action: Callable[[], T], patience: float | None = None) -> 
             if _PERMANENT.search(reason):
                 raise PipelineError(f"{uri}: the object store refuses: {reason}") from error
             if time.monotonic() - began > patience:
-                raise PipelineError(f"{uri}: the object store fails for {patience:g} s now: {reason}") from error
+                raise Unavailable(f"{uri}: the object store fails for {patience:g} s now: {reason}") from error
             if wait == _FIRST_WAIT:
                 _logger.warning("%s: %s; asking again for up to %g s", uri, reason, patience)
             time.sleep(wait * random.SystemRandom().uniform(0.5, 1))  # the shared generator is the training step's

@@ -9,8 +9,9 @@ import sys
 import pytest
 import yaml
 
+from jobs._main import run
 from pipeline.config import CONF, compose, config_hash, help_text, validate
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, Stopped, Unavailable
 from pipeline.model import build_model, build_preprocess
 from pipeline.training.config import TrainConfig
 from pipeline.training.optim import build_optimizer, build_schedule, check_optimizer
@@ -128,6 +129,16 @@ def test_a_job_prints_one_line_and_exits_with_2(tmp_path):
     done = subprocess.run(job, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "no dataset at" in done.stderr and "python -m jobs.ingest data=glyphs" in done.stderr
+
+
+@pytest.mark.parametrize(("error", "status"), [(PipelineError, 2), (Unavailable, 75), (Stopped, 143)])
+def test_the_status_says_whether_to_try_again(error, status, capsys):
+    def fails(config):
+        raise error("what, where")
+
+    with pytest.raises(SystemExit) as exited:
+        run("train", fails, [])
+    assert exited.value.code == status and "what, where" in capsys.readouterr().err
 
 
 def test_help_shows_every_key_and_choice():

@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline.config import validate
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, Unavailable
 from pipeline.registry.masking import first_line, mask_text
 from pipeline.registry.tracking_config import TrackingConfig, store_uri
 
@@ -75,12 +75,14 @@ def make_client(uri: str) -> MlflowClient:
 
 @contextmanager
 def reaching(tracking: Mapping[str, Any], remedy: str) -> Iterator[None]:
-    """Turn a store that is away or refuses into one line that says what to do."""
+    """Turn a store that is away (``Unavailable``, of a server) or refuses into one line that says what to do."""
     try:
         yield
     except STORE_ERRORS as error:
-        where = mask_text(str(tracking.get("uri")))
-        raise PipelineError(f"MLflow at {where}: {first_line(error)}; {remedy}") from error
+        uri = str(tracking.get("uri"))
+        refuses = isinstance(error, MlflowException) and error.get_http_status_code() < 500
+        kind = Unavailable if uri.startswith("http") and not refuses else PipelineError
+        raise kind(f"MLflow at {mask_text(uri)}: {first_line(error)}; {remedy}") from error
 
 
 def find_run(store: Store, name: str) -> Run | None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline import store
-from pipeline.errors import Diverged, PipelineError
+from pipeline.errors import Diverged, PipelineError, Unavailable
 from pipeline.training.learner import Learner
 from pipeline.training.runs import Run
 from pipeline.training.workers import Workers
@@ -66,12 +66,13 @@ def _weights_are_finite(learner: Learner) -> bool:
 def cause_of(error: Exception, run: Run) -> Exception:
     """The error to raise for one of Ray Train: one line where it is known, else the error as it is."""
     text = str(error)
-    found = re.findall(r"(?:PipelineError|Corrupt): (.+)", text)
+    found = re.findall(r"(PipelineError|Corrupt|Unavailable): (.+)", text)
     if found:
-        return PipelineError(f"run {run.name}: {found[-1]}")
+        kind, line = found[-1]
+        return (Unavailable if kind == "Unavailable" else PipelineError)(f"run {run.name}: {line}")
     if beginning := re.search(r"TrainController\.__init__(?s:.)*OSError: (.+)", text):
         line = f"its storage does not answer as it should: {beginning[1]}"
-        return PipelineError(f"run {run.name}: {line}; go on with it once it does: resume={run.name}")
+        return Unavailable(f"run {run.name}: {line}; go on with it once it does: resume={run.name}")
     for signs, line in TOO_SMALL.items():
         if re.search(signs, text):
             return PipelineError(f"run {run.name}: {line}; then go on with it: resume={run.name}")

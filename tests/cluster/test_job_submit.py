@@ -42,6 +42,13 @@ def test_a_mistake_fails_the_job_with_its_one_line(head: RayHead, tmp_path: Path
     assert "Traceback" not in done.stdout
 
 
+def test_a_mistake_in_a_job_that_would_be_repeated_stops_it(head: RayHead, tmp_path: Path) -> None:
+    script = str(ROOT / "infra" / "image" / "begin-or-resume")
+    done = head.submit("sh", script, "train", "a-run", f"storage={tmp_path}/runs", "data=glyphs", "train.wey=5")
+    assert "did you mean 'train.way'" in done.stdout and "this job is stopped" in done.stdout, done.stdout
+    assert "was stopped" in done.stdout and "failed with exit code" not in done.stdout, done.stdout
+
+
 def test_a_cluster_with_tokens_lets_only_their_holders_in(tmp_path: Path) -> None:
     token, guess = tmp_path / "token", tmp_path / "guess"
     for file in (token, guess):

@@ -57,23 +57,43 @@ def test_the_servers_requirements_are_pinned() -> None:
             assert "==" in line or canonicalize_name(name) in PINS, line
 
 
-def run_script(tmp_path: Path, *arguments: str) -> tuple[int, list[str], str]:
-    """Exit status, the arguments of the job that the script started, and what it said. The job is a stand-in: what a
-    begun and a resumed run do is tested with them."""
+def run_script(tmp_path: Path, *arguments: str, status: int = 0, **env: str) -> tuple[int, list[str], str]:
+    """Exit status, the arguments of the job that the script started, and what it said. The job is a stand-in that ends
+    with ``status``: what a begun and a resumed run do is tested with them."""
     bin_ = tmp_path / "bin"
     bin_.mkdir(exist_ok=True)
     said = tmp_path / "said.json"
     said.unlink(missing_ok=True)
-    python = bin_ / "python"
-    python.write_text(
-        f"#!{sys.executable}\nimport json, subprocess, sys\n"
-        f"if sys.argv[1] == '-m':\n    json.dump(sys.argv[2:], open({str(said)!r}, 'w'))\n"
-        f"else:\n    sys.exit(subprocess.call([{sys.executable!r}, *sys.argv[1:]], cwd={str(ROOT)!r}))\n"
+    write_command(
+        bin_ / "python",
+        f"if sys.argv[1] == '-m':\n    json.dump(sys.argv[2:], open({str(said)!r}, 'w'))\n    sys.exit({status})\n"
+        f"sys.exit(subprocess.call([{sys.executable!r}, *sys.argv[1:]], cwd={str(ROOT)!r}))\n",
     )
-    python.chmod(0o755)
-    env = {**os.environ, "PATH": f"{bin_}:{os.environ['PATH']}"}
+    write_command(bin_ / "ray", f"open({str(tmp_path / 'ray')!r}, 'w').write(' '.join(sys.argv[1:]))\n")
+    write_command(bin_ / "sleep", "")
+    env = {**os.environ, "PATH": f"{bin_}:{os.environ['PATH']}", **env}
     done = subprocess.run(["sh", str(SCRIPT), *arguments], env=env, capture_output=True, text=True, timeout=120)
     return done.returncode, json.loads(said.read_text()) if said.exists() else [], done.stderr
+
+
+def write_command(file: Path, code: str) -> None:
+    file.write_text(f"#!{sys.executable}\nimport json, subprocess, sys\n{code}")
+    file.chmod(0o755)
+
+
+@pytest.mark.parametrize(("status", "submitted", "stopped"), [(2, True, True), (2, False, False), (1, True, False),
+                                                               (75, True, False), (143, True, False)])  # fmt: skip
+def test_a_job_that_would_end_alike_again_is_stopped_and_not_failed(
+    tmp_path: Path, status: int, submitted: bool, stopped: bool
+) -> None:
+    """KubeRay gives a failed job another cluster, and ends with a stopped one."""
+    config = json.dumps({"metadata": {"job_submission_id": "train-abc"}}) if submitted else ""
+    train = ["train", "a-run", f"storage={tmp_path}/runs"]
+    code, started, said = run_script(tmp_path, *train, status=status, RAY_JOB_CONFIG_JSON_ENV_VAR=config)
+    assert code == status and started[0] == "jobs.train"
+    asked = (tmp_path / "ray").read_text() if (tmp_path / "ray").exists() else ""
+    assert asked == ("job stop --no-wait train-abc" if stopped else "")
+    assert ("mend its command" in said) is stopped
 
 
 def test_a_job_that_is_repeated_goes_on(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import ray
 import torch
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, Unavailable
 from pipeline.training.diagnosis import cause_of
 from pipeline.training.runs import Run
 
@@ -60,6 +60,13 @@ def test_one_line_that_names_the_knob(fails, says):
     assert isinstance(found, PipelineError) and says in str(found) and "\n" not in str(found)
 
 
+@pytest.mark.parametrize("kind", [PipelineError, Unavailable])
+def test_what_may_work_later_stays_apart_from_a_mistake(kind):
+    text = "".join(traceback.format_exception(kind("s3://b: the object store fails for 120 s now: SLOW_DOWN")))
+    found = cause_of(RuntimeError(f"Training failed due to worker errors:\n[Rank 0]\n{text}"), RUN)
+    assert type(found) is kind and str(found).startswith("run small: s3://b: the object store fails")
+
+
 def test_what_is_not_known_stays_as_it_is():
     error = RuntimeError("something else")
     assert cause_of(error, RUN) is error
@@ -72,6 +79,8 @@ def test_a_store_that_fails_the_controller_is_named():
         "  File 'storage.py', line 262, in _exists_at_fs_path\n"
         "OSError: When listing objects under key 'runs/small' in bucket 'b': AWS Error NETWORK_CONNECTION"
     )
-    found = str(cause_of(RuntimeError(text), RUN))
+    error = cause_of(RuntimeError(text), RUN)
+    assert isinstance(error, Unavailable), "the same command may work later"
+    found = str(error)
     assert "storage does not answer" in found and "NETWORK_CONNECTION" in found and "resume=small" in found
     assert "\n" not in found
