@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,10 @@ def test_rays_provider_launches_every_node_type(
         iam = boto3.client("iam")
         for role in ("head", "worker"):
             make_role(iam, f"meta-training-{role}", ["worker"] + (["head"] if role == "head" else []))
+        group = make_security_group(boto3.client("ec2", region_name=REGION))
+        for node in cluster["available_node_types"].values():
+            assert node["node_config"]["SecurityGroupIds"] == ["SECURITY_GROUP"]
+            node["node_config"]["SecurityGroupIds"] = [group]
         config = AWSNodeProvider.bootstrap_config(validated(cluster))
         provider = AWSNodeProvider(config["provider"], config["cluster_name"])
         for kind, node in config["available_node_types"].items():
@@ -118,7 +123,9 @@ def test_rays_provider_launches_every_node_type(
                 TAG_RAY_NODE_NAME: kind,
             }
             provider.create_node(node["node_config"], tags, 1)
-        found = boto3.client("ec2", region_name=REGION).describe_instances()
+        ec2 = boto3.client("ec2", region_name=REGION)
+        found = ec2.describe_instances()
+        groups = {found["GroupId"]: found for found in ec2.describe_security_groups()["SecurityGroups"]}
     instances = {tag(instance, "Name"): instance for group in found["Reservations"] for instance in group["Instances"]}
     assert set(instances) == {"head", "gpu_spot", "gpu_on_demand"}
     assert instances["gpu_spot"].get("InstanceLifecycle") == "spot"
@@ -127,6 +134,38 @@ def test_rays_provider_launches_every_node_type(
         role = "head" if kind == "head" else "worker"
         assert instance["IamInstanceProfile"]["Arn"].endswith(f"meta-training-{role}")
         assert tag(instance, "ray-cluster-name") == "meta-training"  # what the head's policy lets it stop
+        assert [found["GroupId"] for found in instance["SecurityGroups"]] == [group]
+    assert not [found for found in groups.values() if found["GroupName"].startswith("ray-")], "Ray's own is open to all"
+    doors = {(rule.get("FromPort"), allowed["CidrIp"]) for rule in groups[group]["IpPermissions"]
+             for allowed in rule["IpRanges"]}  # fmt: skip
+    assert doors == {(22, "203.0.113.7/32")}, "from outside only the operator, by ssh"
+
+
+def make_security_group(ec2: Any) -> str:
+    """As infra/RUNBOOK.md makes it."""
+    group = ec2.create_security_group(GroupName="meta-training", Description="nodes")["GroupId"]
+    rules = (ROOT / "infra" / "aws" / "ingress.json").read_text()
+    rules = rules.replace("SECURITY_GROUP", group).replace("OPERATOR_CIDR", "203.0.113.7/32")
+    ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=json.loads(rules))
+    return str(group)
+
+
+@pytest.mark.parametrize("images", ["IMAGES", "fs-1.efs.us-west-2.amazonaws.com:/"])
+def test_what_the_crontab_reads_is_mounted_before_the_container_starts(
+    cluster: dict[str, Any], tmp_path: Path, images: str
+) -> None:
+    line = (ROOT / "infra" / "schedules" / "crontab").read_text()
+    [path] = re.findall(r"data\.source\.path=(/\w+)/\w+", line)
+    assert f"--volume={path}:{path}:ro,rslave" in cluster["docker"]["run_options"]
+    for name, code in {"sudo": 'echo "$@"', "mountpoint": "false", "mount.nfs4": "true"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{code}\n")
+        (tmp_path / name).chmod(0o755)
+    commands = [command.replace("IMAGES", images) for command in cluster["initialization_commands"] if path in command]
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    said = [subprocess.run(["bash", "-ec", command], env=env, capture_output=True, text=True, check=True).stdout
+            for command in commands]  # fmt: skip
+    mounted = "" if images == "IMAGES" else f"mount -t nfs4 -o ro,hard,noresvport {images} {path}\n"
+    assert said == [f"mkdir -p {path}\n", mounted]
 
 
 def make_role(iam: Any, name: str, policies: list[str]) -> None:
