@@ -31,7 +31,7 @@ RAY_OVERLAYS = [*CLUSTERS, *JOBS, "production/retrain"]
 def test_every_environment_has_its_cluster_and_its_jobs() -> None:
     wanted = {f"{environment}/{what}" for environment in ("development", "production")
               for what in ("namespace", "cluster", "train", "campaign")}  # fmt: skip
-    assert wanted | {"production/mlflow", "production/retrain"} == set(OVERLAYS)
+    assert wanted | {f"production/{what}" for what in ("mlflow", "restore", "retrain")} == set(OVERLAYS)
 
 
 @pytest.mark.parametrize("file", sorted(INFRA.rglob("kustomization.yaml")), ids=str)
@@ -135,21 +135,24 @@ def test_ray_is_the_pinned_one_with_authentication_and_an_idle_head(overlay: str
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_every_container_is_pinned_limited_and_without_privileges(overlay: str) -> None:
-    for template in [template for manifest in build(overlay) for template in pod_templates(manifest)]:
+    serving = {"Deployment", "StatefulSet", "RayCluster", "RayJob", "RayCronJob"}
+    for kind, template in [
+        (manifest["kind"], found) for manifest in build(overlay) for found in pod_templates(manifest)
+    ]:
         spec = template["spec"]
         assert spec["securityContext"]["runAsNonRoot"] is True and spec["securityContext"]["runAsUser"] > 0
         assert not spec.get("hostNetwork")
-        for container in spec["containers"]:
+        for container in spec["containers"] + spec.get("initContainers", []):
             image, _, tag = container["image"].rpartition(":")
             assert image and tag and tag != "latest", container["image"]
             if image.endswith(("meta-training", "mlflow-server")):
                 variant = "-cuda" if overlay.startswith("production") else "-cpu"
                 assert tag == pipeline.__version__ + (variant if image.endswith("meta-training") else "")
-            for kind in ("requests", "limits"):
-                assert {"cpu", "memory"} <= set(container["resources"][kind]), container["name"]
+            for bound in ("requests", "limits"):
+                assert {"cpu", "memory"} <= set(container["resources"][bound]), container["name"]
             security = container["securityContext"]
             assert security["allowPrivilegeEscalation"] is False and security["capabilities"] == {"drop": ["ALL"]}
-            if container["name"] != "submitter":
+            if kind in serving and container["name"] != "submitter":
                 assert {"readinessProbe", "livenessProbe"} <= set(container), container["name"]
 
 

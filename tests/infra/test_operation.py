@@ -30,7 +30,7 @@ SPOT = [  # labels of nodes that may be taken back: EKS's node groups, Karpenter
     {"kubernetes.azure.com/scalesetpriority": "spot"},
 ]
 CRONJOB = yaml.safe_load((INFRA / "schedules" / "cronjob.yaml").read_text())
-RAY_OVERLAYS = [name for name in OVERLAYS if not name.endswith(("/mlflow", "/namespace"))]
+RAY_OVERLAYS = [name for name in OVERLAYS if not name.endswith(("/mlflow", "/namespace", "/restore"))]
 
 
 def lands_on(pod: dict[str, Any], node: dict[str, str]) -> bool:
