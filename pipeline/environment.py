@@ -34,10 +34,18 @@ def machine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "processor": _processor(),
         "vectors": torch.backends.cpu.get_cpu_capability(),
+        "bfloat16": bfloat16_instructions(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "torch": str(torch.__version__),
     }
+
+
+def bfloat16_instructions() -> str | None:
+    """The processor's instructions that multiply in bfloat16, "amx_bf16" or "avx512_bf16"; None without, or where
+    PyTorch cannot tell (before 2.13)."""
+    told: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return next((name for name in ("amx_bf16", "avx512_bf16") if told.get(name)), None)
 
 
 def installed_packages() -> list[str]:

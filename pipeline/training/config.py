@@ -106,7 +106,7 @@ class TrainConfig(Section):
     checkpoint: Checkpoint
     augmentation: Augment
     clip: Clip
-    precision: Literal["float32", "bfloat16"]
+    precision: Literal["float32", "bfloat16", "auto"]
     compile: bool
     deterministic: bool
     materialize: Literal["worker", "cluster", "device"]

@@ -20,6 +20,7 @@ from pipeline.config import GIVEN, Config, compose, flat, validate
 from pipeline.data.dataset import class_table, read_manifest
 from pipeline.data.episodes import EpisodeSpec, bounds, check_spec
 from pipeline.data.manifest import Manifest
+from pipeline.environment import bfloat16_instructions
 from pipeline.errors import PipelineError, Stopped
 from pipeline.model import build_model, build_preprocess
 from pipeline.training.checkpoint import STATE
@@ -60,7 +61,7 @@ def prepare(raw: Config) -> tuple[TrainConfig, Config, Run]:
     """Check everything that can be checked without workers, and name the run."""
     if raw.get("resume"):
         return _resumed(raw)
-    raw = _absolute(raw)
+    raw = _with_precision(_absolute(raw))
     config = validate(TrainConfig, raw)
     manifest = read_manifest(config.dataset_uri)
     spec = model_spec(config, manifest)
@@ -74,6 +75,24 @@ def prepare(raw: Config) -> tuple[TrainConfig, Config, Run]:
     dataset = {"name": manifest.name, "fingerprint": manifest.fingerprint, "uri": config.dataset_uri}
     run = Run(name, uri, {**raw, "name": name}, spec, dataset, _arguments())
     return config, run.config, run
+
+
+def _with_precision(raw: Config) -> Config:
+    """``precision=auto`` decided, once for the run: it keeps it wherever it goes on.
+
+    On a cluster of CPUs the machine that asks speaks for the others.
+    """
+    if raw.get("precision") != "auto":
+        return raw
+    instructions = bfloat16_instructions()
+    if dict(raw.get("cluster") or {}).get("gpus_per_worker"):
+        chosen, why = "bfloat16", "the run is on GPUs"
+    elif instructions:
+        chosen, why = "bfloat16", f"this processor has {instructions}"
+    else:
+        chosen, why = "float32", "this processor has no instructions for bfloat16"
+    print(f"precision=auto: {chosen} ({why})", flush=True)
+    return {**raw, "precision": chosen}
 
 
 def check(config: TrainConfig, manifest: Manifest, spec: dict[str, Any]) -> None:
