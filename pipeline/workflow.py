@@ -310,7 +310,7 @@ def print_results(measured: Sequence[tuple[Model, list[Result]]]) -> None:
     header = ["accuracy, %", *(q.name for q in questions)]
     rows = [[m.label, *(percent(r.estimate.mean, r.estimate.interval) for r in results)] for m, results in measured]
     q = questions[0]
-    print(f"\n{q.episodes:,} episodes of split {q.split!r}, {q.query} queries a class, mean ± 95 % interval")
+    print(f"\n{q.episodes:,} episodes of split {q.split!r}, {q.query} queries per class, mean ± 95 % interval")
     print(text_table(header, rows), flush=True)
 
 

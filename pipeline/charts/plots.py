@@ -55,7 +55,7 @@ def accuracy_by_way_and_shot(results: Sequence[Mapping[str, Any]], title: str = 
         axes.set_xlim(-0.25, len(shots) - 1 + max(0.45, 0.28 * (len(shots) - 1)))
         axes.set_ylim(0, 1.02)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
-        axes.set_xlabel("shots (support images a class)")
+        axes.set_xlabel("shots (support images per class)")
         axes.set_ylabel("accuracy ± 95 % interval")
         axes.set_title(title or "Accuracy by way and shot")
         axes.text(1.0, 1.0 / min(int(r["way"]) for r in results) + 0.015, "dotted: chance", color=FAINT, fontsize=8,

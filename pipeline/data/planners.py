@@ -52,7 +52,7 @@ class EpisodePlanner:
 
 @dataclass(frozen=True)
 class ImagePlanner:
-    """The share of every step that each worker gets, for classical training: ``batch_size`` images a step.
+    """The share of every step that each worker gets, for classical training: ``batch_size`` images per step.
 
     With ``grouping`` they come in groups: (number of classes, images per class).
     """

@@ -28,7 +28,7 @@ from pipeline.methods.base import Method, embed
 from pipeline.methods.baseline import Baseline
 from pipeline.model import build_model
 
-EMBED_PART = 1000  # images a task, at least
+EMBED_PART = 1000  # images per task, at least
 IMAGES = 2000  # embedded at once
 FROZEN: dict[str, dict[str, Any]] = {  # columns of the table that look at features alone
     "svm": {"head": "svm"},

@@ -20,8 +20,8 @@ from pipeline.methods.base import Method
 from pipeline.model import build_model, build_preprocess
 from pipeline.nets.preprocess import Preprocess
 
-PART = 50  # episodes a task, at most
-EMBED_PART = 1000  # images a task, at least
+PART = 50  # episodes per task, at most
+EMBED_PART = 1000  # images per task, at least
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class JointQuestion:
     holdout: float  # share of every base class that was kept out of training; base queries come from it
     split: str
     shot: int
-    query: int  # queries a class, base and novel alike
+    query: int  # queries per class, base and novel alike
     draws: int
     seed: int
     fine_tuning: FineTuning | None = None

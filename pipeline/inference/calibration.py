@@ -23,7 +23,7 @@ _PIXELS_AT_ONCE = 2**20
 
 @dataclass(frozen=True)
 class CalibrationPoint:
-    """The threshold for one number of enrolled classes and images a class, and what it costs."""
+    """The threshold for one number of enrolled classes and images per class, and what it costs."""
 
     way: int
     shot: int
@@ -166,7 +166,7 @@ def _point(
     seed: int,
 ) -> CalibrationPoint:
     rng = np.random.default_rng([seed, way, shot])
-    each = int(min(2, counts[usable].min() - shot))  # queries a class: few, so that many classes are drawn
+    each = int(min(2, counts[usable].min() - shot))  # queries per class: few, so that many classes are drawn
     strangers = min(way, len(usable) - way)
     episodes = max(2, math.ceil(queries / (strangers * each)))
     plans = [_plan(rng, usable, counts, way, strangers, shot, each) for _ in range(episodes)]

@@ -125,7 +125,7 @@ class FewShotClassifier:
 
         Args:
             images: uint8 [S, C, H, W] of the model's shape.
-            labels: [S] whole numbers or names, any number of images a class.
+            labels: [S] whole numbers or names, any number of images per class.
             keep_images: keep the support images in the enrolment, so that classes can be given more images later,
                 and be added where the method has to learn all of them anew. Without, only the state is kept.
         """
@@ -179,7 +179,7 @@ class FewShotClassifier:
             enrolment: what :meth:`enrol` or :meth:`extend` of the same model returned.
             images: uint8 [N, C, H, W] of the model's shape; embedded in chunks, so memory does not grow with N.
             threshold: least score of a known query. "auto" is the calibrated one of the nearest number of classes and
-                images a class, and none where the model was not calibrated; "none" or None knows every query.
+                images per class, and none where the model was not calibrated; "none" or None knows every query.
 
         The score is the maximum logit and not the maximum probability: softmax only compares the enrolled classes
         with each other, so a stranger who is far from all of them but least far from one gets a high probability.

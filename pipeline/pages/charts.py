@@ -69,7 +69,7 @@ def by_shot(lines: Sequence[Line], title: str) -> Markup:
     left_axis(drawing, scale, LEFT, WIDTH - 96, "accuracy")
     for shot in shots:
         drawing.text(place[shot], 270 - BOTTOM + 16, f"{shot:g}", "tick", "middle")
-    drawing.text((LEFT + WIDTH - 96) / 2, 270 - 6, "shots: support images a class", "name", "middle")
+    drawing.text((LEFT + WIDTH - 96) / 2, 270 - 6, "shots: support images per class", "name", "middle")
     heights = _apart([scale(line.points[-1][1]) for line in lines], 15)
     for number, (line, height) in enumerate(zip(lines, heights, strict=True)):
         kind = series(number)

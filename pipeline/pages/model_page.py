@@ -24,7 +24,7 @@ from pipeline.training.runs import CALIBRATION, REPORT
 
 RECIPE = {  # what of a configuration is shown without asking
     "method.name": "method", "backbone.name": "backbone", "data.name": "data set", "train.split": "training split",
-    "train.way": "way", "train.shot": "shot", "train.query": "queries a class", "train.tasks": "episodes a step",
+    "train.way": "way", "train.shot": "shot", "train.query": "queries per class", "train.tasks": "episodes per step",
     "steps": "steps", "optimizer.name": "optimiser", "optimizer.lr": "learning rate", "schedule.name": "schedule",
     "validation.select": "checkpoint chosen by", "seed": "seed", "cluster.workers": "workers",
 }  # fmt: skip
@@ -171,7 +171,7 @@ def _accuracy(
                 Cell(r.split), number(r.seed, "d") if r.seed is not None else Cell(),
             ]
         )  # fmt: skip
-    header = ["way", "shot", "accuracy, %", PUBLISHED, "episodes", "queries a class", "split", "seed"]
+    header = ["way", "shot", "accuracy, %", PUBLISHED, "episodes", "queries per class", "split", "seed"]
     table = Table(header, rows, "Accuracy with 95 % intervals", name="accuracy")
     return {"plot": charts.by_shot(lines, "Accuracy by way and shot"), "table": table}
 
