@@ -31,8 +31,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 train: install ## the demonstration: data, training, evaluation, registry, and a pull of the model that classifies
 	@$(RUN) -m jobs.demo
 
-test: install lint ## lint, types and the default tests
+test: install lint ## lint, types and the default tests; the numeric ones also without AVX-512, as on most laptops
 	@$(RUN) -m pytest -q
+	@ONEDNN_MAX_CPU_ISA=AVX2 $(RUN) -m pytest -q tests/methods tests/functional tests/nets
 
 test-all: install lint ## the same with the slow tests, but those of test-faults
 	@$(RUN) -m pytest -q -m "not faults"
