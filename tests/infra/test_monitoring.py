@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from pipeline.training.telemetry import CHECKPOINT_SECONDS, RESTARTS, TAGS, Telemetry
-from tests.infra.kustomize import one
+from tests.infra.kustomize import build, one
 from tests.metrics import exported, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,6 +88,52 @@ def test_the_servers_listen_on_loopback_unless_told_otherwise() -> None:
         assert "ports" not in service and re.search(r":v?\d+\.\d+\.\d+$", service["image"])
 
 
+def test_kubernetes_has_the_alarms_of_compose_and_sends_them_as_compose_does() -> None:
+    rule = one("production/cluster", "PrometheusRule")
+    namespace = rule["metadata"]["namespace"]
+    groups = {group["name"]: group["rules"] for group in rule["spec"]["groups"]}
+    own = [{**alarm, "labels": {**alarm["labels"], "namespace": namespace}} for alarm in RULES]
+    assert groups.pop("meta-training") == own
+    for alarm in [alarm for rules in groups.values() for alarm in rules]:
+        assert alarm["labels"]["namespace"] == namespace, "or Alertmanager does not find the namespace's receiver"
+        assert namespace in alarm["expr"] and {"summary", "description"} == set(alarm["annotations"])
+        assert not names(alarm["expr"]), "what Ray exports is alarmed about in both"
+    described = [m["metadata"]["name"] for m in build("production/mlflow") if m["kind"] in ("CronJob", "Deployment")]
+    expressions = " ".join(alarm["expr"] for rules in groups.values() for alarm in rules)
+    named = re.findall(r'(?:cronjob|deployment)="([^"]+)"', expressions)
+    assert set(named) == set(described)
+
+
+def test_alarms_go_to_one_receiver_whose_address_is_a_secret() -> None:
+    alertmanager = yaml.safe_load((MONITORING / "alertmanager.yml").read_text())
+    there = one("production/cluster", "AlertmanagerConfig")["spec"]
+    routes = (alertmanager["route"], there["route"])
+    assert [route["receiver"] for route in routes] == ["operators"] * 2 and not any(
+        "routes" in route for route in routes
+    )
+    for spelled, meant in (("group_by", "groupBy"), ("group_wait", "groupWait"), ("group_interval", "groupInterval"),
+                           ("repeat_interval", "repeatInterval")):  # fmt: skip
+        assert alertmanager["route"][spelled] == there["route"][meant]
+    [[here]], [[far]] = ([receiver[key] for receiver in config["receivers"]]
+                         for config, key in ((alertmanager, "slack_configs"), (there, "slackConfigs")))  # fmt: skip
+    assert (here["title"], here["text"]) == (far["title"], far["text"])
+    compose = yaml.safe_load((MONITORING / "compose.yaml").read_text())
+    assert here["api_url_file"] == f"/run/secrets/{compose['services']['alertmanager']['secrets'][0]}"
+    assert far["apiURL"] == {"name": "alert-webhook", "key": "url"}
+    assert "hooks.slack.com" not in "".join(file.read_text() for file in MONITORING.glob("*.y*ml"))
+    runbook = (ROOT / "infra" / "RUNBOOK.md").read_text()
+    assert "> ~/.meta-training/alert_webhook" in runbook
+    assert "create secret generic alert-webhook --from-file=url=" in runbook
+
+
+def test_prometheus_sends_where_alertmanager_listens() -> None:
+    config = yaml.safe_load((MONITORING / "prometheus.yml").read_text())
+    [manager] = config["alerting"]["alertmanagers"]
+    compose = yaml.safe_load((MONITORING / "compose.yaml").read_text())["services"]
+    [address] = manager["static_configs"][0]["targets"]
+    assert f"--web.listen-address={address}" in compose["alertmanager"]["command"] and address.startswith("127.0.0.1:")
+
+
 def test_prometheus_accepts_its_files(tmp_path: Path) -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
@@ -96,6 +142,20 @@ def test_prometheus_accepts_its_files(tmp_path: Path) -> None:
         (MONITORING / "prometheus.yml").read_text().replace("/etc/prometheus/rules.yml", str(MONITORING / "rules.yml"))
     )
     (tmp_path / "prometheus.yml").write_text(config)
-    for command in (["check", "config", str(tmp_path / "prometheus.yml")], ["test", "rules", "rules_test.yml"]):
+    (tmp_path / "kubernetes.yml").write_text(yaml.safe_dump(one("production/cluster", "PrometheusRule")["spec"]))
+    for command in (
+        ["check", "config", str(tmp_path / "prometheus.yml")],
+        ["check", "rules", str(tmp_path / "kubernetes.yml")],
+        ["test", "rules", "rules_test.yml"],
+    ):
         done = subprocess.run([promtool, *command], cwd=MONITORING, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_alertmanager_accepts_its_file() -> None:
+    amtool = shutil.which("amtool")
+    if amtool is None:
+        pytest.skip("needs amtool, of the package prometheus-alertmanager")
+    command = [amtool, "check-config", str(MONITORING / "alertmanager.yml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
