@@ -98,6 +98,21 @@ class Method(nn.Module):
     def after_step(self) -> None:
         """Called after every optimizer step, for constraints on the weights."""
 
+    def summarise(self, features: Tensor, labels: Tensor) -> Tensor | None:
+        """What is to be summed over all training images before every checkpoint; None: nothing.
+
+        Args:
+            features: [N, D], the backbone's in evaluation mode, of images that are not augmented.
+            labels: int64 [N] in 0..classes-1.
+
+        Returns:
+            float64, of the same shape for any N, 0 too.
+        """
+        return None
+
+    def keep_summary(self, total: Tensor, images: int) -> None:
+        """Put away, in buffers, the sum of :meth:`summarise` over so many ``images``."""
+
     def check_way(self, way: int) -> None:
         if self.fixed_way is not None and way != self.fixed_way:
             raise PipelineError(

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 import torch
@@ -16,7 +17,8 @@ from pipeline.data.dataset import Dataset, class_table
 from pipeline.data.episodes import check_spec
 from pipeline.data.planners import EpisodePlanner, ImagePlanner, Planner
 from pipeline.errors import PipelineError
-from pipeline.evaluation.episodic import episode_accuracies
+from pipeline.evaluation.embedded import IMAGES, embed_part
+from pipeline.evaluation.episodic import episode_accuracies, evaluating
 from pipeline.evaluation.statistics import Estimate, estimate
 from pipeline.methods.base import Method
 from pipeline.training.config import TrainConfig
@@ -108,6 +110,30 @@ def validate(learner: Learner, dataset: Dataset, workers: Workers) -> Estimate:
     return estimate(workers.gather(accuracies))
 
 
+@torch.no_grad()
+def survey(learner: Learner, dataset: Dataset, workers: Workers) -> None:
+    """What the method summarises of the training images, as the weights at hand see them.
+
+    The first worker goes through all images: its batch-norm averages, a step apart from the others', are those of the
+    checkpoint.
+    """
+    method, how, device = learner.method, learner.config.train, learner.device
+    width = int(method.backbone.out_features)  # type: ignore[arg-type]
+    labels = torch.zeros(0, dtype=torch.int64, device=device)
+    with evaluating(method):
+        total = method.summarise(torch.zeros(0, width, device=device), labels)
+        if total is None:
+            return
+        table = class_table(dataset.manifest, how.split, "kept", how.holdout)
+        ends = np.cumsum(table.counts)
+        for start in range(0, int(ends[-1]) if workers.rank == 0 else 0, IMAGES):
+            part = range(start, min(start + IMAGES, int(ends[-1])))
+            features = torch.from_numpy(embed_part(method, learner.preprocess, dataset, table, part, device))
+            labels = torch.from_numpy(np.searchsorted(ends, part, side="right"))
+            total += cast(Tensor, method.summarise(features.to(device), labels.to(device)))
+        method.keep_summary(workers.mean(total) * workers.world_size, int(ends[-1]))
+
+
 def train(
     learner: Learner,
     stream: Iterable[tuple[int, Batch]],
@@ -160,6 +186,8 @@ def training(
                 entry = learner.record({**{f"train/{k}": v for k, v in figures.items()}, "train/lr": rate})
                 hooks.log(entry)
                 window = _Window(waited=waited())
+        if saves:
+            survey(learner, dataset, workers)
         if validates:
             accuracy = validate(learner, dataset, workers)
             hooks.log(learner.record({"val/accuracy": accuracy.mean, "val/interval": accuracy.interval}))
