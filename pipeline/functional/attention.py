@@ -1,4 +1,5 @@
-"""Attention over support images (Vinyals et al. 2016) and the LSTM step of full-context embeddings."""
+"""Attention over support images (Vinyals et al. 2016), the LSTM step of full-context embeddings, and memories of keys
+and values that queries read by attention (Munkhdalai & Yu 2017; Munkhdalai et al. 2018)."""
 
 from __future__ import annotations
 
@@ -6,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.functional.distances import cosine
+from pipeline.functional.distances import DISTANCES, cosine
 from pipeline.functional.precision import in_float32
 
 CLAMP = 1e-8  # probabilities stay this far from 0 and 1 before the logarithm
+SIMILARITIES = ("cosine", "dot")  # of the keys of a memory
 
 
 @in_float32
@@ -63,3 +65,21 @@ def lstm_step(
     enter, keep, candidate, leave = gates.chunk(4, dim=-1)
     cell = keep.sigmoid() * cell + enter.sigmoid() * candidate.tanh()
     return leave.sigmoid() * cell.tanh(), cell
+
+
+@in_float32
+def recall(queries: Tensor, keys: Tensor, present: Tensor, similarity: str = "cosine") -> Tensor:
+    """How much each query takes from each memory: softmax over the memories of the similarity of keys, [T, Q, S].
+
+    Args:
+        queries, keys: [T, Q, D] and [T, S, D].
+        present: bool [T, S], memories that hold something.
+        similarity: one of ``SIMILARITIES``.
+    """
+    return attention(-DISTANCES[similarity](queries, keys), present)  # 1 - cosine: the softmax does not see the 1
+
+
+@in_float32
+def mixture(weights: Tensor, values: Tensor) -> Tensor:
+    """The values [T, S, V] mixed by weights [T, Q, S]: [T, Q, V]."""
+    return weights @ values

@@ -63,3 +63,12 @@ def _direction(x: Tensor, eps: float) -> Tensor:
 
 
 DISTANCES = {"squared_euclidean": squared_euclidean, "euclidean": euclidean, "cosine": cosine, "dot": dot}
+
+
+@in_float32
+def unit(x: Tensor, eps: float = 1e-5) -> Tensor:
+    """x / max(||x||, eps) over the last dimension: [..., D] to [..., D].
+
+    Exact for vectors longer than ``eps``; a vector of zeros stays zero and has a finite gradient.
+    """
+    return x * x.square().sum(-1, keepdim=True).clamp(min=eps * eps).rsqrt()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pipeline.functional.directions import unit
+from pipeline.functional.distances import unit
 from pipeline.functional.losses import PADDING
 from pipeline.functional.precision import in_float32
 from pipeline.functional.prototypes import one_hot, prototypes

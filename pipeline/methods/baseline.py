@@ -11,7 +11,6 @@ from pipeline.errors import PipelineError
 from pipeline.functional.fine_tuning import Descent, cosine_scale, cosine_scores
 from pipeline.functional.heads import DISTANCES, SVM, Cosine, Head, Linear, Nearest, Prototype, Ridge
 from pipeline.functional.losses import accuracy, smoothed_cross_entropy
-from pipeline.functional.mixing import mix_pairs
 from pipeline.functional.support_initialised import hardness
 from pipeline.methods._tuned import Tuner
 from pipeline.methods.base import State
@@ -184,3 +183,15 @@ class _CosineLayer(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """[..., D] -> [..., classes]."""
         return cosine_scores(features, self.direction, self.length, self.scale)
+
+
+def mix_pairs(images: Tensor, concentration: float) -> tuple[Tensor, Tensor, float]:
+    """Every image [N, ...] mixed with another of the batch.
+
+    Returns:
+        share x_i + (1 - share) x_j, the indices j [N], and the share, drawn once from Beta(concentration,
+        concentration) by PyTorch's global generator.
+    """
+    share = float(torch.distributions.Beta(concentration, concentration).sample())
+    other = torch.randperm(len(images)).to(images.device)
+    return share * images + (1 - share) * images[other], other, share

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +12,6 @@ from pipeline.errors import PipelineError
 from pipeline.functional.gram import linear_scores
 from pipeline.functional.logistic import expected_log_probabilities, fit_softmax, score_covariance
 from pipeline.functional.losses import PADDING
-from pipeline.functional.priors import PRIORS, GaussianPrior
 from pipeline.methods.base import State
 from pipeline.methods.head import ClassicalMethod
 from pipeline.nets.by_name import choose
@@ -91,3 +93,54 @@ class DiscriminativeKShot(ClassicalMethod):
 def _with_one(features: Tensor) -> Tensor:
     """[T, N, D] -> float64 [T, N, D + 1]."""
     return nn.functional.pad(features.double(), (0, 1), value=1.0)
+
+
+@dataclass(frozen=True)
+class GaussianPrior:
+    """N(mean, diag(variances) + B^T B), whose covariance is never written out: features can be thousands wide."""
+
+    mean: Tensor  # [D]
+    variances: Tensor  # [D]
+    directions: Tensor | None = None  # B, [R, D]
+
+    def covary(self, features: Tensor) -> Tensor:
+        """Features [..., D] times the covariance: [..., D]."""
+        varied = features * self.variances
+        return varied if self.directions is None else varied + features @ self.directions.mT @ self.directions
+
+
+def isotropic(weights: Tensor, strength: float, scale: float) -> GaussianPrior:
+    """One variance for all directions, the mean squared deviation of weights [classes, D]."""
+    mean, deviations = _centred(weights)
+    return GaussianPrior(mean, scale * deviations.square().mean().expand_as(mean))
+
+
+def diagonal(weights: Tensor, strength: float, scale: float) -> GaussianPrior:
+    """A variance for each direction, drawn to the isotropic one as if ``strength`` more vectors had been seen."""
+    mean, deviations = _centred(weights)
+    overall = deviations.square().mean()
+    variances = (strength * overall + deviations.square().sum(0)) / (strength + len(weights))
+    return GaussianPrior(mean, scale * variances)
+
+
+def full(weights: Tensor, strength: float, scale: float) -> GaussianPrior:
+    """The mode under a normal-inverse-Wishart prior with a flat mean, scale matrix strength s I and
+    strength - D - 2 degrees of freedom: (strength s I + sum of deviations' outer products) / (strength + classes).
+    """
+    mean, deviations = _centred(weights)
+    total = strength + len(weights)
+    overall = deviations.square().mean()
+    variances = (scale * strength * overall / total).expand_as(mean)
+    return GaussianPrior(mean, variances, (scale / total) ** 0.5 * deviations)
+
+
+def _centred(weights: Tensor) -> tuple[Tensor, Tensor]:
+    mean = weights.mean(0)
+    return mean, weights - mean
+
+
+PRIORS: dict[str, Callable[[Tensor, float, float], GaussianPrior]] = {
+    "isotropic": isotropic,
+    "diagonal": diagonal,
+    "full": full,
+}

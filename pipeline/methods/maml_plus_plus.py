@@ -13,11 +13,12 @@ from pipeline.batch import Batch, Episodes
 from pipeline.errors import PipelineError
 from pipeline.functional.inner_loop import Gradient, Parameters, loop_tasks
 from pipeline.functional.losses import accuracy, labelled, summed_cross_entropy
-from pipeline.functional.multi_step import step_weights
 from pipeline.methods._fast_weights import at_least_one, gradient_within
 from pipeline.methods.base import State
 from pipeline.methods.maml import MAML
 from pipeline.nets.norm import batch_norms
+
+FLOOR = 0.03  # of the query losses of the inner steps: what all but the last keep at least, times 1 / steps
 
 
 class MAMLPlusPlus(MAML):
@@ -180,3 +181,15 @@ class MAMLPlusPlus(MAML):
 def _rate(name: str) -> str:
     """The key of a parameter's inner rates: a ParameterDict allows no dots."""
     return name.replace(".", "-")
+
+
+def step_weights(steps: int, epoch: int, epochs: int) -> list[float]:
+    """v_s of the losses after inner steps 1..``steps``, which sum to 1 (equation 4, annealed as the official code).
+
+    At epoch 0 all are equal. In ``epochs`` epochs those before the last fall linearly, to no less than ``FLOOR`` /
+    ``steps``, and the last takes what they lose.
+    """
+    fallen = epoch / (steps * epochs)
+    early = max(1 / steps - fallen, FLOOR / steps)
+    last = min(1 / steps + fallen * (steps - 1), 1 - (steps - 1) * FLOOR / steps)
+    return [early] * (steps - 1) + [last]

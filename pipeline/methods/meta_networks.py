@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.errors import PipelineError
+from pipeline.functional.attention import mixture, recall
+from pipeline.functional.distances import euclidean
 from pipeline.functional.losses import PADDING, summed_cross_entropy
-from pipeline.functional.memory import mixture, recall
-from pipeline.functional.meta_networks import contrastive_loss, in_steps, log_and_sign
 from pipeline.functional.precision import in_float32
 from pipeline.functional.sequences import reordered, sequence_order
 from pipeline.methods.base import Method, State, embed
 from pipeline.nets.by_name import choose
-from pipeline.nets.coordinates import per_coordinate
 from pipeline.nets.copies import fresh_copy
 from pipeline.nets.fast_layers import FastLayers
 
@@ -171,3 +171,51 @@ class MetaNetworks(Method):
 
     def _maps(self, backbone: nn.Module, images: Tensor) -> Tensor:
         return embed(backbone, images).unflatten(-1, self.map_shape)
+
+
+@in_float32
+def log_and_sign(x: Tensor, p: float) -> Tensor:
+    """Numbers of any size as two of moderate size: (log|x| / p, sign x) if |x| >= e^-p, otherwise (-1, e^p x).
+
+    Continuous, [...] to [..., 2] (Andrychowicz et al. 2016, appendix A).
+    """
+    large = x.abs() >= math.exp(-p)
+    log = x.abs().where(large, 1).log() / p
+    return torch.stack([log.where(large, -1), x.sign().where(large, math.exp(p) * x)], dim=-1)
+
+
+@in_float32
+def in_steps(gradients: Tensor, present: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """The gradients of a task's images as a sequence of at most ``steps`` means over equally many images, but the last.
+
+    Args:
+        gradients: [T, S, P], those that are ``present`` [T, S] first.
+
+    Returns:
+        [T, min(S, steps), P], zeros after the last step of a task, and int64 [T], that last step.
+    """
+    count = present.sum(1, keepdim=True)
+    size = (count + steps - 1) // steps
+    place = torch.arange(present.shape[1], device=present.device).expand_as(present)
+    step = torch.where(present, place // size.clamp(min=1), -1)
+    members = (step.unsqueeze(1) == torch.arange(min(present.shape[1], steps), device=step.device).view(-1, 1)).to(
+        gradients.dtype
+    )
+    return members @ gradients / members.sum(-1, keepdim=True).clamp(min=1), step.amax(1)
+
+
+@in_float32
+def contrastive_loss(embeddings: Tensor, labels: Tensor, margin: float) -> Tensor:
+    """Every image's mean, over the others of its task, of d^2 for its class and max(0, margin - d)^2 for other classes,
+    halved and summed over images and tasks. [T, S, D] and labels [T, S] (-1 is padding)."""
+    valid = labels != PADDING
+    pair = valid.unsqueeze(1) & valid.unsqueeze(2) & ~torch.eye(labels.shape[1], dtype=torch.bool, device=labels.device)
+    same = labels.unsqueeze(1) == labels.unsqueeze(2)
+    distance = euclidean(embeddings, embeddings)
+    losses = distance.square().where(same, (margin - distance).relu().square()).where(pair, 0)
+    return 0.5 * (losses.sum((1, 2)) / (valid.sum(1) - 1).clamp(min=1)).sum()
+
+
+def per_coordinate(inputs: int, units: int) -> nn.Sequential:
+    """Three layers with ReLU between them: [..., inputs] to [..., 1]."""
+    return nn.Sequential(nn.Linear(inputs, units), nn.ReLU(), nn.Linear(units, units), nn.ReLU(), nn.Linear(units, 1))

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import PipelineError
-from pipeline.functional.directions import unit
-from pipeline.functional.distances import by_class
+from pipeline.functional.distances import by_class, unit
 from pipeline.functional.nca import proxy_distances, proxy_nca
 from pipeline.functional.prototypes import prototypes
 from pipeline.methods.base import State

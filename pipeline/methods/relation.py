@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from pipeline.errors import PipelineError
 from pipeline.functional.inner_loop import loop_tasks, vmap_tasks
-from pipeline.functional.relation import class_maps, relation_loss
+from pipeline.functional.losses import labelled
+from pipeline.functional.precision import in_float32
+from pipeline.functional.prototypes import one_hot
 from pipeline.methods.base import State
 from pipeline.methods.head import HeadMethod
 from pipeline.nets.by_name import choose
@@ -91,3 +93,24 @@ class Relation(HeadMethod):
     def _each_task(self, images: Tensor) -> Callable[..., Tensor]:
         """What maps a function of one task over all tasks, on the device of ``images``."""
         return vmap_tasks if self.tasks == "vmap" or (self.tasks == "auto" and images.is_cuda) else loop_tasks
+
+
+@in_float32
+def class_maps(maps: Tensor, labels: Tensor, way: int, mean: bool = False) -> Tensor:
+    """Element-wise sum (section 3.2) of the feature maps of every class, or their ``mean``.
+
+    [T, S, C, H, W] and labels [T, S] give [T, way, C, H, W]; the label -1 belongs to no class.
+    """
+    members = one_hot(labels, way, maps.dtype)
+    summed = members.mT @ maps.flatten(2)
+    if mean:
+        summed = summed / members.sum(-2).clamp(min=1).unsqueeze(-1)
+    return summed.unflatten(-1, maps.shape[2:])
+
+
+@in_float32
+def relation_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Squared error of the relation scores sigmoid(``logits``) [T, Q, way] against 1 for the class of the query and 0
+    for the others (equation 2), mean over the entries of all queries that have a label [T, Q]."""
+    squared = (logits.sigmoid() - one_hot(labels, logits.shape[-1], logits.dtype)).square().sum(-1)
+    return squared.where(labels >= 0, 0).sum() / (labelled(labels).sum() * logits.shape[-1])

@@ -12,12 +12,10 @@ from torch import Tensor, nn
 
 from pipeline.batch import Batch, Episodes
 from pipeline.errors import PipelineError
-from pipeline.functional.adam import Moments, adam_step
-from pipeline.functional.consensus import DISTANCES, consensus_gradient
 from pipeline.functional.flat import flatten, gradient, unflatten
 from pipeline.functional.inner_loop import loop_tasks, vmap_tasks
 from pipeline.functional.losses import accuracy, labelled, summed_cross_entropy
-from pipeline.functional.minibatches import task_minibatches
+from pipeline.functional.reptile import DISTANCES, Moments, adam_step, consensus_gradient, task_minibatches
 from pipeline.methods._fast_weights import _FastWeights, at_least_one
 from pipeline.methods.base import State
 from pipeline.nets.by_name import choose

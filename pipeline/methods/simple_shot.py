@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pipeline.functional.directions import unit
+from pipeline.functional.distances import unit
 from pipeline.functional.heads import Prototype
 from pipeline.methods.base import State
 from pipeline.methods.head import ClassicalMethod

@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from pipeline.batch import Batch, Episodes
-from pipeline.functional.directions import unit
-from pipeline.functional.distances import euclidean, squared_euclidean
+from pipeline.functional.distances import euclidean, squared_euclidean, unit
 from pipeline.functional.neighbours import recall, remember
 from pipeline.functional.triplets import MININGS, REDUCTIONS, mine, reduce
 from pipeline.methods.base import State

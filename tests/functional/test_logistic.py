@@ -13,7 +13,7 @@ from pipeline.functional.logistic import (
     irls_weights,
     score_covariance,
 )
-from pipeline.functional.priors import PRIORS
+from pipeline.methods.discriminative_kshot import PRIORS
 
 LABELS = torch.tensor([[2, 0, 1, 1, 0, 1, 2], [1, 2, 0, 0, 0, -1, -1]])
 

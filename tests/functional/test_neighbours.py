@@ -3,8 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.functional.directions import unit
-from pipeline.functional.distances import squared_euclidean
+from pipeline.functional.distances import squared_euclidean, unit
 from pipeline.functional.neighbours import ANSWERS, class_logsumexp, class_max, recall, remember
 from pipeline.functional.prototypes import one_hot
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.functional.imprinting import blend, imprint
 from pipeline.functional.losses import (
     accuracy,
     cross_entropy,
@@ -13,6 +12,7 @@ from pipeline.functional.losses import (
 )
 from pipeline.functional.prototypes import one_hot, prototypes
 from pipeline.functional.sampling import class_balanced
+from pipeline.methods.imprinted import blend, imprint
 
 LABELS = torch.tensor([[0, 2, 1, 2, 2, -1], [1, 1, 0, -1, -1, 2]])
 

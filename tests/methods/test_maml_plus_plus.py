@@ -9,9 +9,8 @@ from torch import nn
 from pipeline.batch import Episodes
 from pipeline.errors import PipelineError
 from pipeline.functional.losses import cross_entropy, labelled, summed_cross_entropy
-from pipeline.functional.multi_step import step_weights
 from pipeline.methods.maml import MAML
-from pipeline.methods.maml_plus_plus import MAMLPlusPlus
+from pipeline.methods.maml_plus_plus import MAMLPlusPlus, step_weights
 from pipeline.nets.conv4 import Conv4
 from pipeline.nets.mlp import MLP
 

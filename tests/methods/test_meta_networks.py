@@ -8,9 +8,8 @@ import torch.nn.functional as F
 
 from pipeline.batch import Episodes
 from pipeline.errors import PipelineError
-from pipeline.functional.meta_networks import contrastive_loss, in_steps, log_and_sign
 from pipeline.functional.sequences import sequence_order
-from pipeline.methods.meta_networks import MetaNetworks
+from pipeline.methods.meta_networks import MetaNetworks, contrastive_loss, in_steps, log_and_sign
 from pipeline.model import build_model
 from pipeline.nets.conv4 import Conv4
 from pipeline.nets.mlp import MLP

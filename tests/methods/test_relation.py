@@ -7,8 +7,7 @@ from torch import nn
 
 from pipeline.batch import Episodes
 from pipeline.errors import PipelineError
-from pipeline.functional.relation import class_maps, relation_loss
-from pipeline.methods.relation import Relation
+from pipeline.methods.relation import Relation, class_maps, relation_loss
 from pipeline.model import build_model
 from pipeline.nets.mlp import MLP
 from pipeline.nets.relation_encoder import RelationEncoder

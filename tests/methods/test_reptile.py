@@ -14,8 +14,7 @@ from torch import nn
 
 from pipeline.batch import Episodes
 from pipeline.errors import PipelineError
-from pipeline.functional.consensus import DISTANCES, consensus_gradient
-from pipeline.functional.minibatches import consecutive, task_minibatches
+from pipeline.functional.reptile import DISTANCES, consecutive, consensus_gradient, task_minibatches
 from pipeline.methods import reptile
 from pipeline.methods.reptile import Reptile
 from pipeline.nets.conv4 import Conv4

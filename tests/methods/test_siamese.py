@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from pipeline.errors import PipelineError
-from pipeline.functional.pairs import class_evidence, contrastive, draw_pairs, every_weighted_l1, weighted_l1
 from pipeline.functional.prototypes import one_hot
-from pipeline.methods.siamese import Siamese
+from pipeline.methods.siamese import Siamese, class_evidence, contrastive, draw_pairs, every_weighted_l1, weighted_l1
 from pipeline.nets.conv4 import Conv4
 from pipeline.nets.mlp import MLP
 from tests.methods import toy

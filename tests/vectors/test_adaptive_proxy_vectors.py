@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from pipeline.functional.imprinting import blend
+from pipeline.methods.imprinted import blend
 
 CASES = "adaptive_proxy*.npz"
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.functional.memory import mixture, recall
-from pipeline.functional.shifts import shifted_activation
+from pipeline.functional.attention import mixture, recall
+from pipeline.methods.conditionally_shifted import shifted_activation
 
 CASES = "csn_attention*.npz"
 

@@ -5,9 +5,8 @@ import torch
 from torch import nn
 
 from pipeline.batch import Images
-from pipeline.functional.imprinting import normalise
 from pipeline.functional.prototypes import prototypes
-from pipeline.methods.imprinted import Imprinted
+from pipeline.methods.imprinted import Imprinted, normalise
 
 CASES = "imprint_*.npz"
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from pipeline.batch import Episodes
-from pipeline.functional.multi_step import step_weights
-from pipeline.methods.maml_plus_plus import MAMLPlusPlus
+from pipeline.methods.maml_plus_plus import MAMLPlusPlus, step_weights
 from pipeline.nets.conv4 import Conv4
 
 CASES = "mamlpp_[abc]_*.npz"

@@ -4,10 +4,9 @@ import pytest
 import torch
 
 from pipeline.batch import Episodes, Images
-from pipeline.functional.directions import unit
-from pipeline.functional.distances import euclidean, squared_euclidean
-from pipeline.functional.imprinting import cosine_logits
+from pipeline.functional.distances import euclidean, squared_euclidean, unit
 from pipeline.functional.nca import log_right_neighbour, nca_loss, neighbour_probabilities, proxy_distances, proxy_nca
+from pipeline.methods.imprinted import cosine_logits
 from pipeline.methods.nca import NCA
 from pipeline.methods.proxy_nca import ProxyNCA
 from tests.vectors.test_siamese_vectors import Flat

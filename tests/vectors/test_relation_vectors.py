@@ -5,8 +5,7 @@ import torch
 from torch import nn
 
 from pipeline.batch import Episodes
-from pipeline.functional.relation import class_maps, relation_loss
-from pipeline.methods.relation import Relation
+from pipeline.methods.relation import Relation, class_maps, relation_loss
 from pipeline.nets.relation_module import RelationModule
 
 CASES = "relation_*.npz"

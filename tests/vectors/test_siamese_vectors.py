@@ -6,8 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pipeline.functional.distances import euclidean
-from pipeline.functional.pairs import contrastive, every_weighted_l1, weighted_l1
-from pipeline.methods.siamese import Siamese
+from pipeline.methods.siamese import Siamese, contrastive, every_weighted_l1, weighted_l1
 
 CASES = "siamese_*.npz"
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.functional.priors import PRIORS
+from pipeline.methods.discriminative_kshot import PRIORS
 
 WEIGHTS = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * torch.tensor(
     [1, 2, 3, 4]
