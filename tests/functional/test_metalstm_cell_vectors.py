@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
 from pipeline.functional.meta_lstm import CellWeights, cell_step, first_state, preprocess, replayed, unroll
+from tests.vectors.cases import VECTORS
 
 CASES = "metalstm_cell_*.npz"
 
@@ -68,6 +67,6 @@ def test_cell(case, check, variant, learners):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-8), (torch.float32, 1e-4)])
 def test_preprocessing(dtype, tolerance):
-    with np.load(Path(__file__).with_name("metalstm_preprocess.npz")) as arrays:
+    with np.load(VECTORS / "metalstm_preprocess.npz") as arrays:
         x, expected = (torch.from_numpy(arrays[key]).to(dtype) for key in ("in_x", "out_z"))
         torch.testing.assert_close(preprocess(x, float(arrays["in_p"])), expected, rtol=0, atol=tolerance)

@@ -9,7 +9,7 @@ from pipeline.functional.nca import log_right_neighbour, nca_loss, neighbour_pro
 from pipeline.methods.imprinted import cosine_logits
 from pipeline.methods.nca import NCA
 from pipeline.methods.proxy_nca import ProxyNCA
-from tests.vectors.test_siamese_vectors import Flat
+from tests.methods.test_siamese_vectors import Flat
 
 CASES = "nca_*.npz"
 METRICS = {"sq": squared_euclidean, "l2": euclidean}

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -9,6 +7,7 @@ import torch
 from pipeline.batch import Episodes
 from pipeline.methods.maml_plus_plus import MAMLPlusPlus, step_weights
 from pipeline.nets.conv4 import Conv4
+from tests.vectors.cases import VECTORS
 
 CASES = "mamlpp_[abc]_*.npz"
 NAMES = {"linear_weights": "head.weight", "linear_bias": "head.bias"} | {
@@ -85,7 +84,7 @@ def test_answers_all_at_once_and_one_by_one(case, check, form):
 
 
 def test_step_weights():
-    with np.load(Path(__file__).with_name("mamlpp_msl_schedule.npz")) as arrays:
+    with np.load(VECTORS / "mamlpp_msl_schedule.npz") as arrays:
         for key in arrays:
             if key.startswith("out_msl_weights"):
                 steps, epochs = (int("".join(c for c in part if c.isdigit())) for part in key.split("_")[-2:])

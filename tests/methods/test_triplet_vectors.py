@@ -7,7 +7,7 @@ from pipeline.batch import Episodes
 from pipeline.functional.distances import euclidean, squared_euclidean
 from pipeline.functional.triplets import candidates, mine, negatives, positives, reduce
 from pipeline.methods.triplet import Triplet
-from tests.vectors.test_siamese_vectors import Flat
+from tests.methods.test_siamese_vectors import Flat
 
 CASES = "triplet_*.npz"
 METRICS = {"sq": squared_euclidean, "l2": euclidean}

@@ -1,4 +1,5 @@
-"""The reference vectors: inputs and expected outputs in float64, one file a case (keys in_*, out_*, meta_*)."""
+"""The reference vectors beside this file: inputs and expected outputs in float64, one file a case (keys in_*, out_*,
+meta_*). A folder's conftest.py that imports the names below gives its tests the fixtures."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-HERE = Path(__file__).parent
+VECTORS = Path(__file__).parent
 Case = dict[str, torch.Tensor]
 
 
@@ -21,8 +22,8 @@ def read(path: Path, dtype: torch.dtype) -> Case:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test that asks for ``case`` runs for every file its module's CASES pattern finds, in both precisions."""
-    if "case" in metafunc.fixturenames:
-        files = sorted(HERE.glob(metafunc.module.CASES))
+    if "case" in metafunc.fixturenames and hasattr(metafunc.module, "CASES"):
+        files = sorted(VECTORS.glob(metafunc.module.CASES))
         assert files, f"no vectors match {metafunc.module.CASES}"
         sets = [(f, d) for f in files for d in (torch.float64, torch.float32)]
         metafunc.parametrize("case", sets, indirect=True, ids=[f"{f.stem}-{str(d)[6:]}" for f, d in sets])

@@ -128,7 +128,7 @@ def test_auxiliary_task(case, check, request):
     logits = method.classifier(method.backbone(case["in_x_aux"]))
     check(logits, "out_aux_logits")
     labels = torch.arange(len(logits)) % logits.shape[1]
-    loss, figures = method(Images(case["in_x_aux"], labels), "auxiliary")
+    loss, figures = method(Images(case["in_x_aux"], labels))
     assert loss.item() == pytest.approx(-logits.log_softmax(1)[range(len(labels)), labels].mean().item(), rel=1e-5)
     assert figures["accuracy"].item() == pytest.approx((logits.argmax(1) == labels).double().mean().item())
 

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -9,6 +7,7 @@ import torch
 from pipeline.methods.reptile import Reptile
 from pipeline.nets.mlp import MLP
 from pipeline.training.optim import build_schedule
+from tests.vectors.cases import VECTORS
 
 CASES = "reptile_[abc].npz"
 NAMES = {"W1": "backbone.layers.0.weight", "b1": "backbone.layers.0.bias", "W2": "head.weight", "b2": "head.bias"}
@@ -73,7 +72,7 @@ def test_where_every_task_leads(case, check, variant):
 
 
 def test_linear_meta_step():
-    with np.load(Path(__file__).with_name("schedules.npz")) as arrays:
+    with np.load(VECTORS / "schedules.npz") as arrays:
         schedule = build_schedule({"name": "linear", "final": 0.0}, int(arrays["in_reptile_total"]))
         found = [schedule(int(step)) for step in arrays["in_reptile_iters"]]
         np.testing.assert_allclose(found, arrays["out_reptile_meta_step_1_to_0"], rtol=0, atol=1e-12)
