@@ -7,6 +7,7 @@ import functools
 import logging
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,9 +32,18 @@ class ClassTable:
     starts: np.ndarray  # [classes] int64
     counts: np.ndarray  # [classes] int64
     split: str
+    names: Sequence[str] = ()  # [classes] for messages
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def too_small(self, least: int) -> str:
+        """Which classes have fewer images than ``least``, for messages."""
+        small = list(
+            dict.fromkeys(self.names[place] for place in np.flatnonzero(self.counts < least).tolist() if self.names)
+        )
+        listed = ", ".join(map(repr, small[:3]))
+        return f"{listed} and {len(small) - 3:,} more" if len(small) > 3 else listed
 
 
 def class_table(manifest: Manifest, split: str, holdout: str = "all", holdout_fraction: float = 0.0) -> ClassTable:
@@ -59,7 +69,8 @@ def class_table(manifest: Manifest, split: str, holdout: str = "all", holdout_fr
     elif holdout != "all":
         raise ValueError(f"holdout is {holdout!r}: one of all, kept, held")
     ids = (index[:, None] * rotations + np.arange(rotations)).reshape(-1)
-    return ClassTable(ids, np.repeat(starts, rotations), np.repeat(counts, rotations), split)
+    names = [manifest.class_names[number] for number in members for _ in range(rotations)]
+    return ClassTable(ids, np.repeat(starts, rotations), np.repeat(counts, rotations), split, names)
 
 
 class Dataset:
