@@ -6,6 +6,7 @@ import fcntl
 import functools
 import logging
 import os
+import shlex
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -141,9 +142,18 @@ def _opened(uri: str, fingerprint: str) -> Dataset:
 def read_manifest(uri: str) -> Manifest:
     where = store.join(uri, MANIFEST_NAME)
     if not store.exists(where):
-        name = uri.rstrip("/").rsplit("/", 1)[-1]
-        raise PipelineError(f"no dataset at {uri}; make it with: python -m jobs.ingest data={name}")
+        raise PipelineError(f"no dataset at {uri}; make it with: {_ingest_of(uri)}")
     return Manifest.from_json(store.read_bytes(where).decode("utf-8", "replace"), where)
+
+
+def _ingest_of(uri: str) -> str:
+    """The command that makes a dataset of that name there."""
+    root, _, name = uri.rstrip("/").rpartition("/")
+    ready = name != "folder" and (Path(__file__).parents[1] / "conf" / "data" / f"{name}.yaml").is_file()
+    source = f"data={name}" if ready else f"data=folder data.name={name} data.source.path=FOLDER"
+    usual = os.path.join(os.environ.get("PIPELINE_HOME", "."), "datasets")
+    elsewhere = store.is_remote(uri) or os.path.abspath(root) != os.path.abspath(usual)
+    return f"python -m jobs.ingest {source}" + (f" data.root={shlex.quote(root)}" if elsewhere else "")
 
 
 def default_cache() -> str:
