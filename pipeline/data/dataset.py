@@ -142,6 +142,7 @@ def _opened(uri: str, fingerprint: str) -> Dataset:
 def read_manifest(uri: str) -> Manifest:
     where = store.join(uri, MANIFEST_NAME)
     if not store.exists(where):
+        store.refuse_missing_bucket(uri)
         raise PipelineError(f"no dataset at {uri}; make it with: {_ingest_of(uri)}")
     return Manifest.from_json(store.read_bytes(where).decode("utf-8", "replace"), where)
 

@@ -28,6 +28,7 @@ import numpy as np
 import ray
 from pydantic import Field
 
+from pipeline import store
 from pipeline.config import Section, validate
 from pipeline.data.dataset import read_manifest
 from pipeline.data.download import file_digest
@@ -96,7 +97,8 @@ def ingest(config: Mapping[str, Any], progress: bool = True) -> Manifest:
             plan.source["archives"] = checksums.result()
         kept = [skip for _, _, skip in duplicates] if source.keep_duplicates else []
         manifest = _manifest(settings, plan, layout, written, skipped)
-        target.commit(manifest, {SKIPPED_NAME: _skipped_file(skipped, kept)})
+        with store.writing(settings.uri, "data.root"):
+            target.commit(manifest, {SKIPPED_NAME: _skipped_file(skipped, kept)})
         return manifest
     except BaseException:
         target.abort([part.shard for part in written if part.shard])
@@ -164,9 +166,7 @@ def _write_all(
         )
     images = 0
     for row in done.iter_rows():
-        result = pickle.loads(row["written"])
-        if isinstance(result, str):
-            raise PipelineError(result)
+        result = _result(row)
         written.append(result)
         images += len(result.rows.names)
         if progress and not sys.stdout.isatty():
@@ -175,6 +175,13 @@ def _write_all(
     uneven = not source.grows and any(len(part.chunks) != layout.chunks for part in written[:-1])
     if order != sorted(order) or uneven:
         raise RuntimeError("chunks reached their shards out of order")
+
+
+def _result(row: dict[str, Any]) -> Written:
+    result: Written | str = pickle.loads(row["written"])
+    if isinstance(result, str):
+        raise PipelineError(result)
+    return result
 
 
 def _drop(places: set[tuple[int, int]], written: list[Written], layout: Layout, target: Target, progress: bool) -> None:
@@ -188,7 +195,7 @@ def _drop(places: set[tuple[int, int]], written: list[Written], layout: Layout, 
     where: dict[str, Any] = {"layout": layout, "place": target.place, "current": target.current}
     done = _dataset(work, progress).map_batches(partial(rewrite, **where), batch_size=1)
     for changed, result in zip(dropped, done.iter_rows(), strict=True):
-        written[changed] = pickle.loads(result["written"])
+        written[changed] = _result(result)
 
 
 def _dataset(items: list[dict[str, Any]], progress: bool) -> ray.data.Dataset:
