@@ -20,7 +20,7 @@ import jobs._main
 import pipeline
 from pipeline.config import compose, to_yaml, validate
 from pipeline.data.ingest import IngestConfig
-from pipeline.data.sources import make_source
+from pipeline.data.sources.by_kind import make_source
 from pipeline.evaluation.config import EvaluateConfig
 from pipeline.pages.config import ReportConfig
 from pipeline.registry.classify import ClassifyConfig
