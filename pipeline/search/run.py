@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from pipeline import store
 from pipeline.config import Config, to_yaml
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, Stopped
 from pipeline.registry.aliases import CHALLENGER
 from pipeline.registry.tracking_config import check_tracking
 from pipeline.registry.versions import register_run, set_alias
@@ -37,15 +41,37 @@ def tune(raw: Config) -> dict[str, Any]:
     check_resources(campaign.train.cluster)
     _say_begin(campaign)
     ledger, delivery = Ledger(campaign.uri), Delivery(campaign)
+    again = f"go on with it: python -m jobs.tune resume={campaign.name} storage={campaign.config.storage}"
     try:
-        _search(campaign, ledger, delivery)
-        verdict = _finals(campaign, ledger, delivery)
+        with _raising_on_sigterm():
+            _search(campaign, ledger, delivery)
+            verdict = _finals(campaign, ledger, delivery)
+    except _Terminated:
+        raise Stopped(f"campaign {campaign.name}: stopped as asked; {again}") from None
     except KeyboardInterrupt:
-        print(
-            f"\ngo on with it: python -m jobs.tune resume={campaign.name} storage={campaign.config.storage}", flush=True
-        )
+        print(f"\n{again}", flush=True)
         raise
     return _conclude(campaign, ledger, delivery, verdict)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: Ray Tune lets it through as it does the other one."""
+
+
+@contextmanager
+def _raising_on_sigterm() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(*_: object) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _search(campaign: Campaign, ledger: Ledger, delivery: Delivery) -> None:

@@ -45,6 +45,14 @@ def test_stream_equals_local_gather(ray_session, dataset, planner, materialize):
     assert count == 300 and stream.waited > 0
 
 
+@pytest.mark.parametrize("materialize", ["worker", "device"])
+def test_a_stream_planned_in_its_own_process_equals_local_gather(dataset, planner, materialize):
+    """Without Ray."""
+    stream = Stream(dataset, planner, 5, 25, 1, 2, materialize=materialize, planned_here=True)
+    pairs = zip(stream, local_batches(dataset, planner, 5, 20, 1, 2), strict=True)
+    assert all(a == b and equal(x, y) for (a, x), (b, y) in pairs)
+
+
 def test_a_long_run_is_streamed_in_parts(ray_session, dataset, planner, monkeypatch):
     """Ray Data is given a bounded number of blocks at a time, whatever the number of steps."""
     assert PlanSource(planner, 0, 10**8, 0, 1, None).blocks < 1000

@@ -13,6 +13,7 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
+from jobs._main import TERMINATED
 from pipeline.config import compose, validate
 from pipeline.registry.tracking import RUN_TAG
 from pipeline.search.arguments import translate
@@ -94,9 +95,10 @@ def test_a_population_trains_on_with_other_values(ray_session, arguments):
         assert [group["base_lr"] for group in state.groups] == [record.values["optimizer.lr"]] * len(state.groups)
 
 
-@pytest.mark.timeout(1800)  # four jobs, of ten trials in all
+@pytest.mark.timeout(1800)  # five jobs, of ten trials in all
 def test_a_killed_campaign_is_resumed(arguments, tmp_path):
-    """The whole job is killed in mid-campaign; resumed, it finds what an untouched one finds, and repeats nothing."""
+    """The job is killed in mid-campaign; resumed, it is asked to end, and resumed again it finds what an untouched
+    one finds, and repeats nothing."""
     given = [
         *arguments("trials=4", "finalists={count: 0, seeds: 0}", "concurrent=1", "search.startup=1"),
         "base.steps=24", "base.cluster.object_store_mb=150",
@@ -128,7 +130,17 @@ def test_a_killed_campaign_is_resumed(arguments, tmp_path):
     written = {run: _written(f"{folder}/{run}") for run in before}
     assert 1 <= len(before) < 4
 
-    resumed = finish(start("resume=killed", f"storage={tmp_path}/runs"))
+    place = f"storage={tmp_path}/runs"
+    leaving = start("resume=killed", place)
+    while not len([record for record in Ledger(folder).search if record.status == "finished"]) > len(before):
+        assert leaving.poll() is None, leaving.stderr.read().decode()[-3000:]
+        time.sleep(0.05)
+    leaving.terminate()
+    out, err = leaving.communicate(timeout=300)
+    assert (leaving.returncode, out) == (TERMINATED, b"")
+    assert f"stopped as asked; go on with it: python -m jobs.tune resume=killed {place}" in err.decode()
+
+    resumed = finish(start("resume=killed", place))
     after = {record.run: record for record in Ledger(folder).search}
     assert all(after[run] == record for run, record in before.items())
     assert all(_written(f"{folder}/{run}") == times for run, times in written.items())
@@ -136,7 +148,7 @@ def test_a_killed_campaign_is_resumed(arguments, tmp_path):
     assert [[t[k] for k in keys] for t in resumed["trials"]] == [[t[k] for k in keys] for t in untouched["trials"]]
     assert resumed["best"]["values"] == untouched["best"]["values"]
     assert resumed["best"]["number"] == untouched["best"]["number"]
-    again = finish(start("resume=killed", f"storage={tmp_path}/runs"))
+    again = finish(start("resume=killed", place))
     assert again["best"] == resumed["best"] and again["trials"] == resumed["trials"]
 
 
