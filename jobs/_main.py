@@ -58,7 +58,7 @@ def run(
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if "--help" in arguments or "-h" in arguments:
-        print(help_text(job))
+        print(help_text(job, arguments))
         sys.exit(0)
     as_json = "--json" in arguments
     arguments = [argument for argument in arguments if argument != "--json"]

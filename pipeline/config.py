@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,15 @@ Config = dict[str, Any]
 GIVEN = "given"  # of a training that is resumed: the keys that were named
 KEPT_APART = ("name", "storage", "cluster", "tracking", "register_as")  # may be given beside config=FILE
 M = TypeVar("M", bound=BaseModel)
+# Keys whose value is one path or name, taken as it was typed: "2024_11_28" is no number, "/tmp/a,b" no choice of two.
+PATHS = frozenset(
+    ("data.root", "data.source.path", "data.source.cache", "data.source.splits", "storage", "initial", "support")
+    + ("queries", "enrolment", "save_enrolment", "output", "record", "runs", "tracking.artifacts")
+)
+NAMES = frozenset(
+    ("name", "data.name", "run", "resume", "register_as", "alias", "challenger", "compare", "model", "dataset")
+    + ("tracking.uri", "tracking.experiment")
+)
 _PLAIN = re.compile(r"[A-Za-z_][\w./+-]*", re.ASCII)  # text that needs no quotes
 
 
@@ -37,7 +47,7 @@ class Section(BaseModel):
 
 def compose(job: str, overrides: list[str] | None = None) -> Config:
     """The configuration of ``job`` with ``key=value`` overrides, as plain containers."""
-    overrides = list(overrides or [])
+    overrides = [_as_typed(override) for override in overrides or []]
     if any(override.startswith("config=") for override in overrides):
         return _stored(job, overrides)
     for override in overrides:
@@ -52,7 +62,7 @@ def compose(job: str, overrides: list[str] | None = None) -> Config:
         shown = " ".join(str(error.override).split())
         raise PipelineError(f"{shown}: the value cannot be read; quote it, or see: --help") from error
     except (HydraException, OmegaConfBaseException) as error:
-        raise PipelineError(_one_line(str(error), job)) from error
+        raise PipelineError(_one_line(str(error), job, overrides)) from error
     except (ValueError, TypeError, AttributeError, AssertionError, RecursionError) as error:  # Hydra's, of odd values
         raise PipelineError(f"{' '.join(overrides)}: cannot be read ({' '.join(str(error).split())})") from error
     assert isinstance(config, dict)
@@ -100,6 +110,20 @@ def literal(value: Any) -> str:
     if isinstance(value, Sequence):
         return "[" + ", ".join(map(literal, value)) + "]"
     raise PipelineError(f"{value!r:.40} is of type {type(value).__name__}: give a number, text, list or dict")
+
+
+def _as_typed(override: str) -> str:
+    """An override of a path or a name in quotes, "~" expanded; null, quotes, lists and "${...}" are Hydra's to read."""
+    key, equals, value = override.partition("=")
+    path = key.lstrip("+") in PATHS
+    if not equals or not (path or key.lstrip("+") in NAMES):
+        return override
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+        inside = value[1:-1]
+        return f"{key}={value[0]}{os.path.expanduser(inside) if path else inside}{value[0]}"
+    if value in ("", "null", "???") or "${" in value or (value.startswith("[") and value.endswith("]")):
+        return override
+    return f"{key}={_quoted(os.path.expanduser(value) if path else value)}"
 
 
 def _quoted(text: str) -> str:
@@ -157,8 +181,9 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(config, sort_keys=False)
 
 
-def help_text(job: str) -> str:
-    """Every key of a job with its comment, and the choices of every group."""
+def help_text(job: str, overrides: Sequence[str] = ()) -> str:
+    """Every key of a job with its comment, and the choices of every group; ``overrides`` choose whose are shown."""
+    choices = dict(override.split("=", 1) for override in _choices(overrides))
     text = (CONF / f"{job}.yaml").read_text()
     lines = [f"python -m jobs.{job} [key=value ...] [--json] [--help]", "", text.strip(), ""]
     for group in re.findall(r"^\s*-\s+(?:override\s+|optional\s+)?/?(\w+):", text, flags=re.MULTILINE):
@@ -167,9 +192,10 @@ def help_text(job: str) -> str:
             continue
         options = sorted(path.stem for path in folder.glob("*.yaml"))
         lines += [f"--- {group}: one of {', '.join(options)} ---"]
-        chosen = re.search(rf"^\s*-\s+/?{group}:\s*(\w+)", text, flags=re.MULTILINE)
-        if chosen and (folder / f"{chosen[1]}.yaml").exists():
-            lines += [f"# {group}={chosen[1]}", (folder / f"{chosen[1]}.yaml").read_text().strip()]
+        default = re.search(rf"^\s*-\s+/?{group}:\s*(\w+)", text, flags=re.MULTILINE)
+        chosen = choices.get(group, default[1] if default else "")
+        if chosen in options:
+            lines += [f"# {group}={chosen}", (folder / f"{chosen}.yaml").read_text().strip()]
         lines += [""]
     return "\n".join(lines)
 
@@ -185,11 +211,18 @@ def flat(config: Config, prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def _one_line(message: str, job: str) -> str:
+def _choices(overrides: Sequence[str]) -> list[str]:
+    """The overrides that choose a file of a group: data=folder."""
+    plain = [override for override in overrides if re.fullmatch(r"\w+=\w+", override)]
+    return [override for override in plain if (CONF / override.partition("=")[0]).is_dir()]
+
+
+def _one_line(message: str, job: str, overrides: Sequence[str]) -> str:
     unknown = re.search(r"Could not override '([^']+)'", message)
     if unknown:
-        known = _known_keys(job)
-        return f"unknown key {unknown[1]!r}{_suggest(unknown[1], known)}; see: python -m jobs.{job} --help"
+        known = _known_keys(job, _choices(overrides))
+        see = " ".join([f"python -m jobs.{job}", *_choices(overrides), "--help"])
+        return f"unknown key {unknown[1]!r}{_suggest(unknown[1], known)}; see: {see}"
     group = re.search(r"(?:Could not find|In '[^']+': Could not find) '([^']+)'", message)
     if group:
         folder, _, choice = group[1].rpartition("/")
@@ -201,14 +234,15 @@ def _one_line(message: str, job: str) -> str:
     return " ".join(message.split())
 
 
-def _known_keys(job: str) -> list[str]:
+def _known_keys(job: str, choices: list[str]) -> list[str]:
     try:
         with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-            composed = OmegaConf.to_container(hydra_compose(config_name=job), resolve=False)
+            composed = OmegaConf.to_container(hydra_compose(config_name=job, overrides=choices), resolve=False)
     except (HydraException, OmegaConfBaseException):
         return []
     assert isinstance(composed, dict)
-    return list(flat({str(k): v for k, v in composed.items()}))
+    leaves = list(flat({str(k): v for k, v in composed.items()}))
+    return list(dict.fromkeys(".".join(leaf.split(".")[:depth]) for leaf in leaves for depth in range(1, 9)))
 
 
 def _schema_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:

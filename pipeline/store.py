@@ -8,7 +8,8 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlparse
@@ -160,6 +161,32 @@ def asking(uri: str, action: Callable[[], T], patience: float | None = None) -> 
                 _logger.warning("%s: %s; asking again for up to %g s", uri, reason, patience)
             time.sleep(wait * random.SystemRandom().uniform(0.5, 1))  # the shared generator is the training step's
             wait = min(2 * wait, _LONGEST_WAIT)
+
+
+@contextmanager
+def writing(where: str, key: str) -> Iterator[None]:
+    """A local place that cannot be written ends in one line, which names the ``key`` that chose it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise PipelineError(disk_full(where)) from error
+        reason = error.strerror or " ".join(str(error).split())
+        raise PipelineError(f"{where} cannot be written ({reason}); give another {key}") from error
+
+
+def refuse_missing_bucket(uri: str) -> None:
+    """Refuse a folder of an object store whose bucket does not exist; who may not ask is believed."""
+    if not is_remote(uri):
+        return
+    fs, path = open_store(uri)
+    bucket = path.partition("/")[0]
+    try:
+        missing = asking(uri, lambda: fs.get_file_info(bucket).type == pafs.FileType.NotFound)
+    except PipelineError:
+        return
+    if missing:
+        raise PipelineError(f"{uri}: there is no bucket {bucket!r} at this object store; make it, or mend the name")
 
 
 def disk_full(path: str) -> str:

@@ -148,6 +148,44 @@ def test_help_shows_every_key_and_choice():
         assert key in text
 
 
+def test_help_and_suggestions_are_those_of_the_chosen_group():
+    assert "per_class" in help_text("ingest") and "per_class" not in help_text("ingest", ["data=folder"])
+    assert "# data=folder" in help_text("ingest", ["data=folder", "data.source.path=x"])
+    for overrides, says in (
+        (["data=folder", "data.source.per_class=3"], r"'data.source.per_class'; did you mean 'data.source.path'\?"),
+        (
+            ["data=folder", "data.source.frations=3"],
+            "did you mean 'data.source.fractions'.* jobs.ingest data=folder --h",
+        ),
+        (["data.source.per_clas=3"], "did you mean 'data.source.per_class'"),
+    ):
+        with pytest.raises(PipelineError, match=says):
+            compose("ingest", overrides)
+
+
+@pytest.mark.parametrize(
+    "typed",
+    ["/tmp/\u00e9t\u00e9", "photo (1).png", "/tmp/a,b", "it's", 'a"b', "a=b", "a b", "C:\\x", "{a}", "[x] y"]
+    + ["a\\", "1_0", "1e5", "true", "/tmp/a#b", "\u65e5\u672c", "-x", "$x", "/tmp/caf\udce9"],
+)  # fmt: skip
+def test_paths_and_names_are_taken_as_they_are_typed(typed):
+    config = compose("ingest", ["data=folder", f"data.source.path={typed}", f"data.name={typed}", f"data.root={typed}"])
+    assert (config["data"]["source"]["path"], config["data"]["name"], config["data"]["root"]) == (typed,) * 3
+    assert compose("train", [f"name={typed}"])["name"] == typed
+    assert compose("train", ["storage='x,y'"])["storage"] == "x,y"
+
+
+def test_what_else_may_stand_for_a_path(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    config = compose("ingest", ["data=folder", "data.source.path=~/photos", "data.root='~/sets'", "data.name=~x"])[
+        "data"
+    ]
+    assert (config["source"]["path"], config["root"], config["name"]) == ("/home/me/photos", "/home/me/sets", "~x")
+    assert compose("ingest", ["data=folder", "data.source.path=null"])["data"]["source"]["path"] is None
+    assert compose("ingest", ["data.root=${oc.env:HOME}/sets"])["data"]["root"] == "/home/me/sets"
+    assert compose("classify", ["model=m", "queries=[a.png, b.png]"])["queries"] == ["a.png", "b.png"]
+
+
 def test_the_hash_ignores_order():
     assert config_hash({"a": 1, "b": {"c": 2, "d": 3}}) == config_hash({"b": {"d": 3, "c": 2}, "a": 1})
     assert config_hash({"a": 1}) != config_hash({"a": 2})

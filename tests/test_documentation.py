@@ -20,7 +20,7 @@ import jobs._main
 import pipeline
 from pipeline.config import compose, to_yaml, validate
 from pipeline.data.ingest import IngestConfig
-from pipeline.data.sources import make_source
+from pipeline.data.sources.by_kind import make_source
 from pipeline.evaluation.config import EvaluateConfig
 from pipeline.pages.config import ReportConfig
 from pipeline.registry.classify import ClassifyConfig
@@ -65,7 +65,7 @@ def told(pattern: str) -> list[str]:
     return sorted({found[0] for page in PAGES for line in commands(page) if (found := re.search(pattern, line))})
 
 
-JOB_LINES = told(r"(ray job submit .*|PYTHONPATH=\S+ )?python -m jobs\.\w+.*")
+JOB_LINES = told(r"(ray job submit .*)?python -m jobs\.\w+.*")
 RAY_LINES = told(r"^ray [a-z].*")
 
 

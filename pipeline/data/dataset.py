@@ -6,7 +6,9 @@ import fcntl
 import functools
 import logging
 import os
+import shlex
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,9 +33,18 @@ class ClassTable:
     starts: np.ndarray  # [classes] int64
     counts: np.ndarray  # [classes] int64
     split: str
+    names: Sequence[str] = ()  # [classes] for messages
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def too_small(self, least: int) -> str:
+        """Which classes have fewer images than ``least``, for messages."""
+        small = list(
+            dict.fromkeys(self.names[place] for place in np.flatnonzero(self.counts < least).tolist() if self.names)
+        )
+        listed = ", ".join(map(repr, small[:3]))
+        return f"{listed} and {len(small) - 3:,} more" if len(small) > 3 else listed
 
 
 def class_table(manifest: Manifest, split: str, holdout: str = "all", holdout_fraction: float = 0.0) -> ClassTable:
@@ -59,7 +70,8 @@ def class_table(manifest: Manifest, split: str, holdout: str = "all", holdout_fr
     elif holdout != "all":
         raise ValueError(f"holdout is {holdout!r}: one of all, kept, held")
     ids = (index[:, None] * rotations + np.arange(rotations)).reshape(-1)
-    return ClassTable(ids, np.repeat(starts, rotations), np.repeat(counts, rotations), split)
+    names = [manifest.class_names[number] for number in members for _ in range(rotations)]
+    return ClassTable(ids, np.repeat(starts, rotations), np.repeat(counts, rotations), split, names)
 
 
 class Dataset:
@@ -130,9 +142,19 @@ def _opened(uri: str, fingerprint: str) -> Dataset:
 def read_manifest(uri: str) -> Manifest:
     where = store.join(uri, MANIFEST_NAME)
     if not store.exists(where):
-        name = uri.rstrip("/").rsplit("/", 1)[-1]
-        raise PipelineError(f"no dataset at {uri}; make it with: python -m jobs.ingest data={name}")
+        store.refuse_missing_bucket(uri)
+        raise PipelineError(f"no dataset at {uri}; make it with: {_ingest_of(uri)}")
     return Manifest.from_json(store.read_bytes(where).decode("utf-8", "replace"), where)
+
+
+def _ingest_of(uri: str) -> str:
+    """The command that makes a dataset of that name there."""
+    root, _, name = uri.rstrip("/").rpartition("/")
+    ready = name != "folder" and (Path(__file__).parents[1] / "conf" / "data" / f"{name}.yaml").is_file()
+    source = f"data={name}" if ready else f"data=folder data.name={name} data.source.path=FOLDER"
+    usual = os.path.join(os.environ.get("PIPELINE_HOME", "."), "datasets")
+    elsewhere = store.is_remote(uri) or os.path.abspath(root) != os.path.abspath(usual)
+    return f"python -m jobs.ingest {source}" + (f" data.root={shlex.quote(root)}" if elsewhere else "")
 
 
 def default_cache() -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
 
+from pipeline import store
 from pipeline.errors import PipelineError
 
 CHUNK = 2**18
@@ -26,8 +27,10 @@ def download(
     What has arrived is kept in ``target.part``: an interrupted download, in this run or an earlier one, is continued
     by an HTTP range request. A file whose MD5 is not ``md5`` (the checksum its publisher gives) never gets its name.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with open(f"{target}.lock", "w") as lock:  # two processes never write the same part
+    with store.writing(str(target.parent), "data.source.cache"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(f"{target}.lock", "w")  # noqa: SIM115 (two processes never write the same part)
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if target.exists() and file_digest(target, "md5") == md5:
             return target

@@ -112,13 +112,18 @@ def check_spec(table: ClassTable, spec: EpisodeSpec, prefix: str = "episode") ->
     if spec.balanced_query and shot + query > smallest:
         raise PipelineError(
             f"{prefix}.shot + {prefix}.query = {shot} + {query}: the smallest class of split {table.split!r} has "
-            f"only {smallest} images"
+            f"only {smallest} images{_who(table, shot + query)}"
         )
     if not spec.balanced_query and (shot >= smallest or way * query > way * (smallest - shot)):
         raise PipelineError(
             f"{prefix}.query={query}: {way} classes of {smallest} images leave fewer than {way * query} queries "
-            f"beside {shot} shots in split {table.split!r}"
+            f"beside {shot} shots in split {table.split!r}{_who(table, shot + query)}"
         )
+
+
+def _who(table: ClassTable, least: int) -> str:
+    names = f" ({table.too_small(least)})" if table.names else ""
+    return f"{names}; smaller classes are left out by data.source.min_images={least} at jobs.ingest"
 
 
 def shape_of(spec: EpisodeSpec, seed: int, split: str, step: int) -> tuple[int, int, int]:

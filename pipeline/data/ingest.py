@@ -28,11 +28,13 @@ import numpy as np
 import ray
 from pydantic import Field
 
+from pipeline import store
 from pipeline.config import Section, validate
+from pipeline.data.dataset import read_manifest
 from pipeline.data.download import file_digest
 from pipeline.data.ingest_tasks import Layout, Written, read_order, rewrite, write_chunks, write_order
 from pipeline.data.manifest import Manifest
-from pipeline.data.sources.base import HARMLESS, Plan, Skip, Source
+from pipeline.data.sources.base import HARMLESS, Plan, Report, Skip, Source, small_class
 from pipeline.data.sources.by_kind import make_source
 from pipeline.data.write import Moments, Target, make_manifest
 from pipeline.errors import PipelineError
@@ -75,25 +77,44 @@ def ingest(config: Mapping[str, Any], progress: bool = True) -> Manifest:
     written: list[Written] = []
     try:
         with _no_collection():
-            plan = source.plan(layout.order_rows, print if progress else _silent)
+            report = print if progress else _silent
+            source.kept = _kept_splits(target, report)
+            plan = source.plan(layout.order_rows, report)
         with ThreadPoolExecutor(1) as pool, _ray(settings):
             checksums = pool.submit(_checksums, plan.archives)
             _write_all(source, plan, layout, target, progress, written)
             skipped = plan.skipped + [skip for part in written for skip in part.rows.skipped]
             duplicates = find_duplicates(plan, written)
+            dropped: set[tuple[int, int]] = set()
             if not source.keep_duplicates:
                 skipped += [skip for _, _, skip in duplicates]
+                dropped = {(position, row) for position, row, _ in duplicates}
             _refuse_many(skipped, sum(len(part.rows.names) for part in written), settings)
-            if not source.keep_duplicates:
-                _drop(duplicates, written, layout, target, progress)
+            small = find_small(plan, written, dropped, source.min_images)
+            skipped += [skip for _, skip in small]
+            dropped |= {place for places, _ in small for place in places}
+            _drop(dropped, written, layout, target, progress)
             plan.source["archives"] = checksums.result()
         kept = [skip for _, _, skip in duplicates] if source.keep_duplicates else []
         manifest = _manifest(settings, plan, layout, written, skipped)
-        target.commit(manifest, {SKIPPED_NAME: _skipped_file(skipped, kept)})
+        with store.writing(settings.uri, "data.root"):
+            target.commit(manifest, {SKIPPED_NAME: _skipped_file(skipped, kept)})
         return manifest
     except BaseException:
         target.abort([part.shard for part in written if part.shard])
         raise
+
+
+def _kept_splits(target: Target, report: Report) -> dict[str, str]:
+    """The split of every class of the dataset that is replaced: a manifest is the memory, whatever is asked for now."""
+    if target.current is None:
+        return {}
+    try:
+        manifest = read_manifest(target.current)
+    except PipelineError as error:
+        report(f"{error}: the splits of its classes are not known any more, and are made anew")
+        return {}
+    return {manifest.class_names[number]: split for split, names in manifest.splits.items() for number in names}
 
 
 def find_duplicates(plan: Plan, written: list[Written]) -> list[tuple[int, int, Skip]]:
@@ -110,6 +131,22 @@ def find_duplicates(plan: Plan, written: list[Written]) -> list[tuple[int, int, 
                 skip = Skip(name, plan.classes[number], reason, f"is {original} of class {plan.classes[owner]}")
                 found.append((position, row, skip))
     return found
+
+
+def find_small(
+    plan: Plan, written: list[Written], dropped: set[tuple[int, int]], least: int
+) -> list[tuple[list[tuple[int, int]], Skip]]:
+    """Classes that have too few images without those ``dropped``: where their images are (position, row), and why."""
+    places: dict[int, list[tuple[int, int]]] = {}
+    for position, part in enumerate(written):
+        for row, number in enumerate(part.rows.classes.tolist()):
+            if (position, row) not in dropped:
+                places.setdefault(number, []).append((position, row))
+    return [
+        (found, small_class(plan.classes[number], len(found), least))
+        for number, found in sorted(places.items())
+        if len(found) < least
+    ]
 
 
 def _write_all(
@@ -129,9 +166,7 @@ def _write_all(
         )
     images = 0
     for row in done.iter_rows():
-        result = pickle.loads(row["written"])
-        if isinstance(result, str):
-            raise PipelineError(result)
+        result = _result(row)
         written.append(result)
         images += len(result.rows.names)
         if progress and not sys.stdout.isatty():
@@ -142,20 +177,25 @@ def _write_all(
         raise RuntimeError("chunks reached their shards out of order")
 
 
-def _drop(
-    duplicates: list[tuple[int, int, Skip]], written: list[Written], layout: Layout, target: Target, progress: bool
-) -> None:
-    """Replace the shards that hold duplicates by shards without them."""
-    dropped: dict[int, set[int]] = {}
-    for position, row, _ in duplicates:
-        dropped.setdefault(position, set()).add(row)
-    if not dropped:
+def _result(row: dict[str, Any]) -> Written:
+    result: Written | str = pickle.loads(row["written"])
+    if isinstance(result, str):
+        raise PipelineError(result)
+    return result
+
+
+def _drop(places: set[tuple[int, int]], written: list[Written], layout: Layout, target: Target, progress: bool) -> None:
+    """Replace the shards that hold images to leave out (position in ``written``, row) by shards without them."""
+    if not places:
         return
+    dropped: dict[int, set[int]] = {}
+    for position, row in sorted(places):
+        dropped.setdefault(position, set()).add(row)
     work = [{"work": pickle.dumps((written[position], rows))} for position, rows in dropped.items()]
-    places: dict[str, Any] = {"layout": layout, "place": target.place, "current": target.current}
-    done = _dataset(work, progress).map_batches(partial(rewrite, **places), batch_size=1)
+    where: dict[str, Any] = {"layout": layout, "place": target.place, "current": target.current}
+    done = _dataset(work, progress).map_batches(partial(rewrite, **where), batch_size=1)
     for changed, result in zip(dropped, done.iter_rows(), strict=True):
-        written[changed] = pickle.loads(result["written"])
+        written[changed] = _result(result)
 
 
 def _dataset(items: list[dict[str, Any]], progress: bool) -> ray.data.Dataset:
@@ -207,11 +247,16 @@ def _manifest(
         np.add.at(squares, part.rows.classes, part.rows.squares)
     area = layout.shape[1] * layout.shape[2]
     present = {name: number for number, name in enumerate(plan.classes) if counts[number]}
-    skipped += [Skip("", name, "empty_class", "no usable image") for name in plan.classes if name not in present]
+    small = {skip.class_name for skip in skipped if skip.reason == "small_class"}
+    empty = [name for name in plan.classes if name not in present and name not in small]
+    skipped += [Skip("", name, "empty_class", "no usable image") for name in empty]
     splits = {split: [name for name in names if name in present] for split, names in plan.splits.items()}
     for split, names in splits.items():
         if not names:
-            raise PipelineError(f"split {split!r} has no class with usable images; see the class folders or the splits")
+            raise PipelineError(
+                f"split {split!r} has no class with usable images; see the class folders, the splits or "
+                "data.source.min_images"
+            )
     return make_manifest(
         settings.data.name,
         layout.shape,

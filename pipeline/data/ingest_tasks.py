@@ -121,8 +121,8 @@ def write_chunks(table: pa.Table, layout: Layout, place: str, current: str | Non
             return {"written": [pickle.dumps(about["refused"])]}
     rows = Rows.join([about["rows"] for about in abouts])
     buffers = [scalar.as_buffer() for scalar in table.column("pixels")]
-    shard = write_shard(place, _shard_table(buffers, abouts, layout), current) if rows.names else None
-    return {"written": [pickle.dumps(Written(shard, rows, [about["chunk"] for about in abouts]))]}
+    table = _shard_table(buffers, abouts, layout) if rows.names else None
+    return _written(place, table, rows, [about["chunk"] for about in abouts], current)
 
 
 def rewrite(batch: dict[str, np.ndarray], layout: Layout, place: str, current: str | None) -> dict[str, list[bytes]]:
@@ -140,8 +140,19 @@ def rewrite(batch: dict[str, np.ndarray], layout: Layout, place: str, current: s
         table = shards.raw_table(images.to_numpy_ndarray()[kept])
     else:
         table = table.take(pa.array(kept))
-    shard = write_shard(place, table, current) if len(kept) else None
-    return {"written": [pickle.dumps(Written(shard, rows, written.chunks))]}
+    return _written(place, table if len(kept) else None, rows, written.chunks, current)
+
+
+def _written(
+    place: str, table: pa.Table | None, rows: Rows, chunks: list[tuple[int, int]], current: str | None
+) -> dict[str, list[bytes]]:
+    """A shard, written and pickled as Written; a full disk travels as text, so that it ends in one line."""
+    try:
+        with store.writing(place, "data.root"):
+            shard = write_shard(place, table, current) if table is not None else None
+    except PipelineError as error:
+        return {"written": [pickle.dumps(str(error))]}
+    return {"written": [pickle.dumps(Written(shard, rows, chunks))]}
 
 
 def _row(about: bytes, pixels: Any) -> pa.Table:

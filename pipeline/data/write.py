@@ -36,10 +36,14 @@ class Target:
         self._refuse_existing()
         self._staging: Path | None = None
         self._lock: int | None = None
+        store.refuse_missing_bucket(uri)
         if not store.is_remote(uri):
             self._final = Path(store.open_store(uri)[1])
             self._staging = self._final.parent / f".{self._final.name}.partial"
-            self._lock = _lock_empty(self._staging)
+            if self._final.is_file():
+                raise PipelineError(f"{uri} is a file; give another data.name or data.root")
+            with store.writing(uri, "data.root"):
+                self._lock = _lock_empty(self._staging)
 
     @property
     def place(self) -> str:

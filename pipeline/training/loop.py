@@ -90,9 +90,11 @@ def _image_planner(config: TrainConfig, dataset: Dataset) -> ImagePlanner:
         kept = f" and train.holdout={train.holdout}" if train.holdout else ""
         raise PipelineError(
             f"train.grouping={train.grouping}{kept}: the smallest class of split {train.split!r} has only "
-            f"{int(table.counts.min())} images"
+            f"{int(table.counts.min())} images: {table.too_small(images)}; jobs.ingest data.source.min_images leaves "
+            "small classes out"
             if train.grouping
-            else f"train.holdout={train.holdout} leaves a class of split {train.split!r} without images"
+            else f"train.holdout={train.holdout} leaves classes of split {train.split!r} without images: "
+            f"{table.too_small(1)}; jobs.ingest data.source.min_images leaves small classes out"
         )
     if classes > len(table):
         raise PipelineError(f"train.grouping={train.grouping}: split {train.split!r} has only {len(table)} classes")

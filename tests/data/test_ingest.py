@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -12,6 +15,7 @@ import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,8 +25,11 @@ from PIL import Image
 from pipeline import store
 from pipeline.config import compose
 from pipeline.data.dataset import Dataset, read_manifest
+from pipeline.data.download import download
 from pipeline.data.images import decode
 from pipeline.data.ingest import SKIPPED_NAME, ingest
+from pipeline.data.ingest_tasks import Layout, rewrite, write_order
+from pipeline.data.sources.base import Chunk
 from pipeline.data.sources.glyphs import draw_glyphs
 from pipeline.data.write import write_dataset
 from pipeline.errors import PipelineError
@@ -324,6 +331,66 @@ def test_a_killed_ingest_leaves_nothing_that_looks_like_a_dataset(tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == [".glyphs.partial"]
     with pytest.raises(PipelineError, match="no dataset at"):
         read_manifest(str(tmp_path / "glyphs"))
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for root, why in (("/etc/hostname", "Not a directory"), ("/proc/nope", "No such file"), ("/dev/null", "Not a dir")):
+        with pytest.raises(PipelineError, match=rf"^{root}/glyphs cannot be written \({why}.*give another data.root"):
+            ingest(glyphs(root), progress=False)
+    with pytest.raises(PipelineError, match="/file is a file; give another data.name or data.root"):
+        ingest(glyphs(tmp_path, name="file"), progress=False)
+    with pytest.raises(PipelineError, match=r"cannot be written \(File exists\); give another data.source.cache"):
+        download("http://127.0.0.1:9/x.zip", tmp_path / "file" / "x.zip", "0" * 32)
+
+
+def test_a_full_disk_is_one_line_wherever_it_is_met(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a task, which hands it to the driver as text, and where the manifest is written."""
+    layout = Layout((1, 4, 4), "raw", 8, 1, 8)
+    chunk = Chunk(np.zeros((2, 1, 4, 4), np.uint8), np.zeros(2, np.int32), ["a", "b"], [b"1", b"2"])
+    source = SimpleNamespace(read=lambda order, rows: iter([chunk]))
+    batch = {"number": np.asarray([0]), "order": np.asarray([pickle.dumps(None)], dtype=object)}
+    [whole] = write_order(batch, source, layout, str(tmp_path), None)["written"]
+    assert pickle.loads(whole).shard.rows == 2
+
+    def full(path: str, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(store, "_replace", full)
+    [refused] = write_order(batch, source, layout, str(tmp_path), None)["written"]
+    assert re.match("the disk of .* is full: free space there", pickle.loads(refused))
+    work = {"work": np.asarray([pickle.dumps((pickle.loads(whole), {0}))], dtype=object)}
+    [refused] = rewrite(work, layout, str(tmp_path), None)["written"]
+    assert re.match("the disk of .* is full: free space there", pickle.loads(refused))
+    with pytest.raises(PipelineError, match="the disk of .* is full"):
+        write_dataset(str(tmp_path / "x"), "x", [("a", np.zeros((2, 1, 4, 4), np.uint8))], {"train": ["a"]})
+
+
+def test_a_missing_bucket_is_named(bucket: str) -> None:
+    for call in (lambda: ingest(glyphs("s3://nowhere/all"), progress=False), lambda: read_manifest("s3://nowhere/x")):
+        with pytest.raises(PipelineError, match="there is no bucket 'nowhere' at this object store"):
+            call()
+
+
+def test_a_folder_as_people_have_them_by_the_command(tmp_path: Path) -> None:
+    """Odd letters in every path, a folder of splits, what systems left in it, a pipe; one photograph too many."""
+    images = tmp_path / "\u00e9t\u00e9, photos (1)"
+    for number, name in enumerate(("train/a", "train/b", "val/c", "test/caf\u00e9")):
+        make_folder(images / name, classes=1, images=8 + number)
+        for path in (images / name / "class 0").iterdir():
+            path.rename(images / name / f"{name[-1:]}{path.name}")
+        (images / name / "class 0").rmdir()
+    (images / "train" / "a" / "Thumbs.db").write_bytes(b"x")
+    os.mkfifo(images / "val" / "c" / "pipe")
+    given = [f"data.source.path={images}", "data.name=2024_11_28", "data.source.shape=[3,8,8]", "max_skipped_share=0.9"]
+    process = job(f"{tmp_path}/my, sets", "data=folder", *given)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    manifest = read_manifest(f"{tmp_path}/my, sets/2024_11_28")
+    splits = {split: [manifest.class_names[n] for n in members] for split, members in manifest.splits.items()}
+    assert splits == {"train": ["a", "b"], "val": ["c"], "test": ["caf\u00e9"]}
+    assert "is a folder of splits: its classes stay where they lie (2 train, 1 val, 1 test)" in output
+    assert "1 hidden, 1 no_file; listed in" in output
 
 
 def test_the_job_ends_in_one_line_on_wrong_input(tmp_path: Path) -> None:

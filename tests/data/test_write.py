@@ -29,6 +29,16 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+def test_the_hint_is_the_command_that_makes_the_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIPELINE_HOME", str(tmp_path))
+    with pytest.raises(PipelineError, match="make it with: python -m jobs.ingest data=glyphs$"):
+        read_manifest(f"{tmp_path}/datasets/glyphs")
+    with pytest.raises(PipelineError, match="jobs.ingest data=folder data.name=shop data.source.path=FOLDER$"):
+        read_manifest(f"{tmp_path}/datasets/shop")
+    with pytest.raises(PipelineError, match=f"jobs.ingest data=cifar_fs data.root='{tmp_path}/my sets'$"):
+        read_manifest(f"{tmp_path}/my sets/cifar_fs")
+
+
 def test_rows_come_back_in_the_order_of_the_classes(tmp_path: Path) -> None:
     classes = some_classes()
     manifest = write_dataset(str(tmp_path / "set"), "set", classes.items(), SPLITS, shard_bytes=60 * 5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -23,7 +23,12 @@ class Skip(NamedTuple):
 
 
 # Reasons that do not speak against the input: they are listed, but not held against ``max_skipped_share``.
-HARMLESS = frozenset({"hidden", "linked_again", "not_in_split", "empty_class"})
+HARMLESS = frozenset({"hidden", "linked_again", "small_class", "not_in_split", "empty_class"})
+
+
+def small_class(name: str, images: int, least: int) -> Skip:
+    """A class that ``min_images`` leaves out."""
+    return Skip("", name, "small_class", f"has {images} usable images, fewer than data.source.min_images={least}")
 
 
 @dataclass
@@ -68,6 +73,10 @@ class Source(ABC):
     keep_duplicates: bool = True
     # Every order of the plan is a shard, cut where the names of its files say: new files change few shards.
     grows: bool = False
+    # Classes with fewer images are left out.
+    min_images: int = 1
+    # The splits of the dataset that is replaced (class -> split): a class that is trained on is never tested on later.
+    kept: Mapping[str, str] = {}  # noqa: RUF012 (replaced, never changed)
 
     @abstractmethod
     def plan(self, chunk_rows: int, report: Report) -> Plan:

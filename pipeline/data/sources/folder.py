@@ -11,8 +11,8 @@ import os
 from collections.abc import Mapping, Sequence
 
 from pipeline.data.images import MAX_PIXELS
-from pipeline.data.sources import splits
-from pipeline.data.sources.base import Plan, Report, Skip
+from pipeline.data.sources import split_folders, splits
+from pipeline.data.sources.base import Plan, Report, Skip, small_class
 from pipeline.data.sources.files import FileSource, Rule, cut, cut_by_name
 from pipeline.data.sources.tree import Entry, absolute, by_class, common_folder, list_tree
 from pipeline.errors import PipelineError
@@ -21,7 +21,8 @@ FRACTIONS = {"train": 0.64, "val": 0.16, "test": 0.20}
 
 
 class Folder(FileSource):
-    """``splits``: a JSON file of class names a split; else classes are drawn by ``seed`` and ``fractions``.
+    """``splits``: a JSON file of class names a split; else the folders' own, if they are named train, val and test;
+    else classes are drawn by ``seed`` and ``fractions``. A class of the dataset that is replaced keeps its split.
 
     ``grows``: classes and images come later. A class keeps its split and the shards that nothing new falls into stay as
     they are, so that an ingest again is equal to one from nothing and writes little.
@@ -39,6 +40,8 @@ class Folder(FileSource):
         keep_duplicates: bool = False,
         grows: bool = False,
         max_pixels: int = MAX_PIXELS,
+        min_images: int = 1,
+        same_names: bool = False,
     ) -> None:
         if path is None:
             raise PipelineError("data.source.path must be given: a folder, or a zip archive, with one folder a class")
@@ -50,25 +53,38 @@ class Folder(FileSource):
             raise PipelineError(f"data.source.rotations={list(rotations)} are not multiples of 90")
         if any(angle % 180 for angle in rotations) and shape[1] != shape[2]:
             raise PipelineError(f"data.source.rotations={list(rotations)} need square images, not {list(shape)}")
-        if type(max_pixels) is not int or max_pixels < 1:
-            raise PipelineError(f"data.source.max_pixels={max_pixels} is no positive whole number")
+        for key, number in (("max_pixels", max_pixels), ("min_images", min_images)):
+            if type(number) is not int or number < 1:
+                raise PipelineError(f"data.source.{key}={number} is no positive whole number")
         self.given, self.path = path, absolute(path)
         self.rule = Rule(shape=(shape[0], shape[1], shape[2]), max_pixels=max_pixels)
         self.encoding, self.keep_duplicates, self.grows = encoding, keep_duplicates, grows
         self.splits_file, self.fractions, self.seed = splits, dict(fractions or FRACTIONS), seed
-        self.rotations = tuple(rotations)
+        self.rotations, self.min_images, self.same_names = tuple(rotations), min_images, same_names
 
     def plan(self, chunk_rows: int, report: Report) -> Plan:
         entries, skipped = self._classes()
         if not entries:
             raise PipelineError(f"data.source.path={self.given} holds no folders with files: one a class is needed")
-        classes = sorted(entries)
-        if self.splits_file is None:
+        given = None
+        if self.splits_file is not None:
+            given = splits.from_file(absolute(self.splits_file))
+            splits.require(given, set(entries), self.given)
+            splits.refuse_moves(given, self.kept, f"data.source.splits={self.splits_file}")
+        elif not self.kept.keys() & entries.keys():  # else the folders' names are part of the classes' already
+            where = f"data.source.path={self.given}"
+            entries, given = split_folders.recognise(entries, where, self.same_names, report)
+            splits.refuse_moves(given or {}, self.kept, where)
+        small = {name: files for name, files in entries.items() if len(files) < self.min_images}
+        skipped += [small_class(name, len(files), self.min_images) for name, files in small.items()]
+        classes = sorted(entries.keys() - small.keys())
+        if given is None:
             drawn_by = splits.by_name if self.grows else splits.by_fractions
-            chosen = drawn_by(classes, self.fractions, self.seed)
+            chosen = splits.keep(drawn_by(classes, self.fractions, self.seed), classes, self.kept, report)
         else:
-            chosen = splits.from_file(absolute(self.splits_file))
-            splits.require(chosen, set(entries), self.given)
+            chosen = {split: [name for name in names if name not in small] for split, names in given.items()}
+        if not self.same_names:
+            split_folders.refuse_same_names(chosen)
         members = {name for names in chosen.values() for name in names}
         for name in classes:
             if name not in members:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.data.philox import key_of, uniforms
+from pipeline.data.sources.base import Report
 from pipeline.errors import PipelineError
 
 Splits = dict[str, list[str]]
@@ -90,6 +91,36 @@ def by_name(classes: Sequence[str], fractions: Mapping[str, float], seed: int) -
             members[largest].discard(nearest)
             members[split].add(nearest)
     return {split: [name for name in classes if name in names] for split, names in members.items()}
+
+
+def keep(chosen: Splits, classes: Sequence[str], kept: Mapping[str, str], report: Report) -> Splits:
+    """``chosen`` with every one of ``classes`` that ``kept`` (class -> split) names in the split that it has there."""
+    drawn = {name: split for split, names in chosen.items() for name in names}
+    owner = {**drawn, **{name: kept[name] for name in classes if name in kept}}
+    moved = [name for name in owner if owner[name] != drawn.get(name)]
+    if not moved:
+        return chosen
+    names_of = dict.fromkeys([*chosen, *sorted(set(owner.values()))])
+    splits = {split: [name for name in classes if owner.get(name) == split] for split in names_of}
+    report(f"{len(moved):,} classes stay in the split that they have in the dataset; another data.name draws anew")
+    lost = [split for split, names in splits.items() if not names and split in kept.values()]
+    if lost:
+        raise PipelineError(
+            f"split {lost[0]!r} would have no class: those that it has in the dataset are gone, and the others keep "
+            "their splits; choose another data.name for other splits"
+        )
+    return {split: names for split, names in splits.items() if names}
+
+
+def refuse_moves(chosen: Splits, kept: Mapping[str, str], given_by: str) -> None:
+    """Refuse splits that were given and contradict those of the dataset that they would replace."""
+    for split, names in chosen.items():
+        for name in names:
+            if kept.get(name, split) != split:
+                raise PipelineError(
+                    f"{given_by}: class {name!r} is for {kept[name]} in the dataset that is there, and would be for "
+                    f"{split}: what was trained on it would be tested on it; choose another data.name for other splits"
+                )
 
 
 def _counts(total: int, fractions: Mapping[str, float]) -> dict[str, int]:

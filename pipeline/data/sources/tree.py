@@ -167,9 +167,14 @@ def _refuse_collisions(names: Iterable[str]) -> None:
     """Refuse class names that differ only in case, Unicode form or blanks: they are one class on other systems."""
     seen: dict[str, str] = {}
     for name in names:
-        key = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
-        if seen.setdefault(key, name) != name:
-            raise PipelineError(f"class names {seen[key]!r} and {name!r} collide; rename one of the folders")
+        before = seen.setdefault(folded(name), name)
+        if before != name:
+            raise PipelineError(f"class names {before!r} and {name!r} collide; rename one of the folders")
+
+
+def folded(name: str) -> str:
+    """What names have in common that differ only in case, Unicode form or blanks."""
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 def absolute(path: str) -> str:
