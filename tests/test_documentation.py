@@ -208,6 +208,19 @@ def test_the_blocks_can_be_read(page: Path) -> None:
                 assert {alias.name for alias in node.names} <= set(pipeline.__all__)
 
 
+def test_the_worked_example_is_the_method_itself() -> None:
+    page = ROOT / "docs" / "add_a_method.md"
+    assert blocks(page, "python") == [(ROOT / "pipeline" / "methods" / "simple_shot.py").read_text()]
+    assert blocks(page, "yaml") == [(ROOT / "pipeline" / "conf" / "method" / "simple_shot.yaml").read_text()]
+
+
+def test_the_readme_names_every_method_and_backbone() -> None:
+    text = (ROOT / "README.md").read_text()
+    for group in ("method", "backbone"):
+        for path in (ROOT / "pipeline" / "conf" / group).glob("*.yaml"):
+            assert f"`{path.stem}`" in text, path.stem
+
+
 def test_the_documents_are_found_and_the_readme_is_short() -> None:
     assert len(JOB_LINES) > 40 and len(RAY_LINES) > 10 and len(PAGES) > 15
     assert len((ROOT / "README.md").read_text().splitlines()) <= 200
