@@ -7,7 +7,6 @@ first step.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,19 +16,16 @@ from pipeline.config import Config, validate
 from pipeline.data.dataset import Dataset, class_table
 from pipeline.errors import PipelineError
 from pipeline.evaluation.config import EvaluateConfig
-from pipeline.evaluation.evaluate import Model, Question, Result, evaluate
-from pipeline.evaluation.generalized import JointQuestion, JointResult, evaluate_joint
-from pipeline.evaluation.one_shot_runs import HUMAN_ERROR, OneShotResult, evaluate_one_shot_runs
-from pipeline.evaluation.statistics import paired
+from pipeline.evaluation.evaluate import EpisodicProtocol, evaluate
+from pipeline.evaluation.model import Model
+from pipeline.evaluation.protocols import compare, figures, measure, print_episodic
 from pipeline.inference.calibration import calibrate, class_images
 from pipeline.methods.base import Method
-from pipeline.model import build_model, build_preprocess
 from pipeline.nets.preprocess import Preprocess
 from pipeline.pages.record import record
 from pipeline.registry.masking import mask_argument
 from pipeline.registry.tracker import Tracker
 from pipeline.registry.tracking_config import check_tracking
-from pipeline.tables import percent, text_table
 from pipeline.training.checkpoint import load_checkpoint
 from pipeline.training.cluster import check_resources, start_ray
 from pipeline.training.config import TrainConfig
@@ -93,19 +89,21 @@ def evaluate_job(raw: Config) -> dict[str, Any]:
         raise PipelineError("publish=true adds episodic figures on a run's own dataset: give run=NAME, no dataset")
     if (config.run is None) == (config.model is None):
         raise PipelineError("give one of run=NAME and model=models:/NAME@ALIAS; see: python -m jobs.evaluate --help")
+    if config.protocol == "generalized" and (config.compare or config.untrained):
+        raise PipelineError("protocol=generalized measures one run: leave out compare and untrained")
     model, run = _subject(config.run or config.model or "", config)
-    if config.protocol == "one_shot_runs":
-        summary = _one_shot_runs(config, model)
-    else:
-        dataset = config.dataset or model.dataset
-        if dataset is None:
-            raise PipelineError("the model does not say what it was trained on: give dataset=FOLDER")
+    models = [model]
+    if config.untrained:
+        models.append(model.untrained())
+    if config.compare:
+        models.append(_subject(config.compare, config)[0])
+    if config.protocol != "one_shot_runs":  # which is of 800 images, computed here
         start_ray(config.cluster)
         check_resources(config.cluster)
-        if config.protocol == "generalized":
-            summary = _generalized(config, model, run, dataset)
-        else:
-            summary = _episodic(config, model, dataset)
+    measured = measure(config, models, config.dataset or model.dataset, None if run is None else run.config)
+    summary: dict[str, Any] = {"results": figures(measured)}
+    if config.compare:
+        summary["comparison"] = compare(measured)
     if config.output:
         store.write_bytes(config.output, json.dumps(summary, indent=1).encode())
         print(f"written to {config.output}")
@@ -140,130 +138,38 @@ def _subject(name: str, config: EvaluateConfig) -> tuple[Model, Run | None]:
     return model_of_run(run), run
 
 
-def _episodic(config: EvaluateConfig, model: Model, dataset: str) -> dict[str, Any]:
-    questions = [
-        Question(dataset, config.split, way, shot, config.query, config.episodes, config.seed, config.tasks)
-        for way in config.way
-        for shot in config.shot
-    ]
-    gpus = config.cluster.gpus_per_worker
-    measured = [(model, evaluate(model, questions, gpus))]
-    if config.untrained:
-        measured.append((model.untrained(), evaluate(model.untrained(), questions, gpus)))
-    if config.compare:
-        other, _ = _subject(config.compare, config)
-        measured.append((other, evaluate(other, questions, gpus)))
-    print_results(measured)
-    summary: dict[str, Any] = {
-        "results": [
-            {"model": m.label, **r.summary(), "accuracies": r.accuracies.tolist()} for m, rs in measured for r in rs
-        ]
-    }
-    if config.compare:
-        summary["comparison"] = _compare(measured[0], measured[-1])
-    return summary
-
-
-def _one_shot_runs(config: EvaluateConfig, model: Model) -> dict[str, Any]:
-    """In this process: 800 images."""
-    if config.runs is None:
-        raise PipelineError("protocol=one_shot_runs needs runs=PATH, Lake's archive of the 20 one-shot runs")
-    models = [model]
-    if config.untrained:
-        models.append(model.untrained())
-    if config.compare:
-        models.append(_subject(config.compare, config)[0])
-    measured = [(m, [evaluate_one_shot_runs(m, config.runs)]) for m in models]
-    rows = [[m.label, percent(r.estimate.mean, r.estimate.interval)] for m, [r] in measured]
-    rows.append(["people", f"{100 * (1 - HUMAN_ERROR):.2f}"])
-    print("\n20 runs of 20 one-shot trials within an alphabet, mean ± 95 % interval over the runs")
-    print(text_table(["accuracy, %", "20-way 1-shot"], rows), flush=True)
-    summary: dict[str, Any] = {
-        "results": [{"model": m.label, **r.summary(), "accuracies": r.accuracies.tolist()} for m, [r] in measured]
-    }
-    if config.compare:
-        summary["comparison"] = _compare(measured[0], measured[-1])
-    return summary
-
-
-def _compare(
-    first: tuple[Model, Sequence[Result | OneShotResult]], second: tuple[Model, Sequence[Result | OneShotResult]]
-) -> list[dict[str, Any]]:
-    rows, out = [], []
-    for a, b in zip(first[1], second[1], strict=True):
-        found = paired(b.accuracies, a.accuracies)
-        out.append({"question": a.question.name, **vars(found)})
-        rows.append(
-            [a.question.name, f"{100 * found.difference:+.2f}", f"{100 * found.low:+.2f} … {100 * found.high:+.2f}"]
-        )
-    print(f"\n{first[0].label} minus {second[0].label}, same episodes, points of accuracy:")
-    print(text_table(["episodes", "difference", f"{100 * found.confidence:.0f} % interval"], rows), flush=True)
-    return out
-
-
-def _generalized(config: EvaluateConfig, model: Model, run: Run | None, dataset: str) -> dict[str, Any]:
-    if run is None:
-        raise PipelineError("protocol=generalized needs run=NAME, whose training split and holdout it measures")
-    train_config = run.config["train"]
-    results = []
-    for shot in config.shot:
-        for tuning in dict.fromkeys([None, config.fine_tune.build() if config.fine_tune else None]):
-            question = JointQuestion(
-                dataset, train_config["split"], train_config["holdout"], config.split, shot, config.query,
-                config.episodes, config.seed, tuning,
-            )  # fmt: skip
-            results.append(evaluate_joint(model, question, config.cluster.gpus_per_worker))
-    rows = [_joint_row(result) for result in results]
-    print(
-        text_table(["n", "classifier", "novel (joint)", "base (joint)", "all (joint)", "novel among novel"], rows),
-        flush=True,
-    )
-    return {"results": [{"model": model.label, **result.summary()} for result in results]}
-
-
-def _joint_row(result: JointResult) -> list[str]:
-    found = result.estimates()
-    kind = "imprinted" if result.question.fine_tuning is None else "imprinted, fine-tuned"
-    return [
-        str(result.question.shot), kind,
-        *(percent(found[name].mean, found[name].interval) for name in ("novel", "base", "all", "novel_only")),
-    ]  # fmt: skip
-
-
 def _evaluate_run(config: TrainConfig, run: Run, model: Model) -> list[dict[str, Any]]:
     """Test accuracy, the calibration of 'unknown' and pictures: into the run's ``report`` folder."""
     from pipeline.pages.pictures import draw_pictures  # matplotlib, which no training waits for before its first step
 
     how = config.evaluation
     assert how is not None
-    questions = [
-        Question(config.dataset_uri, how.split, way, shot, how.query, how.episodes, how.seed, how.tasks)
+    protocols = [
+        EpisodicProtocol(config.dataset_uri, how.split, way, shot, how.query, how.episodes, how.seed, how.tasks)
         for way in how.way
         for shot in how.shot
     ]
     gpus = config.cluster.gpus_per_worker
-    measured = [(model, evaluate(model, questions, gpus))]
+    measured = [(model, evaluate(model, protocols, gpus))]
     if how.untrained:
-        measured.append((model.untrained(), evaluate(model.untrained(), questions, gpus, config.seed)))
-    print_results(measured)
+        measured.append((model.untrained(), evaluate(model.untrained(), protocols, gpus, config.seed)))
+    print_episodic(measured)
     results = [{"model": m.label, **r.summary()} for m, rs in measured for r in rs]
     trained = [entry for entry in results if entry["model"] == model.label]
     _write_report(run, EVALUATION, json.dumps(trained, indent=1).encode())
-    method, preprocess = build_model(model.spec), build_preprocess(model.spec)
-    if model.weights is not None:
-        method.load_state_dict(model.weights)
+    method, preprocess = model.build()
     dataset = Dataset(config.dataset_uri, verify=False)
     table = class_table(dataset.manifest, config.validation.split)
     turns = np.asarray(dataset.manifest.rotations)[table.ids % len(dataset.manifest.rotations)] // 90
     calibration = calibrate(
-        method.eval(), preprocess, class_images(dataset.gather, table.starts, turns), table.counts,
+        method, preprocess, class_images(dataset.gather, table.starts, turns), table.counts,
         seed=config.validation.seed, split=config.validation.split,
     )  # fmt: skip
     if calibration is not None:
         _write_report(run, CALIBRATION, json.dumps(calibration.to_dict(), indent=1).encode())
     for name, content in draw_pictures(method, preprocess, dataset, how.split, trained).items():
         _write_report(run, name, content)
-    _write_card(run, method, preprocess, dataset, questions[0], measured[0][1][0].accuracies)
+    _write_card(run, method, preprocess, dataset, protocols[0], measured[0][1][0].accuracies)
     return results
 
 
@@ -274,44 +180,37 @@ def _publish_evaluation(config: EvaluateConfig, model: Model, run: Run, summary:
     mine = [entry for entry in summary["results"] if entry["model"] == model.label]
     known = {(entry["split"], entry["way"], entry["shot"]): entry for entry in evaluation_of(run)}
     for entry in mine:
-        figures = {key: value for key, value in entry.items() if key != "accuracies"}
-        known[entry["split"], entry["way"], entry["shot"]] = figures
+        kept = {key: value for key, value in entry.items() if key != "accuracies"}
+        known[entry["split"], entry["way"], entry["shot"]] = kept
     _write_report(run, EVALUATION, json.dumps(list(known.values()), indent=1).encode())
-    method, preprocess = build_model(model.spec), build_preprocess(model.spec)
-    if model.weights is not None:
-        method.load_state_dict(model.weights)
-    question = Question(
+    method, preprocess = model.build()
+    protocol = EpisodicProtocol(
         str(model.dataset), config.split, config.way[0], config.shot[0], config.query, config.episodes, config.seed
     )
     accuracies = np.asarray(mine[0]["accuracies"])
-    _write_card(run, method, preprocess, Dataset(str(model.dataset), verify=False), question, accuracies)
+    _write_card(run, method, preprocess, Dataset(str(model.dataset), verify=False), protocol, accuracies)
     published = publish(run.uri, config.tracking)
     print(f"published in MLflow run {published.run_id}; for its model's tags: python -m jobs.register run={run.name}")
 
 
 def _write_card(
-    run: Run, method: Method, preprocess: Preprocess, dataset: Dataset, question: Question, accuracies: np.ndarray
+    run: Run,
+    method: Method,
+    preprocess: Preprocess,
+    dataset: Dataset,
+    protocol: EpisodicProtocol,
+    accuracies: np.ndarray,
 ) -> None:
     from pipeline.pages.card import draw_card
 
     origin: dict[str, Any] = {"run": run.name, "step": load_checkpoint(best_checkpoint(run.uri)).step}
     origin["arguments"] = [mask_argument(argument) for argument in run.arguments]
-    for name, content in draw_card(method, preprocess, dataset, question, accuracies, origin).items():
+    for name, content in draw_card(method, preprocess, dataset, protocol, accuracies, origin).items():
         _write_report(run, name, content)
 
 
 def _write_report(run: Run, name: str, content: bytes) -> None:
     store.write_bytes(store.join(run.uri, REPORT, name), content)
-
-
-def print_results(measured: Sequence[tuple[Model, list[Result]]]) -> None:
-    """A row a model, a column a kind of episode."""
-    questions = [result.question for result in measured[0][1]]
-    header = ["accuracy, %", *(q.name for q in questions)]
-    rows = [[m.label, *(percent(r.estimate.mean, r.estimate.interval) for r in results)] for m, results in measured]
-    q = questions[0]
-    print(f"\n{q.episodes:,} episodes of split {q.split!r}, {q.query} queries per class, mean ± 95 % interval")
-    print(text_table(header, rows), flush=True)
 
 
 def _say_made(summary: dict[str, Any]) -> None:

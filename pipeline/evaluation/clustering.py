@@ -17,8 +17,9 @@ import torch
 
 from pipeline.data.dataset import class_table, open_dataset, read_manifest
 from pipeline.data.episodes import EpisodeSpec, check_spec, plan_groups, plan_images
-from pipeline.evaluation.evaluate import Model
-from pipeline.evaluation.extractor import load_extractor, parts
+from pipeline.evaluation.extractor import load_extractor
+from pipeline.evaluation.model import Model
+from pipeline.evaluation.spread import cores, parts
 from pipeline.evaluation.statistics import Comparison, Estimate, estimate, paired
 from pipeline.functional.clustering import (
     PREFACTORS,
@@ -34,7 +35,7 @@ RESAMPLES = 1000  # of the classes, for the interval of R_FC
 
 
 @dataclass(frozen=True)
-class ClusteringQuestion:
+class ClusteringProtocol:
     """What to measure: a split, the number of sampled pairs of classes, and the seed of order, pairs and resamples."""
 
     dataset: str
@@ -47,14 +48,14 @@ class ClusteringQuestion:
 class ClusteringResult:
     """What was found in the features of a model."""
 
-    question: ClusteringQuestion
+    protocol: ClusteringProtocol
     spread: Spread = field(repr=False)
     variations: np.ndarray = field(repr=False)  # R_HV of every sampled pair [pairs] float64
 
     @property
     def feature_clustering(self) -> Estimate:
         """R_FC with the paper's prefactor, its interval by drawing classes anew."""
-        values = resampled(self.spread, self.question.seed)
+        values = resampled(self.spread, self.protocol.seed)
         return Estimate(spread_clustering(self.spread), 1.96 * float(values.std(ddof=1)), len(self.spread.ids))
 
     @property
@@ -63,9 +64,9 @@ class ClusteringResult:
 
     def summary(self) -> dict[str, Any]:
         clustering, variation = self.feature_clustering, self.hyperplane_variation
-        question = self.question
+        protocol = self.protocol
         return {
-            **{"split": question.split, "pairs": question.pairs, "seed": question.seed},
+            **{"split": protocol.split, "pairs": protocol.pairs, "seed": protocol.seed},
             "classes": len(self.spread.ids),
             "images": int(self.spread.counts.sum()),
             "features": self.spread.means.shape[1],
@@ -75,26 +76,26 @@ class ClusteringResult:
         }
 
 
-def measure_clustering(model: Model, question: ClusteringQuestion, gpus: float = 0.0) -> ClusteringResult:
+def measure_clustering(model: Model, protocol: ClusteringProtocol, gpus: float = 0.0) -> ClusteringResult:
     """Both measures, spread over the cluster."""
-    table = class_table(read_manifest(question.dataset), question.split)
+    table = class_table(read_manifest(protocol.dataset), protocol.split)
     check_spec(table, EpisodeSpec(2, 1, 1), "clustering")
     held = ray.put(model)
-    total, cores = int(table.counts.sum()), int(max(1, ray.cluster_resources().get("CPU", 1)))
+    total = int(table.counts.sum())
 
     def spread_over(task: Any, number: int, least: int) -> list[Any]:
-        share = max(least, -(-number // (2 * cores)))
+        share = max(least, -(-number // (2 * cores())))
         options = {"num_cpus": 1, "num_gpus": gpus}
-        return [task.options(**options).remote(held, question, part, gpus > 0) for part in parts(number, share)]
+        return [task.options(**options).remote(held, protocol, part, gpus > 0) for part in parts(number, share)]
 
     spreads = spread_over(_spread, total, 2 * CHUNK)
-    variations = spread_over(_variations, question.pairs, CHUNK // 4)
-    return ClusteringResult(question, merge_spreads(map(ray.get, spreads)), np.concatenate(ray.get(variations)))
+    variations = spread_over(_variations, protocol.pairs, CHUNK // 4)
+    return ClusteringResult(protocol, merge_spreads(map(ray.get, spreads)), np.concatenate(ray.get(variations)))
 
 
 def compare(meta: ClusteringResult, classical: ClusteringResult) -> dict[str, Comparison]:
     """Meta-trained minus classically trained, by the same classes and the same pairs."""
-    a, b = (resampled(result.spread, result.question.seed) for result in (classical, meta))
+    a, b = (resampled(result.spread, result.protocol.seed) for result in (classical, meta))
     difference = spread_clustering(meta.spread) - spread_clustering(classical.spread)
     half = 1.96 * float((b - a).std(ddof=1))
     classes = len(meta.spread.ids)
@@ -112,33 +113,33 @@ def resampled(spread: Spread, seed: int) -> np.ndarray:
 
 
 @ray.remote
-def _spread(model: Model, question: ClusteringQuestion, numbers: np.ndarray, gpu: bool) -> Spread:
-    return merge_spreads(split_spreads(model, question, numbers, gpu))
+def _spread(model: Model, protocol: ClusteringProtocol, numbers: np.ndarray, gpu: bool) -> Spread:
+    return merge_spreads(split_spreads(model, protocol, numbers, gpu))
 
 
 def split_spreads(
-    model: Model, question: ClusteringQuestion, numbers: np.ndarray, gpu: bool = False
+    model: Model, protocol: ClusteringProtocol, numbers: np.ndarray, gpu: bool = False
 ) -> Iterator[Spread]:
     """The spreads of chunks of the images ``numbers``, a range in a random order of the split."""
-    extractor, dataset = load_extractor(model, gpu), open_dataset(question.dataset)
-    table = class_table(dataset.manifest, question.split)
+    extractor, dataset = load_extractor(model, gpu), open_dataset(protocol.dataset)
+    table = class_table(dataset.manifest, protocol.split)
     for chunk in parts(len(numbers), CHUNK):
-        plan = plan_images(table, question.seed, int(numbers[chunk[0]]), len(chunk))
+        plan = plan_images(table, protocol.seed, int(numbers[chunk[0]]), len(chunk))
         yield class_spread(extractor.features(dataset, plan), torch.from_numpy(plan.labels))
 
 
 @ray.remote
-def _variations(model: Model, question: ClusteringQuestion, numbers: np.ndarray, gpu: bool) -> np.ndarray:
-    return split_variations(model, question, numbers, gpu)
+def _variations(model: Model, protocol: ClusteringProtocol, numbers: np.ndarray, gpu: bool) -> np.ndarray:
+    return split_variations(model, protocol, numbers, gpu)
 
 
-def split_variations(model: Model, question: ClusteringQuestion, numbers: np.ndarray, gpu: bool = False) -> np.ndarray:
+def split_variations(model: Model, protocol: ClusteringProtocol, numbers: np.ndarray, gpu: bool = False) -> np.ndarray:
     """R_HV [n] of the sampled pairs ``numbers``, a range."""
-    extractor, dataset = load_extractor(model, gpu), open_dataset(question.dataset)
-    table = class_table(dataset.manifest, question.split)
+    extractor, dataset = load_extractor(model, gpu), open_dataset(protocol.dataset)
+    table = class_table(dataset.manifest, protocol.split)
     found = []
     for chunk in parts(len(numbers), CHUNK // 4):
-        plan = plan_groups(table, question.seed, int(numbers[chunk[0]]), len(chunk), 2, 2)
+        plan = plan_groups(table, protocol.seed, int(numbers[chunk[0]]), len(chunk), 2, 2)
         features = extractor.features(dataset, plan)
         found.append(hyperplane_variation(features.view(len(chunk), 2, 2, -1).double()).numpy())
     return np.concatenate(found)

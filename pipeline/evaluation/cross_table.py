@@ -19,16 +19,17 @@ from pipeline.data.batches import to_batch
 from pipeline.data.dataset import class_table, open_dataset, read_manifest
 from pipeline.data.episodes import check_spec, plan_episodes
 from pipeline.errors import PipelineError
-from pipeline.evaluation.embedded import Embeddings, embed_part, given_embeddings, possible
+from pipeline.evaluation.embedded import Embeddings, given_embeddings, possible
 from pipeline.evaluation.episodic import episode_accuracies
-from pipeline.evaluation.evaluate import PART, Model, Question
-from pipeline.evaluation.extractor import load_method, matched, parts
+from pipeline.evaluation.evaluate import PART, EpisodicProtocol
+from pipeline.evaluation.extractor import matched
+from pipeline.evaluation.model import Model, build_on_worker
+from pipeline.evaluation.spread import cores, embed_split, parts
 from pipeline.evaluation.statistics import Comparison, Estimate, estimate, paired
 from pipeline.methods.base import Method, embed
 from pipeline.methods.baseline import Baseline
 from pipeline.model import build_model
 
-EMBED_PART = 1000  # images per task, at least
 IMAGES = 2000  # embedded at once
 FROZEN: dict[str, dict[str, Any]] = {  # columns of the table that look at features alone
     "svm": {"head": "svm"},
@@ -55,7 +56,7 @@ class FineTune:
 class CrossTable:
     """Accuracies of every episode for every extractor and classifier."""
 
-    question: Question
+    protocol: EpisodicProtocol
     models: list[Model]
     columns: list[str]
     accuracies: dict[tuple[str, str], np.ndarray] = field(repr=False)  # by label of the model and column, [episodes]
@@ -74,20 +75,20 @@ class CrossTable:
 
 
 def cross_table(
-    models: Sequence[Model], question: Question, columns: Sequence[str], fine_tune: FineTune, gpus: float = 0.0
+    models: Sequence[Model], protocol: EpisodicProtocol, columns: Sequence[str], fine_tune: FineTune, gpus: float = 0.0
 ) -> CrossTable:
     """Measure all cells, spread over the cluster."""
     if unknown := [column for column in columns if column not in COLUMNS]:
         raise PipelineError(f"heads has {unknown[0]!r}: choose among {', '.join(COLUMNS)}")
     if len({model.label for model in models}) < len(models):
         raise PipelineError("every run can be in the table once")
-    check_spec(class_table(read_manifest(question.dataset), question.split), question.spec, "cross_table")
+    check_spec(class_table(read_manifest(protocol.dataset), protocol.split), protocol.spec, "cross_table")
     cells: dict[tuple[str, str], list[np.ndarray]] = {}
     for model in models:
-        for answered, reference in _ask(model, question, columns, fine_tune, gpus):
+        for answered, reference in _ask(model, protocol, columns, fine_tune, gpus):
             for column, values in zip(answered, ray.get(reference), strict=True):
                 cells.setdefault((model.label, column), []).append(values)
-    return CrossTable(question, list(models), list(columns), {key: np.concatenate(v) for key, v in cells.items()})
+    return CrossTable(protocol, list(models), list(columns), {key: np.concatenate(v) for key, v in cells.items()})
 
 
 def classifier(method: Method, column: str, fine_tune: FineTune) -> Baseline:
@@ -100,58 +101,47 @@ def classifier(method: Method, column: str, fine_tune: FineTune) -> Baseline:
 
 
 def _ask(
-    model: Model, question: Question, columns: Sequence[str], fine_tune: FineTune, gpus: float
+    model: Model, protocol: EpisodicProtocol, columns: Sequence[str], fine_tune: FineTune, gpus: float
 ) -> list[tuple[list[str], Any]]:
     """Ray tasks, each of some columns for some episodes, in the order of the episodes."""
     held, options = ray.put(model), {"num_cpus": 1, "num_gpus": gpus}
-    cores = int(max(1, ray.cluster_resources().get("CPU", 1)))
-    numbers = parts(question.episodes, min(PART, -(-question.episodes // cores)))
+    numbers = parts(protocol.episodes, min(PART, -(-protocol.episodes // cores())))
     frozen = [column for column in columns if column != TUNED]
     tasks: list[tuple[list[str], Any]] = []
     if frozen:
-        vectors, look = _embed(held, model, question, options), _frozen.options(**options)
-        tasks += [(frozen, look.remote(held, question, frozen, part, gpus > 0, vectors)) for part in numbers]
+        vectors, look = _embed(held, model, protocol, options), _frozen.options(**options)
+        tasks += [(frozen, look.remote(held, protocol, frozen, part, gpus > 0, vectors)) for part in numbers]
     if TUNED in columns:
         tune = _tuned.options(**options)
-        tasks += [([TUNED], tune.remote(held, question, fine_tune, part, gpus > 0)) for part in numbers]
+        tasks += [([TUNED], tune.remote(held, protocol, fine_tune, part, gpus > 0)) for part in numbers]
     return tasks
 
 
-def _embed(held: Any, model: Model, question: Question, options: dict[str, Any]) -> Any:
+def _embed(held: Any, model: Model, protocol: EpisodicProtocol, options: dict[str, Any]) -> Any:
     """A reference to the embeddings of the whole split; None where embedding the episodes costs less."""
-    table = class_table(read_manifest(question.dataset), question.split)
+    table = class_table(read_manifest(protocol.dataset), protocol.split)
     method = build_model(model.spec)
-    images = question.episodes * question.way * (question.shot + question.query)
+    images = protocol.episodes * protocol.way * (protocol.shot + protocol.query)
     if not possible(classifier(method, "prototypes", FineTune()), table, images):
         return None
-    cores = int(max(1, ray.cluster_resources().get("CPU", 1)))
-    total = int(table.counts.sum())
-    share = max(EMBED_PART, -(-total // (4 * cores)))
-    gpu = options["num_gpus"] > 0
-    pieces = [
-        _embed_part.options(**options).remote(held, question, range(int(p[0]), int(p[-1]) + 1), gpu)
-        for p in parts(total, share)
-    ]
-    return ray.put(np.concatenate(ray.get(pieces)))
-
-
-@ray.remote
-def _embed_part(model: Model, question: Question, part: range, gpu: bool) -> np.ndarray:
-    method, preprocess, device = load_method(model, gpu)
-    dataset = open_dataset(question.dataset)
-    return embed_part(method, preprocess, dataset, class_table(dataset.manifest, question.split), part, device)
+    return embed_split(held, protocol.dataset, protocol.split, options["num_gpus"])
 
 
 @ray.remote
 def _frozen(
-    model: Model, question: Question, columns: list[str], numbers: np.ndarray, gpu: bool, vectors: np.ndarray | None
+    model: Model,
+    protocol: EpisodicProtocol,
+    columns: list[str],
+    numbers: np.ndarray,
+    gpu: bool,
+    vectors: np.ndarray | None,
 ) -> list[np.ndarray]:
-    return frozen_accuracies(model, question, columns, numbers, gpu, vectors)
+    return frozen_accuracies(model, protocol, columns, numbers, gpu, vectors)
 
 
 def frozen_accuracies(
     model: Model,
-    question: Question,
+    protocol: EpisodicProtocol,
     columns: list[str],
     numbers: np.ndarray,
     gpu: bool = False,
@@ -162,16 +152,16 @@ def frozen_accuracies(
     Where no ``vectors`` of the split are given, support and queries of the episodes are embedded, apart from each
     other; a backbone that normalises by its batch gets one episode at a time.
     """
-    method, preprocess, device = load_method(model, gpu)
-    dataset = open_dataset(question.dataset)
-    table = class_table(dataset.manifest, question.split)
+    method, preprocess, device = build_on_worker(model, gpu)
+    dataset = open_dataset(protocol.dataset)
+    table = class_table(dataset.manifest, protocol.split)
     embeddings = None if vectors is None else Embeddings(vectors, table)
     heads = [classifier(method, column, FineTune()) for column in columns]
-    size = question.way * (question.shot + question.query)
+    size = protocol.way * (protocol.shot + protocol.query)
     alone = not possible(heads[0], table, 10**18)  # also for embeddings that are too large to keep
     found: list[list[np.ndarray]] = [[] for _ in columns]
-    for chunk in parts(len(numbers), 1 if alone else max(1, min(question.tasks, IMAGES // size))):
-        plan = plan_episodes(table, question.spec, question.seed, numbers[chunk])
+    for chunk in parts(len(numbers), 1 if alone else max(1, min(protocol.tasks, IMAGES // size))):
+        plan = plan_episodes(table, protocol.spec, protocol.seed, numbers[chunk])
         s = plan.support
         if embeddings is not None:
             features = embeddings.of(plan).to(device)
@@ -192,18 +182,18 @@ def frozen_accuracies(
 
 
 @ray.remote
-def _tuned(model: Model, question: Question, how: FineTune, numbers: np.ndarray, gpu: bool) -> list[np.ndarray]:
-    return [tuned_accuracies(model, question, how, numbers, gpu)]
+def _tuned(model: Model, protocol: EpisodicProtocol, how: FineTune, numbers: np.ndarray, gpu: bool) -> list[np.ndarray]:
+    return [tuned_accuracies(model, protocol, how, numbers, gpu)]
 
 
 def tuned_accuracies(
-    model: Model, question: Question, how: FineTune, numbers: np.ndarray, gpu: bool = False
+    model: Model, protocol: EpisodicProtocol, how: FineTune, numbers: np.ndarray, gpu: bool = False
 ) -> np.ndarray:
     """The accuracy of the column "maml" in each of the episodes ``numbers`` [n]."""
-    method, preprocess, device = load_method(model, gpu)
-    dataset = open_dataset(question.dataset)
-    table = class_table(dataset.manifest, question.split)
+    method, preprocess, device = build_on_worker(model, gpu)
+    dataset = open_dataset(protocol.dataset)
+    table = class_table(dataset.manifest, protocol.split)
     tuned = classifier(method, TUNED, how)
     return episode_accuracies(
-        tuned, preprocess, dataset, table, question.spec, question.seed, numbers, question.tasks, device
+        tuned, preprocess, dataset, table, protocol.spec, protocol.seed, numbers, protocol.tasks, device
     )

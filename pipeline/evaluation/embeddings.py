@@ -8,8 +8,8 @@ import numpy as np
 
 from pipeline.data.dataset import class_table, open_dataset
 from pipeline.data.episodes import EpisodeSpec, check_spec, plan_groups
-from pipeline.evaluation.evaluate import Model
 from pipeline.evaluation.extractor import load_extractor
+from pipeline.evaluation.model import Model
 
 MOST = 40  # images of a class in a picture, unless told otherwise
 

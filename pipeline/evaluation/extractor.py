@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,9 +12,8 @@ from pipeline.batch import Images
 from pipeline.data.batches import to_batch
 from pipeline.data.dataset import Dataset
 from pipeline.data.episodes import ImagePlan
-from pipeline.evaluation.evaluate import Model
-from pipeline.methods.base import Method
-from pipeline.model import build_model, build_preprocess
+from pipeline.evaluation.model import Model, build_on_worker
+from pipeline.model import build_model
 from pipeline.nets.pieces import in_pieces
 from pipeline.nets.preprocess import Preprocess
 
@@ -40,19 +38,8 @@ class Extractor:
         return found.float().cpu()
 
 
-def load_method(model: Model, gpu: bool = False, seed: int = 0) -> tuple[Method, Preprocess, torch.device]:
-    """A model's method in evaluation mode, in a process of its own thread."""
-    torch.set_num_threads(1)
-    device = torch.device("cuda" if gpu else "cpu")
-    torch.manual_seed(seed)
-    method = build_model(model.spec)
-    if model.weights is not None:
-        method.load_state_dict(model.weights)
-    return method.to(device).eval(), build_preprocess(model.spec).to(device), device
-
-
 def load_extractor(model: Model, gpu: bool = False) -> Extractor:
-    method, preprocess, device = load_method(model, gpu)
+    method, preprocess, device = build_on_worker(model, gpu)
     return Extractor(method.extractor(), preprocess, device)
 
 
@@ -74,8 +61,3 @@ def matched(models: list[Model]) -> list[tuple[Model, Model]]:
         for classical, other in kinds
         if (one, other) == ("meta", "classical") and network(meta) == network(classical)
     ]
-
-
-def parts(total: int, size: int) -> list[np.ndarray]:
-    """0..total-1 cut into ranges of at most ``size``."""
-    return [np.arange(start, min(start + size, total)) for start in range(0, total, size)]

@@ -17,11 +17,12 @@ from pipeline.data.batches import class_turns
 from pipeline.data.dataset import ClassTable, Dataset, class_table, open_dataset, read_manifest
 from pipeline.data.episodes import EpisodeSpec, Plan, check_spec, plan_episodes
 from pipeline.errors import PipelineError
-from pipeline.evaluation.evaluate import Model
+from pipeline.evaluation.model import Model, build_on_worker
+from pipeline.evaluation.spread import cores, parts
 from pipeline.evaluation.statistics import Estimate, estimate
 from pipeline.functional.sampling import class_balanced
 from pipeline.methods.imprinted import Imprinted, fine_tune
-from pipeline.model import build_model, build_preprocess
+from pipeline.model import build_model
 from pipeline.nets.preprocess import Preprocess
 
 CHUNK = 1000  # images embedded at once
@@ -38,7 +39,7 @@ class FineTuning:
 
 
 @dataclass(frozen=True)
-class JointQuestion:
+class GeneralizedProtocol:
     """All classes of ``split``, with ``shot`` images each, imprinted beside the classes of ``base_split``."""
 
     dataset: str
@@ -53,18 +54,18 @@ class JointQuestion:
 
 
 @dataclass(frozen=True)
-class JointResult:
+class GeneralizedResult:
     """Accuracies of every draw, [draws] each: novel and base queries among all classes, all queries among all
     classes, and novel queries among the novel classes alone."""
 
-    question: JointQuestion
+    protocol: GeneralizedProtocol
     accuracies: dict[str, np.ndarray] = field(repr=False)
 
     def estimates(self) -> dict[str, Estimate]:
         return {name: estimate(values) for name, values in self.accuracies.items()}
 
     def summary(self) -> dict[str, Any]:
-        q = self.question
+        q = self.protocol
         out: dict[str, Any] = {"split": q.split, "shot": q.shot, "query": q.query, "draws": q.draws, "seed": q.seed}
         out["fine_tuning"] = vars(q.fine_tuning) if q.fine_tuning else None
         for name, found in self.estimates().items():
@@ -72,66 +73,56 @@ class JointResult:
         return out
 
 
-def evaluate_joint(model: Model, question: JointQuestion, gpus: float = 0.0) -> JointResult:
+def evaluate_joint(model: Model, protocol: GeneralizedProtocol, gpus: float = 0.0) -> GeneralizedResult:
     """Measure every draw, spread over the cluster."""
     if not isinstance(build_model(model.spec), Imprinted):
         name = model.spec["method"]["name"]
         raise PipelineError(
             f"protocol=generalized needs a method with weights for its base classes, which {name} has not"
         )
-    manifest = read_manifest(question.dataset)
-    base = class_table(manifest, question.base_split, "held", question.holdout)
-    if int(base.counts.min()) < question.query:
+    manifest = read_manifest(protocol.dataset)
+    base = class_table(manifest, protocol.base_split, "held", protocol.holdout)
+    if int(base.counts.min()) < protocol.query:
         raise PipelineError(
-            f"query={question.query}: train.holdout={question.holdout} of the run kept only {int(base.counts.min())} "
+            f"query={protocol.query}: train.holdout={protocol.holdout} of the run kept only {int(base.counts.min())} "
             "images of a base class aside"
         )
-    novel = class_table(manifest, question.split)
-    check_spec(novel, EpisodeSpec(len(novel), question.shot, question.query), "evaluation")
+    novel = class_table(manifest, protocol.split)
+    check_spec(novel, EpisodeSpec(len(novel), protocol.shot, protocol.query), "evaluation")
     held = ray.put(model)
-    cores = int(max(1, ray.cluster_resources().get("CPU", 1)))
-    share = max(1, min(10, -(-question.draws // cores)))
-    references = [
-        _draws.options(num_cpus=1, num_gpus=gpus).remote(
-            held, question, range(start, min(start + share, question.draws)), gpus > 0
-        )
-        for start in range(0, question.draws, share)
-    ]
-    parts = ray.get(references)
-    return JointResult(question, {name: np.concatenate([part[name] for part in parts]) for name in FIGURES})
+    share = max(1, min(10, -(-protocol.draws // cores())))
+    task = _draws.options(num_cpus=1, num_gpus=gpus)
+    found = ray.get([task.remote(held, protocol, part, gpus > 0) for part in parts(protocol.draws, share)])
+    return GeneralizedResult(protocol, {name: np.concatenate([part[name] for part in found]) for name in FIGURES})
 
 
 @ray.remote
-def _draws(model: Model, question: JointQuestion, numbers: range, gpu: bool) -> dict[str, np.ndarray]:
-    torch.set_num_threads(1)
-    device = torch.device("cuda" if gpu else "cpu")
-    method = build_model(model.spec)
+def _draws(model: Model, protocol: GeneralizedProtocol, numbers: np.ndarray, gpu: bool) -> dict[str, np.ndarray]:
+    method, preprocess, _ = build_on_worker(model, gpu)
     assert isinstance(method, Imprinted)
-    if model.weights is not None:
-        method.load_state_dict(model.weights)
-    measured = _Measured(method.to(device).eval(), build_preprocess(model.spec).to(device), question)
-    rows = [measured.draw(number) for number in numbers]
+    measured = _Measured(method, preprocess, protocol)
+    rows = [measured.draw(int(number)) for number in numbers]
     return {name: np.asarray([row[name] for row in rows]) for name in FIGURES}
 
 
 class _Measured:
     """A base classifier and the images that it is measured on."""
 
-    def __init__(self, method: Imprinted, preprocess: Preprocess, question: JointQuestion) -> None:
-        self.method, self.preprocess, self.question = method, preprocess, question
-        self.dataset = open_dataset(question.dataset)
+    def __init__(self, method: Imprinted, preprocess: Preprocess, protocol: GeneralizedProtocol) -> None:
+        self.method, self.preprocess, self.protocol = method, preprocess, protocol
+        self.dataset = open_dataset(protocol.dataset)
         manifest = self.dataset.manifest
-        self.novel = class_table(manifest, question.split)
-        self.training = class_table(manifest, question.base_split, "kept", question.holdout)
-        held = class_table(manifest, question.base_split, "held", question.holdout)
-        self.base_images = _load(self.dataset, held, question.query, preprocess)  # [base * query, C, H, W]
-        self.base_labels = torch.arange(len(held)).repeat_interleave(question.query)
+        self.novel = class_table(manifest, protocol.split)
+        self.training = class_table(manifest, protocol.base_split, "kept", protocol.holdout)
+        held = class_table(manifest, protocol.base_split, "held", protocol.holdout)
+        self.base_images = _load(self.dataset, held, protocol.query, preprocess)  # [base * query, C, H, W]
+        self.base_labels = torch.arange(len(held)).repeat_interleave(protocol.query)
 
     def draw(self, number: int) -> dict[str, float]:
         """Imprint one draw of supports, fine-tune if asked, and answer all queries."""
-        question, novel = self.question, self.novel
-        spec = EpisodeSpec(len(novel), question.shot, question.query)
-        plan = plan_episodes(novel, spec, question.seed, np.asarray([number]))
+        protocol, novel = self.protocol, self.novel
+        spec = EpisodeSpec(len(novel), protocol.shot, protocol.query)
+        plan = plan_episodes(novel, spec, protocol.seed, np.asarray([number]))
         images = _images(self.dataset, plan, self.preprocess)
         labels = torch.from_numpy(np.array(plan.labels))
         support, query = images[: plan.support], images[plan.support :]
@@ -139,10 +130,10 @@ class _Measured:
         with torch.no_grad():
             state = self.method.joint_state(support[None], support_labels, plan.way)
         model = self.method
-        if question.fine_tuning is not None:
+        if protocol.fine_tuning is not None:
             model = model.with_classes(state)
             fine_tune(
-                model, self._batches(question.fine_tuning, support, support_labels[0], number), question.fine_tuning.lr
+                model, self._batches(protocol.fine_tuning, support, support_labels[0], number), protocol.fine_tuning.lr
             )
             state = {"weights": model.weight.detach()[None]}
         bases = self.method.classes
@@ -163,7 +154,7 @@ class _Measured:
         base_labels = torch.repeat_interleave(torch.arange(len(table)), torch.from_numpy(table.counts))
         rows = np.concatenate([np.arange(s, s + n) for s, n in zip(table.starts, table.counts, strict=True)])
         every = torch.cat([base_labels, labels + bases])
-        for index in class_balanced(every, how.batch_size, how.steps, self.question.seed * 1_000_003 + number):
+        for index in class_balanced(every, how.batch_size, how.steps, self.protocol.seed * 1_000_003 + number):
             chosen = index.numpy()
             is_base = chosen < len(rows)
             base = chosen[is_base]

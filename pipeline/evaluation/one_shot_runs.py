@@ -24,10 +24,8 @@ from pipeline.data.sources.files import Rule, Unusable, decode
 from pipeline.data.sources.omniglot import Omniglot
 from pipeline.data.sources.tree import hidden_part
 from pipeline.errors import PipelineError
-from pipeline.evaluation.episodic import evaluating
-from pipeline.evaluation.evaluate import Model
+from pipeline.evaluation.model import Model
 from pipeline.evaluation.statistics import Estimate, estimate
-from pipeline.model import build_model, build_preprocess
 
 RUNS, WAY = 20, 20
 HUMAN_ERROR = 0.045
@@ -51,7 +49,7 @@ class OneShotRuns:
 class OneShotResult:
     """The share of right answers in every run."""
 
-    question: OneShotRuns = field(repr=False)
+    protocol: OneShotRuns = field(repr=False)
     accuracies: np.ndarray  # [20] float64
 
     @property
@@ -61,7 +59,7 @@ class OneShotResult:
     def summary(self) -> dict[str, Any]:
         """Accuracy with its interval over the 20 runs, the error of all 400 trials, and what they were read from."""
         found = self.estimate
-        shape = {"way": WAY, "shot": 1, "query": 1, "episodes": RUNS, "archive_sha256": self.question.sha256}
+        shape = {"way": WAY, "shot": 1, "query": 1, "episodes": RUNS, "archive_sha256": self.protocol.sha256}
         return {**shape, "accuracy": found.mean, "interval": found.interval, "error": 1 - found.mean}
 
 
@@ -71,15 +69,11 @@ def evaluate_one_shot_runs(model: Model, path: str, device: torch.device | str =
     Raises:
         PipelineError: the archive is missing, damaged or another one, or the model cannot answer among 20 classes.
     """
-    torch.manual_seed(seed)
-    method, preprocess = build_model(model.spec), build_preprocess(model.spec)
+    method, preprocess = model.build(device, seed)
     method.check_way(WAY)
-    if model.weights is not None:
-        method.load_state_dict(model.weights)
     runs = read_runs(path, model.spec["input"]["shape"])
-    method, preprocess = method.to(device), preprocess.to(device)
     accuracies, classes = np.empty(RUNS), torch.arange(WAY, device=device)[None]
-    with evaluating(method), torch.no_grad():
+    with torch.no_grad():
         for number, (support, query, labels) in enumerate(zip(runs.support, runs.query, runs.labels, strict=True)):
             state = method.adapt(preprocess(support[None].to(device)), classes, WAY)
             logits = method.classify(state, preprocess(query[None].to(device)))

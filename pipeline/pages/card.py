@@ -25,7 +25,7 @@ from pipeline.data.dataset import ClassTable, Dataset, class_table
 from pipeline.data.episodes import Plan, plan_episodes
 from pipeline.evaluation.embedded import Embeddings, embed_part, given_embeddings, possible
 from pipeline.evaluation.episodic import evaluating
-from pipeline.evaluation.evaluate import Question
+from pipeline.evaluation.evaluate import EpisodicProtocol
 from pipeline.methods.base import Method
 from pipeline.nets.preprocess import Preprocess
 
@@ -45,7 +45,7 @@ def draw_card(
     method: Method,
     preprocess: Preprocess,
     dataset: Dataset,
-    question: Question,
+    protocol: EpisodicProtocol,
     accuracies: np.ndarray,
     origin: dict[str, Any],
 ) -> dict[str, bytes]:
@@ -53,31 +53,31 @@ def draw_card(
 
     Args:
         method: in evaluation mode or not, on the CPU.
-        question: whose episodes are examined, the first of them; the same that ``accuracies`` [episodes] are of.
+        protocol: whose episodes are examined, the first of them; the same that ``accuracies`` [episodes] are of.
         origin: what else the card is to tell: of which run and step it is, and by which command that was trained.
     """
-    table = class_table(dataset.manifest, question.split)
+    table = class_table(dataset.manifest, protocol.split)
     with evaluating(method):
         looker = _Looker(method, preprocess, dataset, table)
-        numbers = np.arange(min(question.episodes, looker.episodes(question)))
-        examined = looker.answer(table, question, numbers)
+        numbers = np.arange(min(protocol.episodes, looker.episodes(protocol)))
+        examined = looker.answer(table, protocol, numbers)
         sheet = _Sheet(dataset, table)
         pairs, by_class = _confused(examined, table)
         hard = _hard(pairs, by_class, len(table))
         worst = np.lexsort((np.arange(len(accuracies)), accuracies))[:LISTED]
-        failed = looker.answer(table, question, np.sort(worst[:FAILED]))
+        failed = looker.answer(table, protocol, np.sort(worst[:FAILED]))
         content = {
             "format": FORMAT,
             **origin,
             "data": _data(dataset, sheet),
-            "question": {k: getattr(question, k) for k in ("split", "way", "shot", "query", "episodes", "seed")},
+            "question": {k: getattr(protocol, k) for k in ("split", "way", "shot", "query", "episodes", "seed")},
             "examined": len(numbers),
             "accuracy": float(np.mean([found.right.mean() for found in examined])),
             "reliability": _reliability(examined),
             "pairs": [
                 {"true": sheet.member(t), "given": sheet.member(g), "count": n, "asked": of} for t, g, n, of in pairs
             ],
-            "matrix": _matrix(looker, table, question, hard, sheet),
+            "matrix": _matrix(looker, table, protocol, hard, sheet),
             "embedding": _embedding(method, preprocess, dataset, table, sheet),
             "worst": [[int(number), float(accuracies[number])] for number in worst],
             "failures": [_failure(found, sheet) for found in sorted(failed, key=lambda f: (f.right.mean(), f.number))],
@@ -114,18 +114,18 @@ class _Looker:
             values = embed_part(method, preprocess, dataset, table, total, torch.device("cpu"))
             self._embeddings = Embeddings(values, table)
 
-    def episodes(self, question: Question) -> int:
+    def episodes(self, protocol: EpisodicProtocol) -> int:
         """So many episodes of this form are looked at, at most."""
-        images = question.way * (question.shot + question.query)
+        images = protocol.way * (protocol.shot + protocol.query)
         return MOST_EPISODES if self._embeddings else max(1, min(MOST_EPISODES, MOST_IMAGES // 2 // images))
 
-    def answer(self, table: ClassTable, question: Question, numbers: np.ndarray) -> list[_Answered]:
-        """The episodes ``numbers`` of ``question``, drawn from ``table``, which may be a part of the split."""
+    def answer(self, table: ClassTable, protocol: EpisodicProtocol, numbers: np.ndarray) -> list[_Answered]:
+        """The episodes ``numbers`` of ``protocol``, drawn from ``table``, which may be a part of the split."""
         out: list[_Answered] = []
-        chunk = max(1, IMAGES // (question.way * (question.shot + question.query)))
+        chunk = max(1, IMAGES // (protocol.way * (protocol.shot + protocol.query)))
         with given_embeddings(self.method) if self._embeddings else nullcontext():
             for start in range(0, len(numbers), chunk):
-                plan = plan_episodes(table, question.spec, question.seed, numbers[start : start + chunk])
+                plan = plan_episodes(table, protocol.spec, protocol.seed, numbers[start : start + chunk])
                 out += self._answers(table, plan)
         return out
 
@@ -184,15 +184,15 @@ def _hard(pairs: Sequence[tuple[int, int, int, int]], by_class: np.ndarray, coun
 
 
 def _matrix(
-    looker: _Looker, table: ClassTable, question: Question, hard: np.ndarray, sheet: _Sheet
+    looker: _Looker, table: ClassTable, protocol: EpisodicProtocol, hard: np.ndarray, sheet: _Sheet
 ) -> dict[str, Any] | None:
     """How often each of the hard classes is taken for each other one, in episodes among them."""
     chosen = ClassTable(table.ids[hard], table.starts[hard], table.counts[hard], table.split)
     way = looker.method.fixed_way or len(hard)
-    query = min(question.query, int(chosen.counts.min()) - question.shot)
+    query = min(protocol.query, int(chosen.counts.min()) - protocol.shot)
     if way > len(hard) or query < 1:
         return None
-    among = replace(question, way=way, query=query, balanced_query=True)
+    among = replace(protocol, way=way, query=query, balanced_query=True)
     episodes = looker.episodes(among)
     counts, asked = (np.zeros((len(hard), len(hard)), dtype=np.int64) for _ in range(2))
     for found in looker.answer(chosen, among, np.arange(episodes)):
@@ -203,7 +203,7 @@ def _matrix(
         "classes": [sheet.member(int(position)) for position in hard],
         "counts": counts.tolist(),
         "asked": asked.tolist(),
-        **{"way": way, "shot": question.shot, "query": query, "episodes": episodes},
+        **{"way": way, "shot": protocol.shot, "query": query, "episodes": episodes},
     }
 
 

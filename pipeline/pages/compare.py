@@ -6,8 +6,9 @@ from typing import Any
 
 from pipeline.errors import PipelineError
 from pipeline.evaluation import clustering, cross_table
-from pipeline.evaluation.evaluate import Model, Question
+from pipeline.evaluation.evaluate import EpisodicProtocol
 from pipeline.evaluation.extractor import kind, matched
+from pipeline.evaluation.model import Model
 from pipeline.pages.comparison_tables import COMPARISONS
 from pipeline.pages.config import ReportConfig
 from pipeline.pages.record import record_comparison
@@ -64,9 +65,9 @@ class Subjects:
 def _cross_table(config: ReportConfig, subjects: Subjects) -> dict[str, Any]:
     keys = ("split", "way", "shot", "query", "episodes", "seed")
     asked = {key: getattr(config, key) for key in keys}
-    question = Question(subjects.dataset, **asked, tasks=config.tasks)
+    protocol = EpisodicProtocol(subjects.dataset, **asked, tasks=config.tasks)
     fine_tune = cross_table.FineTune(config.fine_tune.steps, config.fine_tune.lr, config.fine_tune.norm)
-    table = cross_table.cross_table(subjects.models, question, config.heads, fine_tune, config.cluster.gpus_per_worker)
+    table = cross_table.cross_table(subjects.models, protocol, config.heads, fine_tune, config.cluster.gpus_per_worker)
     results = []
     for model in subjects.models:
         for head in config.heads:
@@ -80,9 +81,9 @@ def _cross_table(config: ReportConfig, subjects: Subjects) -> dict[str, Any]:
 
 
 def _clustering(config: ReportConfig, subjects: Subjects) -> dict[str, Any]:
-    question = clustering.ClusteringQuestion(subjects.dataset, config.split, config.pairs, config.seed)
+    protocol = clustering.ClusteringProtocol(subjects.dataset, config.split, config.pairs, config.seed)
     found = {
-        model.label: clustering.measure_clustering(model, question, config.cluster.gpus_per_worker)
+        model.label: clustering.measure_clustering(model, protocol, config.cluster.gpus_per_worker)
         for model in subjects.models
     }
     results = [{"run": label, **result.summary()} for label, result in found.items()]

@@ -9,7 +9,8 @@ import numpy as np
 from pipeline.config import Config, Section, validate
 from pipeline.config_kinds import Cluster, Count, Name, Real, Share
 from pipeline.errors import PipelineError
-from pipeline.evaluation.evaluate import Model, Question, evaluate
+from pipeline.evaluation.evaluate import EpisodicProtocol, evaluate
+from pipeline.evaluation.model import Model
 from pipeline.evaluation.statistics import estimate, paired
 from pipeline.registry.aliases import CHAMPION, Decision, alias_version, roll_back, settle
 from pipeline.registry.tracking import connect, reaching
@@ -81,14 +82,14 @@ def measure(config: PromoteConfig, challenger: int, champion: int | None) -> Dec
     uri = config.dataset or (first.origin.get("dataset") or {}).get("uri")
     if uri is None:
         raise PipelineError("the challenger does not say what it was trained on: give dataset=FOLDER")
-    question = Question(
+    protocol = EpisodicProtocol(
         uri, config.split, config.way, config.shot, config.query, config.episodes, config.seed, config.tasks
     )
     models = [Model(first.spec, dict(first.method.state_dict()), f"challenger, version {challenger}")]
     if champion is not None:
         second = pull(f"models:/{config.name}/{champion}", tracking)
         models.append(Model(second.spec, dict(second.method.state_dict()), f"champion, version {champion}"))
-    measured = [evaluate(model, [question], config.cluster.gpus_per_worker)[0].accuracies for model in models]
+    measured = [evaluate(model, [protocol], config.cluster.gpus_per_worker)[0].accuracies for model in models]
     found = [estimate(values) for values in measured]
     rows = [[model.label, percent(e.mean, e.interval)] for model, e in zip(models, found, strict=True)]
     print(text_table(["model", "accuracy, %"], rows), flush=True)

@@ -11,7 +11,8 @@ import numpy as np
 
 from pipeline import store
 from pipeline.errors import PipelineError
-from pipeline.evaluation.evaluate import Model, Question, evaluate
+from pipeline.evaluation.evaluate import EpisodicProtocol, evaluate
+from pipeline.evaluation.model import Model
 from pipeline.evaluation.statistics import Comparison, Estimate, estimate, paired
 from pipeline.search.campaign import Campaign
 from pipeline.search.ledger import Record, ranked
@@ -107,10 +108,10 @@ def measure(campaign: Campaign, run: str) -> np.ndarray:
     checkpoint = load_checkpoint(best_checkpoint(store.join(campaign.uri, run)))
     how = campaign.train.validation
     shape: dict[str, Any] = {"way": how.way, "shot": how.shot, "query": how.query}
-    question = Question(
+    protocol = EpisodicProtocol(
         campaign.train.dataset_uri, how.split, **shape, episodes=how.episodes, seed=how.seed, tasks=how.tasks
     )
     model = Model(checkpoint.spec, checkpoint.model, run, campaign.train.dataset_uri)
-    accuracies = evaluate(model, [question], campaign.train.cluster.gpus_per_worker)[0].accuracies
+    accuracies = evaluate(model, [protocol], campaign.train.cluster.gpus_per_worker)[0].accuracies
     store.write_bytes(where, json.dumps(accuracies.tolist()).encode())
     return accuracies

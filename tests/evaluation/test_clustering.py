@@ -12,7 +12,7 @@ from pipeline.data.batches import class_turns
 from pipeline.data.dataset import Dataset, class_table
 from pipeline.evaluation import clustering as module
 from pipeline.evaluation.clustering import (
-    ClusteringQuestion,
+    ClusteringProtocol,
     ClusteringResult,
     compare,
     measure_clustering,
@@ -20,8 +20,8 @@ from pipeline.evaluation.clustering import (
     split_spreads,
     split_variations,
 )
-from pipeline.evaluation.evaluate import Model
 from pipeline.evaluation.extractor import kind, load_extractor, matched
+from pipeline.evaluation.model import Model
 from pipeline.functional.clustering import class_spread, feature_clustering, merge_spreads
 from pipeline.model import build_model
 
@@ -48,9 +48,9 @@ def features(glyphs) -> torch.Tensor:
 
 def test_a_split_in_chunks_is_the_split_at_once(glyphs, features, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 70)
-    question = ClusteringQuestion(glyphs, "test", seed=3)
-    halves = [merge_spreads(split_spreads(model(), question, part)) for part in (np.arange(333), np.arange(333, 800))]
-    result = ClusteringResult(question, merge_spreads(halves), np.zeros(2))
+    protocol = ClusteringProtocol(glyphs, "test", seed=3)
+    halves = [merge_spreads(split_spreads(model(), protocol, part)) for part in (np.arange(333), np.arange(333, 800))]
+    result = ClusteringResult(protocol, merge_spreads(halves), np.zeros(2))
     assert result.spread.counts.tolist() == [20] * 40
     summary = result.summary()
     assert summary["feature_clustering"]["value"] == pytest.approx(float(feature_clustering(features)), rel=1e-4)
@@ -61,20 +61,20 @@ def test_a_split_in_chunks_is_the_split_at_once(glyphs, features, monkeypatch):
 
 
 def test_sampled_pairs_estimate_the_mean_of_all(glyphs, features):
-    question = ClusteringQuestion(glyphs, "test", pairs=1500, seed=1)
-    found = split_variations(model(), question, np.arange(1500))
+    protocol = ClusteringProtocol(glyphs, "test", pairs=1500, seed=1)
+    found = split_variations(model(), protocol, np.arange(1500))
     rng, expected = np.random.default_rng(0), []
     for _ in range(4000):
         a, b = rng.choice(40, 2, replace=False)
         (x1, x2), (y1, y2) = (features[c, rng.choice(20, 2, replace=False)] for c in (a, b))
         expected.append(float(((x1 - y1) - (x2 - y2)).norm() / ((x1 - y1).norm() + (x2 - y2).norm())))
     spread_of = class_spread(features.flatten(0, 1), torch.arange(40).repeat_interleave(20))
-    result = ClusteringResult(question, spread_of, found)
+    result = ClusteringResult(protocol, spread_of, found)
     estimate = result.hyperplane_variation
     spread = 1.96 * np.std(expected) / len(expected) ** 0.5
     assert abs(estimate.mean - np.mean(expected)) < 2 * (estimate.interval + spread)
-    np.testing.assert_allclose(split_variations(model(), question, np.arange(700, 900)), found[700:900], rtol=1e-5)
-    other = split_variations(model(), replace(question, seed=2), np.arange(200))
+    np.testing.assert_allclose(split_variations(model(), protocol, np.arange(700, 900)), found[700:900], rtol=1e-5)
+    other = split_variations(model(), replace(protocol, seed=2), np.arange(200))
     assert abs(other - found[:200]).max() > 0.1
 
 
@@ -84,8 +84,8 @@ def test_rotated_classes_are_turned(glyphs, monkeypatch):
     dataset.manifest = manifest
     monkeypatch.setattr(module, "open_dataset", lambda uri: dataset)
     table = class_table(manifest, "val")
-    question = ClusteringQuestion(glyphs, "val")
-    found = merge_spreads(split_spreads(model(), question, np.arange(int(table.counts.sum()))))
+    protocol = ClusteringProtocol(glyphs, "val")
+    found = merge_spreads(split_spreads(model(), protocol, np.arange(int(table.counts.sum()))))
     assert found.counts.tolist() == [20] * 80
     extractor = load_extractor(model())
     pixels = torch.from_numpy(dataset.gather(np.arange(table.starts[1], table.starts[1] + 20)))
@@ -98,15 +98,15 @@ def test_rotated_classes_are_turned(glyphs, monkeypatch):
 def test_intervals_by_classes_drawn_anew(features):
     """Half as many classes, about sqrt(2) times the interval; and a real difference is found by pairs."""
     labels = torch.arange(40).repeat_interleave(20)
-    question = ClusteringQuestion("", "test")
+    protocol = ClusteringProtocol("", "test")
     whole = class_spread(features.flatten(0, 1), labels)
     half = class_spread(features[:20].flatten(0, 1), labels[:400])
     rates = [resampled(spread, 0).std() / resampled(spread, 0).mean() for spread in (whole, half)]
     assert 1.0 < rates[1] / rates[0] < 2.2
     means = features.mean(1, keepdim=True)
     tighter = class_spread((means + 0.9 * (features - means)).flatten(0, 1), labels)
-    a = ClusteringResult(question, whole, np.linspace(1, 2, 50))
-    b = ClusteringResult(question, tighter, np.linspace(1, 2, 50) - 0.1 - 0.01 * np.arange(50) % 3)
+    a = ClusteringResult(protocol, whole, np.linspace(1, 2, 50))
+    b = ClusteringResult(protocol, tighter, np.linspace(1, 2, 50) - 0.1 - 0.01 * np.arange(50) % 3)
     found = compare(b, a)
     assert found["feature_clustering"].high < 0 and found["hyperplane_variation"].high < 0
     assert found["feature_clustering"].difference == pytest.approx(-0.19 * a.feature_clustering.mean, rel=1e-6)
@@ -123,8 +123,8 @@ def test_pairs_that_share_a_network():
 
 
 def test_on_the_cluster(ray_session, glyphs, features):
-    question = ClusteringQuestion(glyphs, "test", pairs=300, seed=1)
-    result = measure_clustering(model(), question)
+    protocol = ClusteringProtocol(glyphs, "test", pairs=300, seed=1)
+    result = measure_clustering(model(), protocol)
     assert result.feature_clustering.mean == pytest.approx(float(feature_clustering(features)), rel=1e-4)
-    np.testing.assert_allclose(result.variations, split_variations(model(), question, np.arange(300)), rtol=1e-5)
-    assert 0 < measure_clustering(model("maml"), question).hyperplane_variation.mean < 1
+    np.testing.assert_allclose(result.variations, split_variations(model(), protocol, np.arange(300)), rtol=1e-5)
+    assert 0 < measure_clustering(model("maml"), protocol).hyperplane_variation.mean < 1

@@ -13,7 +13,8 @@ from pipeline.data.episodes import EpisodeSpec, plan_episodes
 from pipeline.evaluation import evaluate as module
 from pipeline.evaluation.embedded import Embeddings, embed_part, possible
 from pipeline.evaluation.episodic import episode_accuracies
-from pipeline.evaluation.evaluate import Model, Question, evaluate
+from pipeline.evaluation.evaluate import EpisodicProtocol, evaluate
+from pipeline.evaluation.model import Model
 from pipeline.model import build_model, build_preprocess
 
 from .test_episodic import spec
@@ -55,12 +56,12 @@ def test_rotated_classes_are_turned(parts, monkeypatch):
 
 @pytest.mark.parametrize("method", ["prototypical", "imprinted"])
 def test_the_cluster_embeds_once(ray_session, glyphs, method, monkeypatch):
-    questions = [Question(glyphs, "test", way, 2, 5, episodes=40, seed=3) for way in (5, 10)]
+    protocols = [EpisodicProtocol(glyphs, "test", way, 2, 5, episodes=40, seed=3) for way in (5, 10)]
     torch.manual_seed(5)
     model = Model(spec(method), dict(build_model(spec(method)).state_dict()))
-    once = evaluate(model, questions)
+    once = evaluate(model, protocols)
     monkeypatch.setattr(module, "possible", lambda *_: False)
-    for a, b in zip(once, evaluate(model, questions), strict=True):
+    for a, b in zip(once, evaluate(model, protocols), strict=True):
         np.testing.assert_array_equal(a.accuracies, b.accuracies)
 
 

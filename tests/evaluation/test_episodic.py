@@ -10,8 +10,9 @@ from pipeline.data.dataset import Dataset, class_table
 from pipeline.data.episodes import EpisodeSpec, plan_episodes
 from pipeline.errors import PipelineError
 from pipeline.evaluation.episodic import episode_accuracies
-from pipeline.evaluation.evaluate import Model, Question, evaluate
-from pipeline.evaluation.generalized import FineTuning, JointQuestion, evaluate_joint
+from pipeline.evaluation.evaluate import EpisodicProtocol, evaluate
+from pipeline.evaluation.generalized import FineTuning, GeneralizedProtocol, evaluate_joint
+from pipeline.evaluation.model import Model
 from pipeline.model import build_model, build_preprocess
 
 
@@ -63,19 +64,19 @@ def test_the_number_computed_at_once_changes_nothing(glyphs, weights):
 
 
 def test_spread_over_the_cluster_it_is_the_same(ray_session, glyphs, weights):
-    question = Question(glyphs, "test", 5, 1, 4, episodes=30, seed=3, tasks=4)
-    [result] = evaluate(Model(spec(), weights), [question])
+    protocol = EpisodicProtocol(glyphs, "test", 5, 1, 4, episodes=30, seed=3, tasks=4)
+    [result] = evaluate(Model(spec(), weights), [protocol])
     dataset = Dataset(glyphs)
     method = build_model(spec())
     method.load_state_dict(weights)
     table = class_table(dataset.manifest, "test")
-    alone = episode_accuracies(method, build_preprocess(spec()), dataset, table, question.spec, 3, np.arange(30), 30)
+    alone = episode_accuracies(method, build_preprocess(spec()), dataset, table, protocol.spec, 3, np.arange(30), 30)
     np.testing.assert_array_equal(result.accuracies, alone)
     assert result.summary()["accuracy"] == pytest.approx(alone.mean())
 
 
 @pytest.mark.parametrize(
-    ("question", "method", "says"),
+    ("change", "method", "says"),
     [
         ({"way": 41}, "prototypical", "has only 40 classes"),
         ({"way": 5, "query": 20}, "prototypical", "has only 20 images"),
@@ -83,10 +84,10 @@ def test_spread_over_the_cluster_it_is_the_same(ray_session, glyphs, weights):
         ({"split": "valid"}, "prototypical", "has no split 'valid'"),
     ],
 )
-def test_impossible_questions_are_refused(ray_session, glyphs, question, method, says):
-    asked = {"dataset": glyphs, "split": "test", "way": 5, "shot": 1, "query": 4, **question}
+def test_the_impossible_is_refused(ray_session, glyphs, change, method, says):
+    asked = {"dataset": glyphs, "split": "test", "way": 5, "shot": 1, "query": 4, **change}
     with pytest.raises(PipelineError) as error:
-        evaluate(Model(spec(method), None), [Question(**asked)])
+        evaluate(Model(spec(method), None), [EpisodicProtocol(**asked)])
     assert says in str(error.value)
 
 
@@ -95,8 +96,8 @@ def test_joint_accuracy_written_out(ray_session, glyphs):
     torch.manual_seed(1)
     model = build_model(spec("imprinted"))
     weights = {name: value.clone() for name, value in model.state_dict().items()}
-    question = JointQuestion(glyphs, "train", 0.25, "test", shot=2, query=5, draws=2, seed=4)
-    result = evaluate_joint(Model(spec("imprinted"), weights), question)
+    protocol = GeneralizedProtocol(glyphs, "train", 0.25, "test", shot=2, query=5, draws=2, seed=4)
+    result = evaluate_joint(Model(spec("imprinted"), weights), protocol)
     dataset = Dataset(glyphs)
     model.eval()
 
@@ -130,8 +131,8 @@ def test_joint_accuracy_written_out(ray_session, glyphs):
 def test_fine_tuning_helps_the_novel_classes_and_leaves_the_model_alone(ray_session, glyphs):
     torch.manual_seed(1)
     weights = dict(build_model(spec("imprinted")).state_dict())
-    plain = JointQuestion(glyphs, "train", 0.25, "test", shot=5, query=5, draws=2, seed=4)
-    tuned = JointQuestion(glyphs, "train", 0.25, "test", 5, 5, 2, 4, FineTuning(steps=400, lr=0.1, batch_size=64))
+    plain = GeneralizedProtocol(glyphs, "train", 0.25, "test", shot=5, query=5, draws=2, seed=4)
+    tuned = GeneralizedProtocol(glyphs, "train", 0.25, "test", 5, 5, 2, 4, FineTuning(steps=400, lr=0.1, batch_size=64))
     model = Model(spec("imprinted"), weights)
     before, after = evaluate_joint(model, plain), evaluate_joint(model, tuned)
     again = evaluate_joint(model, plain)

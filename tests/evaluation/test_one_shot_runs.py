@@ -15,7 +15,7 @@ from pipeline.config import compose
 from pipeline.data.sources.files import decode
 from pipeline.data.sources.omniglot import Omniglot
 from pipeline.errors import PipelineError
-from pipeline.evaluation.evaluate import Model
+from pipeline.evaluation.model import Model
 from pipeline.evaluation.one_shot_runs import evaluate_one_shot_runs, read_runs
 from pipeline.model import build_model
 

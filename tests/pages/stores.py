@@ -16,7 +16,7 @@ from pipeline import store, workflow
 from pipeline.config import compose, to_yaml, validate
 from pipeline.data.dataset import Dataset, class_table, read_manifest
 from pipeline.evaluation.episodic import episode_accuracies
-from pipeline.evaluation.evaluate import Question
+from pipeline.evaluation.evaluate import EpisodicProtocol
 from pipeline.inference.calibration import Calibration, CalibrationPoint
 from pipeline.model import build_model, build_preprocess
 from pipeline.registry.aliases import Decision, settle
@@ -82,10 +82,10 @@ def write_report(uri: str, glyphs: str) -> None:
     dataset, table = Dataset(glyphs, verify=False), class_table(read_manifest(glyphs), "test")
     results = []
     for shot in (1, 5):
-        question = Question(glyphs, "test", 5, shot, 3, 12, 7)
-        found = episode_accuracies(method, preprocess, dataset, table, question.spec, 7, np.arange(12))
+        protocol = EpisodicProtocol(glyphs, "test", 5, shot, 3, 12, 7)
+        found = episode_accuracies(method, preprocess, dataset, table, protocol.spec, 7, np.arange(12))
         if shot == 1:
-            workflow._write_card(run, method, preprocess, dataset, question, found)
+            workflow._write_card(run, method, preprocess, dataset, protocol, found)
         shape = {"split": "test", "way": 5, "shot": shot, "query": 3, "episodes": 12, "seed": 7}
         results.append({"model": run.name, **shape, "accuracy": float(found.mean()), "interval": 0.05})
     store.write_bytes(f"{uri}/{REPORT}/{EVALUATION}", json.dumps(results).encode())

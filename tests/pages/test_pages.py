@@ -19,7 +19,7 @@ from pipeline.config import compose
 from pipeline.data.dataset import Dataset, class_table
 from pipeline.data.episodes import EpisodeSpec, plan_episodes
 from pipeline.errors import PipelineError
-from pipeline.evaluation.evaluate import Question
+from pipeline.evaluation.evaluate import EpisodicProtocol
 from pipeline.model import build_model, build_preprocess
 from pipeline.pages.build import make_pages
 from pipeline.pages.card import CARD, SHEET, draw_card
@@ -248,8 +248,8 @@ def made(glyphs):
             for other in names:
                 asked[names[t], other] = asked.get((names[t], other), 0) + 1
             counts[names[t], names[a]] = counts.get((names[t], names[a]), 0) + 1
-    question = Question(glyphs, "test", 5, 2, 3, 8, 3)
-    files = draw_card(method, preprocess, dataset, question, np.asarray(accuracies), {"run": "r", "step": 4})
+    protocol = EpisodicProtocol(glyphs, "test", 5, 2, 3, 8, 3)
+    files = draw_card(method, preprocess, dataset, protocol, np.asarray(accuracies), {"run": "r", "step": 4})
     return files, counts, asked, accuracies, dataset
 
 

@@ -11,7 +11,8 @@ from docs.studies import results
 from docs.studies.results import FOLDER, page_text, pages, render
 from pipeline.config import Config, validate
 from pipeline.data.dataset import class_table, read_manifest
-from pipeline.evaluation.evaluate import Model, Question, Result
+from pipeline.evaluation.evaluate import EpisodicProtocol, Result
+from pipeline.evaluation.model import Model
 from pipeline.pages.record import record
 from pipeline.training.config import TrainConfig
 from pipeline.training.learner import Learner
@@ -83,8 +84,8 @@ def test_a_record_is_rendered(tmp_path, monkeypatch, glyphs):
     learner.record({"val/accuracy": 0.5, "val/interval": 0.01})
     dataset = {"name": "omniglot", "fingerprint": "f" * 64, "uri": glyphs}
     run = Run("r", "u", raw, spec, dataset, ("recipe=demo", f"data.root={root}", "name=r"))
-    question = Question(glyphs, "test", 5, 1, 4, episodes=2)
-    result = Result(question, np.asarray([0.5, 0.7]))
+    protocol = EpisodicProtocol(glyphs, "test", 5, 1, 4, episodes=2)
+    result = Result(protocol, np.asarray([0.5, 0.7]))
     rows = [{"model": Model(spec, None).label, **result.summary()}]
     record(str(tmp_path / "case.json"), run, learner.checkpoint(raw, dataset), rows, "episodic")
     monkeypatch.setattr(results, "FOLDER", tmp_path)

@@ -16,7 +16,8 @@ from pipeline.batch import Episodes
 from pipeline.data.batches import to_batch
 from pipeline.data.dataset import Dataset, class_table
 from pipeline.data.episodes import plan_episodes
-from pipeline.evaluation.evaluate import Model, Question, evaluate
+from pipeline.evaluation.evaluate import EpisodicProtocol, evaluate
+from pipeline.evaluation.model import Model
 from pipeline.model import build_model, build_preprocess
 
 SPEC = {
@@ -26,17 +27,17 @@ SPEC = {
 }
 
 
-def looped(question: Question) -> Iterator[float]:
+def looped(protocol: EpisodicProtocol) -> Iterator[float]:
     """Seconds of a loop: gather an episode's images, adapt, classify, count."""
-    dataset = Dataset(question.dataset, verify=False)
-    table = class_table(dataset.manifest, question.split)
+    dataset = Dataset(protocol.dataset, verify=False)
+    table = class_table(dataset.manifest, protocol.split)
     torch.manual_seed(0)
     method, preprocess = build_model(SPEC).eval(), build_preprocess(SPEC)
     while True:
         began = time.perf_counter()
         with torch.no_grad():
-            for number in range(question.episodes):
-                plan = plan_episodes(table, question.spec, question.seed, np.array([number]))
+            for number in range(protocol.episodes):
+                plan = plan_episodes(table, protocol.spec, protocol.seed, np.array([number]))
                 batch = to_batch(plan, torch.from_numpy(dataset.gather(plan.rows)), dataset.manifest.rotations)
                 assert isinstance(batch, Episodes)
                 state = method.adapt(preprocess(batch.support), batch.support_labels, batch.way)
@@ -49,12 +50,12 @@ def looped(question: Question) -> Iterator[float]:
 def episodes_1000(bench: Bench) -> Iterator[Finding]:
     """Evaluation of 1,000 episodes against a loop over episodes."""
     uri = made.dataset(bench.folder, made.SMALL)
-    question = Question(uri, "test", 5, 1, 15, bench.count(1000, 10))
-    with Apart(looped, question, threads=torch.get_num_threads()) as loop:
-        sides: Sides = {"loop": loop, "jobs.evaluate": lambda: seconds(lambda: evaluate(Model(SPEC, None), [question]))}
+    protocol = EpisodicProtocol(uri, "test", 5, 1, 15, bench.count(1000, 10))
+    with Apart(looped, protocol, threads=torch.get_num_threads()) as loop:
+        sides: Sides = {"loop": loop, "jobs.evaluate": lambda: seconds(lambda: evaluate(Model(SPEC, None), [protocol]))}
         found = interleaved(sides, bench.repetitions)
     yield ratio(
-        f"evaluation of {question.episodes:,} episodes (prototypical, Conv-4-64, 28x28 5-way 1-shot 15-query), "
+        f"evaluation of {protocol.episodes:,} episodes (prototypical, Conv-4-64, 28x28 5-way 1-shot 15-query), "
         "against a loop over episodes on all cores",
         found, ("loop", "jobs.evaluate"), "s", least=3,
     )  # fmt: skip

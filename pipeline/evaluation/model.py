@@ -1,0 +1,41 @@
+"""What is evaluated: weights, and what builds the method around them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.methods.base import Method
+from pipeline.model import build_model, build_preprocess
+from pipeline.nets.preprocess import Preprocess
+
+
+@dataclass(frozen=True)
+class Model:
+    """Weights and what builds the method around them."""
+
+    spec: dict[str, Any]
+    weights: dict[str, Tensor] | None  # None: untrained, as the seed makes it
+    label: str = "model"
+    dataset: str | None = None  # what it was trained on
+
+    def untrained(self) -> Model:
+        return Model(self.spec, None, "untrained", self.dataset)
+
+    def build(self, device: torch.device | str = "cpu", seed: int = 0) -> tuple[Method, Preprocess]:
+        """The method in evaluation mode, and what prepares its images; ``seed`` is of untrained weights."""
+        torch.manual_seed(seed)
+        method = build_model(self.spec)
+        if self.weights is not None:
+            method.load_state_dict(self.weights)
+        return method.to(device).eval(), build_preprocess(self.spec).to(device)
+
+
+def build_on_worker(model: Model, gpu: bool = False, seed: int = 0) -> tuple[Method, Preprocess, torch.device]:
+    """The same in a process of the cluster, which has one core and perhaps a GPU."""
+    torch.set_num_threads(1)
+    device = torch.device("cuda" if gpu else "cpu")
+    return *model.build(device, seed), device
