@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import PipelineError
+from pipeline.renamed import RENAMED, current, current_key, current_override
 
 CONF = Path(__file__).parent / "conf"
 Config = dict[str, Any]
@@ -47,7 +48,7 @@ class Section(BaseModel):
 
 def compose(job: str, overrides: list[str] | None = None) -> Config:
     """The configuration of ``job`` with ``key=value`` overrides, as plain containers."""
-    overrides = [_as_typed(override) for override in overrides or []]
+    overrides = [_as_typed(current_override(override)) for override in overrides or []]
     if any(override.startswith("config=") for override in overrides):
         return _stored(job, overrides)
     for override in overrides:
@@ -143,6 +144,9 @@ def _stored(job: str, overrides: list[str]) -> Config:
     if not isinstance(config, dict):
         raise PipelineError(f"config={paths[-1]}: this file holds no configuration")
     config = {str(key): value for key, value in config.items()}
+    for key in RENAMED.keys() & flat(config).keys():
+        current_key(key)  # says so
+    config = current(config)
     given = compose(job, rest)
     for override in rest:
         key = override.lstrip("+~").partition("=")[0]
@@ -159,7 +163,7 @@ def _stored(job: str, overrides: list[str]) -> Config:
 def validate(schema: type[M], config: Config) -> M:
     """``config`` as a checked object; the first wrong key is named with its limit."""
     try:
-        return schema.model_validate(config)
+        return schema.model_validate(current(config))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])

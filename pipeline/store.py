@@ -10,7 +10,6 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlparse
 
@@ -18,6 +17,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from pipeline.errors import PipelineError, Unavailable
+from pipeline.files import write_atomic
 
 PATIENCE_S = 120.0  # how long a store that answers with errors, or not at all, is asked again
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 8.0  # seconds between two askings
@@ -105,7 +105,7 @@ def write_bytes(uri: str, content: bytes | pa.Buffer) -> None:
 
     def write() -> None:
         if isinstance(fs, pafs.LocalFileSystem):
-            _replace(path, content)
+            write_atomic(path, content)
         else:  # an object appears when its upload ends, never before
             with fs.open_output_stream(path) as stream:
                 stream.write(content)
@@ -195,18 +195,3 @@ def disk_full(path: str) -> str:
         f"the disk of {path} is full: free space there or move the folder: PIPELINE_CACHE for shards, TMPDIR for "
         "checkpoints on their way, storage=FOLDER for runs"
     )
-
-
-def _replace(path: str, content: bytes | pa.Buffer) -> None:
-    """Write a local file beside its place, then put it there."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    partial = f"{path}.partial-{os.getpid()}"
-    try:
-        with open(partial, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, path)
-    except OSError:
-        Path(partial).unlink(missing_ok=True)
-        raise

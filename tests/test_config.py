@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from jobs._main import run
-from pipeline.config import CONF, compose, config_hash, help_text, validate
+from pipeline import renamed
+from pipeline.config import CONF, compose, config_hash, help_text, to_yaml, validate
 from pipeline.errors import PipelineError, Stopped, Unavailable
 from pipeline.model import build_model, build_preprocess
 from pipeline.training.config import TrainConfig
@@ -189,3 +190,32 @@ def test_what_else_may_stand_for_a_path(monkeypatch):
 def test_the_hash_ignores_order():
     assert config_hash({"a": 1, "b": {"c": 2, "d": 3}}) == config_hash({"b": {"d": 3, "c": 2}, "a": 1})
     assert config_hash({"a": 1}) != config_hash({"a": 2})
+
+
+def test_a_key_of_another_name_is_understood_and_said(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(renamed, "_said", set())
+    assert compose("train", ["train.tasks=7"])["train"]["meta_batch_size"] == 7
+    assert compose("train", ["++train.tasks=7"])["train"]["meta_batch_size"] == 7
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["note: train.tasks is called train.meta_batch_size now; the old name goes with the next release"]
+    assert compose("ingest", ["max_skipped_share=0.2"])["max_skipped_fraction"] == 0.2
+    assert compose("retrain", ["retrain.max_skipped_share=0.2"])["retrain"]["max_skipped_fraction"] == 0.2
+
+
+def test_a_stored_configuration_with_a_former_key_is_read(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(renamed, "_said", set())
+    now = compose("train")
+    stored = renamed.former(now)
+    assert "tasks" in stored["train"] and "meta_batch_size" not in stored["train"] and "tasks" in stored["validation"]
+    assert validate(TrainConfig, stored) == validate(TrainConfig, now)
+    (tmp_path / "best.yaml").write_text(to_yaml(stored))
+    assert compose("train", [f"config={tmp_path}/best.yaml"]) == now
+    assert "train.tasks is called" in capsys.readouterr().err
+    assert renamed.current(renamed.former(now)) == now == renamed.current(now)
+
+
+def test_both_names_at_once_are_refused():
+    raw = compose("train")
+    raw["train"]["tasks"] = 3
+    with pytest.raises(PipelineError, match="unknown key 'train.tasks'"):
+        validate(TrainConfig, raw)

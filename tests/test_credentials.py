@@ -74,7 +74,8 @@ def test_nothing_that_a_training_writes_holds_a_planted_secret(glyphs: str, tmp_
     root, name = glyphs.rsplit("/", 1)
     small = [
         f"data.root={root}", f"data.name={name}", f"storage={tmp_path}/runs", "steps=4", "cluster.workers=1",
-        "train.tasks=1", "train.query=5", "validation.every=2", "validation.episodes=10", "validation.query=5",
+        "train.meta_batch_size=1",
+        "train.query=5", "validation.every=2", "validation.episodes=10", "validation.query=5",
         "evaluation.episodes=10", "evaluation.query=5", "evaluation.shot=[1]", "backbone.width=8",
         "cluster.object_store_mb=150",
     ]  # fmt: skip

@@ -17,7 +17,7 @@ from pipeline.batch import Episodes
 from pipeline.config import Config, Section, compose, validate
 from pipeline.data.episodes import EpisodeSpec
 from pipeline.errors import PipelineError
-from pipeline.inference.files import write_atomic
+from pipeline.files import write_atomic
 from pipeline.model import build_model
 from pipeline.tables import markdown_table
 from pipeline.training.config import Count, Positive

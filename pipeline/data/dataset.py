@@ -18,6 +18,7 @@ from pipeline import store
 from pipeline.data import png, shards
 from pipeline.data.manifest import MANIFEST_NAME, Manifest
 from pipeline.errors import PipelineError
+from pipeline.files import file_sha256, sha256
 
 _logger = logging.getLogger(__name__)
 
@@ -164,7 +165,7 @@ def default_cache() -> str:
 def _check(path: str, expected: str) -> None:
     if not os.path.exists(path):
         raise PipelineError(f"shard {path} is missing; fetch or ingest the dataset again")
-    if shards.file_sha256(path) != expected:
+    if file_sha256(path) != expected:
         raise PipelineError(f"shard {path} is damaged (its SHA-256 is not the manifest's); ingest the dataset again")
 
 
@@ -176,13 +177,13 @@ def _fetch(uri: str, name: str, expected: str, cache: str, fingerprint: str, att
     with open(folder / f"{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if target.exists():
-            if shards.file_sha256(str(target)) == expected:
+            if file_sha256(str(target)) == expected:
                 return str(target)
             _logger.warning("shard %s is damaged in this node's cache; fetching it again", target)
             target.unlink()
         for _ in range(attempts):  # a download can end early or be altered on its way: take it again
             content = store.read_bytes(store.join(uri, name))
-            if shards.sha256(content) == expected:
+            if sha256(content) == expected:
                 store.write_bytes(str(target), content)
                 return str(target)
             _logger.warning("shard %s: what arrived does not have the manifest's SHA-256; fetching it again", name)

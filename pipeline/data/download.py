@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import time
 import urllib.error
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from pipeline import store
 from pipeline.errors import PipelineError
+from pipeline.files import file_digest
 
 CHUNK = 2**18
 Report = Callable[[str], None]
@@ -43,11 +43,6 @@ def download(
         os.replace(part, target)
     Path(f"{target}.lock").unlink(missing_ok=True)
     return target
-
-
-def file_digest(path: Path, algorithm: str) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, algorithm).hexdigest()
 
 
 def _fetch(url: str, part: Path, report: Report, attempts: int, timeout: float) -> None:

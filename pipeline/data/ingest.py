@@ -21,7 +21,6 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -31,13 +30,13 @@ from pydantic import Field
 from pipeline import store
 from pipeline.config import Section, validate
 from pipeline.data.dataset import read_manifest
-from pipeline.data.download import file_digest
 from pipeline.data.ingest_tasks import Layout, Written, read_order, rewrite, write_chunks, write_order
 from pipeline.data.manifest import Manifest
 from pipeline.data.sources.base import HARMLESS, Plan, Report, Skip, Source, small_class
 from pipeline.data.sources.by_kind import make_source
 from pipeline.data.write import Moments, Target, make_manifest
 from pipeline.errors import PipelineError
+from pipeline.files import file_sha256
 from pipeline.ray_internals import DATA_PROGRESS_LOGGER
 
 SKIPPED_NAME = "skipped.json"
@@ -54,7 +53,7 @@ class IngestConfig(Section):
 
     data: DataSection
     overwrite: bool = False
-    max_skipped_share: Annotated[float, Field(ge=0, le=1)] = 0.05
+    max_skipped_fraction: Annotated[float, Field(ge=0, le=1)] = 0.05
     shard_mb: Annotated[int, Field(ge=1, le=1024)] = 64
     address: str | None = None
     cpus: Annotated[int, Field(ge=1)] | None = None
@@ -217,10 +216,10 @@ def _refuse_many(skipped: list[Skip], images: int, settings: IngestConfig) -> No
     total = images + sum(not skip.reason.startswith("duplicate") for skip in held)
     if not images:
         raise PipelineError(f"data.source holds no usable images{_examples(held)}")
-    if len(held) > settings.max_skipped_share * total:
+    if len(held) > settings.max_skipped_fraction * total:
         raise PipelineError(
-            f"{len(held):,} of {total:,} files cannot be used, more than max_skipped_share="
-            f"{settings.max_skipped_share:g}{_examples(held)}"
+            f"{len(held):,} of {total:,} files cannot be used, more than max_skipped_fraction="
+            f"{settings.max_skipped_fraction:g}{_examples(held)}"
         )
 
 
@@ -281,7 +280,7 @@ def _skipped_file(skipped: list[Skip], kept: list[Skip]) -> bytes:
 
 
 def _checksums(archives: list[str]) -> dict[str, str]:
-    return {os.path.basename(path): file_digest(Path(path), "sha256") for path in archives}
+    return {os.path.basename(path): file_sha256(path) for path in archives}
 
 
 @contextmanager

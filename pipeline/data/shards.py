@@ -6,7 +6,6 @@ mapped file is the array. An encoded shard has a column of image files (PNG, JPE
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -40,15 +39,6 @@ def shard_bytes(table: pa.Table) -> pa.Buffer:
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table, max_chunksize=max(1, table.num_rows))
     return sink.getvalue()
-
-
-def sha256(content: bytes | pa.Buffer) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def file_sha256(path: str) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def map_shard(path: str, shape: tuple[int, int, int], rows: int, encoding: str) -> np.ndarray | pa.Array:

@@ -17,6 +17,7 @@ from pipeline import store
 from pipeline.data import png, shards
 from pipeline.data.manifest import MANIFEST_NAME, Manifest, ShardInfo
 from pipeline.errors import PipelineError
+from pipeline.files import sha256
 
 SHARD_BYTES = 64 * 2**20
 
@@ -298,7 +299,7 @@ def rows_per_shard(shape: tuple[int, int, int], shard_bytes: int) -> int:
 def write_shard(place: str, table: pa.Table, current: str | None = None) -> ShardInfo:
     """Write a shard to ``place``, unless the dataset at ``current`` has it, undamaged."""
     content = shards.shard_bytes(table)
-    digest = shards.sha256(content)
+    digest = sha256(content)
     name = shards.shard_name(digest)
     if current is None or not _has(store.join(current, name), digest):
         store.write_bytes(store.join(place, name), content)
@@ -306,7 +307,7 @@ def write_shard(place: str, table: pa.Table, current: str | None = None) -> Shar
 
 
 def _has(uri: str, digest: str) -> bool:
-    return store.exists(uri) and shards.sha256(store.read_bytes(uri)) == digest
+    return store.exists(uri) and sha256(store.read_bytes(uri)) == digest
 
 
 def make_manifest(

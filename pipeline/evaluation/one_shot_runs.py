@@ -7,7 +7,6 @@ asked for once in a run is not used, except where a model's batch-norm looks at 
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -26,6 +25,7 @@ from pipeline.data.sources.tree import hidden_part
 from pipeline.errors import PipelineError
 from pipeline.evaluation.model import Model
 from pipeline.evaluation.statistics import Estimate, estimate
+from pipeline.files import file_sha256
 
 RUNS, WAY = 20, 20
 HUMAN_ERROR = 0.045
@@ -108,10 +108,8 @@ def read_runs(path: str, shape: Sequence[int]) -> OneShotRuns:
     with open_zip(path) as archive:
         pixels = [[_image(path, archive, members[f"{run}/{kind}"], rule) for kind in kinds] for run in names]
         labels = [_labels(path, run, _content(path, archive, members[f"{run}/class_labels.txt"])) for run in names]
-    with open(path, "rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
     images = torch.from_numpy(np.asarray(pixels))
-    return OneShotRuns(images[:, :WAY], images[:, WAY:], torch.tensor(labels), digest)
+    return OneShotRuns(images[:, :WAY], images[:, WAY:], torch.tensor(labels), file_sha256(path))
 
 
 def _content(path: str, archive: ZipReader, member: Member) -> bytes:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import PipelineError
-from pipeline.inference.files import read_tensors, tensors_to_bytes, write_atomic
+from pipeline.files import write_atomic
+from pipeline.inference.files import read_tensors, tensors_to_bytes
 from pipeline.methods.base import State
 
 SCHEMA_VERSION = 1

@@ -1,10 +1,9 @@
-"""Safetensors and JSON on disk: written whole or not at all, read without running anything."""
+"""Safetensors and JSON, read without running anything."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,21 +14,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pipeline.errors import PipelineError
-
-
-def write_atomic(path: str | Path, content: bytes) -> None:
-    """Replace ``path`` by ``content`` in one step: a reader sees the old file or the new one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        with open(partial, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def tensors_to_bytes(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
@@ -59,11 +43,6 @@ def read_json(path: str | Path, remedy: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise PipelineError(f"{path} holds a JSON {type(content).__name__}, not an object; {remedy}")
     return content
-
-
-def file_sha256(path: str | Path) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def model_fingerprint(spec: Mapping[str, Any], weights: Mapping[str, Tensor]) -> str:

@@ -15,6 +15,7 @@ from pipeline.pages.facts import Result, checked
 from pipeline.pages.published import Row, by_setting, matching, printed, protocol
 from pipeline.pages.reading import RUN_TAG, Files, Site
 from pipeline.pages.tables import Cell, Table, number, share
+from pipeline.renamed import RENAMED
 from pipeline.training.runs import EVALUATION, REPORT
 
 MOST_MARKS = 14  # rows of a plot; the table has all
@@ -45,7 +46,7 @@ def results_of(files: Files, run: Run) -> list[Result]:
 
 def parameters(run: Run) -> dict[str, Any]:
     """A run's configuration by dotted keys, as far as short texts tell."""
-    return {key: _value(text) for key, text in run.data.params.items()}
+    return {RENAMED.get(key, key): _value(text) for key, text in run.data.params.items()}
 
 
 def paper_rows(papers: Sequence[Row], params: Mapping[str, Any], dataset: str) -> tuple[str | None, dict[str, Row]]:

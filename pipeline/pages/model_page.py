@@ -24,7 +24,8 @@ from pipeline.training.runs import CALIBRATION, REPORT
 
 RECIPE = {  # what of a configuration is shown without asking
     "method.name": "method", "backbone.name": "backbone", "data.name": "data set", "train.split": "training split",
-    "train.way": "way", "train.shot": "shot", "train.query": "queries per class", "train.tasks": "episodes per step",
+    "train.way": "way", "train.shot": "shot", "train.query": "queries per class",
+    "train.meta_batch_size": "episodes per step",
     "steps": "steps", "optimizer.name": "optimiser", "optimizer.lr": "learning rate", "schedule.name": "schedule",
     "validation.select": "checkpoint chosen by", "seed": "seed", "cluster.workers": "workers",
 }  # fmt: skip

@@ -21,7 +21,7 @@ from pipeline.errors import PipelineError
 from pipeline.inference import FewShotClassifier
 
 ROOT = Path(pipeline.__file__).resolve().parent
-LIGHT = ("__init__.py", "errors.py", "batch.py", "model.py", "nets", "functional", "methods", "inference")
+LIGHT = ("__init__.py", "errors.py", "files.py", "batch.py", "model.py", "nets", "functional", "methods", "inference")
 LIGHT_DATA = (  # what reads image files as an ingest does
     "__init__.py", "images.py", "png.py", "archives.py",
     "sources/__init__.py", "sources/base.py", "sources/files.py", "sources/tree.py",

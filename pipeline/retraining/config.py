@@ -12,6 +12,7 @@ from pipeline.config import Config, Section, config_hash, validate
 from pipeline.config_kinds import Count, Name, Positive, Real, Share
 from pipeline.errors import PipelineError
 from pipeline.registry.promotion import PromoteConfig
+from pipeline.renamed import former
 from pipeline.training.config import TrainConfig
 from pipeline.training.launch import absolute
 
@@ -37,7 +38,7 @@ class RetrainSection(Section):
     """Keys of the section ``retrain`` of ``conf/retrain.yaml``."""
 
     ingest: bool
-    max_skipped_share: Annotated[Real, Field(ge=0, le=1)]
+    max_skipped_fraction: Annotated[Real, Field(ge=0, le=1)]
     shard_mb: Annotated[int, Field(ge=1, le=1024)]
     max_age_days: Positive | None
     force: Word
@@ -67,7 +68,7 @@ class Settings:
         """What the challenger is, apart from its data: a hash of how it is trained."""
         kept = {key: value for key, value in self.raw.items() if key not in ELSEWHERE}
         kept["data"] = self.raw["data"]["name"]
-        return config_hash({**kept, "start": self.retrain.start})[:16]
+        return config_hash({**former(kept), "start": self.retrain.start})[:16]
 
     def promotion(self, version: int) -> PromoteConfig:
         """As ``jobs.promote`` would be asked for this version."""
@@ -87,7 +88,7 @@ class Settings:
         return {
             "data": self.raw["data"],
             "overwrite": True,
-            "max_skipped_share": how.max_skipped_share,
+            "max_skipped_fraction": how.max_skipped_fraction,
             "shard_mb": how.shard_mb,
         }
 

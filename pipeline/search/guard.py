@@ -11,6 +11,7 @@ from pipeline.config import Config
 from pipeline.data.dataset import class_table
 from pipeline.data.manifest import Manifest
 from pipeline.errors import PipelineError
+from pipeline.renamed import current_key
 
 OBJECTIVE = ("split", "seed", "episodes", "way", "shot", "query")  # of validation: fixed for the whole campaign
 TEST = "test"
@@ -32,7 +33,7 @@ _COMMON = {  # keys that all trials have in common
 
 def key_of(override: str) -> str:
     """``train.way`` of ``++train.way=5``, ``data`` of ``data@x=omniglot``."""
-    return override.lstrip("+~").partition("=")[0].partition("@")[0].strip()
+    return current_key(override.lstrip("+~").partition("=")[0].partition("@")[0].strip())
 
 
 def check_arguments(arguments: Iterable[str], where: str) -> None:

@@ -18,8 +18,8 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from pipeline import store
-from pipeline.data.shards import sha256
 from pipeline.errors import PipelineError
+from pipeline.files import sha256
 from pipeline.training.runs import checkpoints
 from pipeline.training.workers import Workers
 

@@ -34,7 +34,7 @@ class EpisodeShape(Section):
 
 class Train(EpisodeShape):
     split: str
-    tasks: Count
+    meta_batch_size: Count
     balanced_query: bool
     batch_size: Count
     grouping: Grouping | None
@@ -123,7 +123,7 @@ class TrainConfig(Section):
 
     def check_workers(self, regime: str) -> None:
         workers, grouping = self.cluster.workers, self.train.grouping
-        shares = [("train.tasks", self.train.tasks, 1)] if regime != "classical" else []
+        shares = [("train.meta_batch_size", self.train.meta_batch_size, 1)] if regime != "classical" else []
         if regime != "episodic":
             shares.append(("train.batch_size", self.train.batch_size, grouping[0] * grouping[1] if grouping else 1))
         for key, number, unit in shares:

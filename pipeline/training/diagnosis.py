@@ -20,13 +20,13 @@ from pipeline.training.workers import Workers
 
 TOO_SMALL = {  # what the error's text has -> what is said
     r"OutOfDisk|No space left on device": store.disk_full("a node"),
-    r"CUDA out of memory|OutOfMemoryError: CUDA": "a GPU has too little memory: lower train.tasks (or "
+    r"CUDA out of memory|OutOfMemoryError: CUDA": "a GPU has too little memory: lower train.meta_batch_size (or "
     "train.batch_size) or validation.tasks, give precision=bfloat16, or share a step by more workers (cluster.workers)",
     r"ObjectStoreFullError": "Ray's object store is full: raise cluster.object_store_mb, or on a cluster of your own "
     "the nodes' --object-store-memory",
     r"OutOfMemory|[Oo]ut of memory|MemoryError|an't allocate memory|annot allocate memory|low on memory": "a worker "
-    "was out of memory: lower train.tasks (or train.batch_size) or validation.tasks, or take nodes with more memory "
-    "(cluster.cpus_per_worker decides how many workers share one)",
+    "was out of memory: lower train.meta_batch_size (or train.batch_size) or validation.tasks, or take nodes with more "
+    "memory (cluster.cpus_per_worker decides how many workers share one)",
 }
 
 

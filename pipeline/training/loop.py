@@ -75,7 +75,7 @@ def make_planner(config: TrainConfig, dataset: Dataset, method: type[Method] | M
     if method.regime == "classical":
         return _image_planner(config, dataset)
     table = class_table(dataset.manifest, train.split)
-    spec = train.spec(train.tasks, train.balanced_query)
+    spec = train.spec(train.meta_batch_size, train.balanced_query)
     check_spec(table, spec, "train")
     return EpisodePlanner(
         table, spec, config.seed, _image_planner(config, dataset) if method.regime == "both" else None

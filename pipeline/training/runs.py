@@ -10,6 +10,7 @@ from typing import Any
 from pipeline import store
 from pipeline.config import Config
 from pipeline.errors import PipelineError
+from pipeline.renamed import current
 
 RUN_FILE = "run.json"
 REPORT, EVALUATION, CALIBRATION = "report", "evaluation.json", "calibration.json"  # a folder, and files in it
@@ -67,7 +68,7 @@ def read_run(uri: str) -> Run:
     try:
         record = json.loads(store.read_bytes(where))
         arguments = tuple(map(str, record.get("arguments", ())))
-        return Run(record["name"], uri, record["config"], record["spec"], record["dataset"], arguments)
+        return Run(record["name"], uri, current(record["config"]), record["spec"], record["dataset"], arguments)
     except (ValueError, KeyError, TypeError) as error:
         raise PipelineError(f"{where} is not a run's description ({error})") from error
 

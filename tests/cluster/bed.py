@@ -23,7 +23,7 @@ from tests.cluster.nodes import BUCKET, WORKER_CPUS, Nodes, ObjectStore, workers
 STEPS, TASKS = 40, 4
 SMALL = [
     "method=prototypical", "method.name=tests.cluster.recorded.Recorded", f"steps={STEPS}", "log_every=5", "seed=3",
-    "train.way=5", "train.shot=1", "train.query=3", f"train.tasks={TASKS}", "backbone.width=8",
+    "train.way=5", "train.shot=1", "train.query=3", f"train.meta_batch_size={TASKS}", "backbone.width=8",
     "validation.every=20", "validation.episodes=8", "validation.query=5", "validation.tasks=2",
     "checkpoint.every=10", "checkpoint.keep=9", "evaluation=null", "register_as=null", "tracking=none",
     f"cluster.cpus_per_worker={WORKER_CPUS}",

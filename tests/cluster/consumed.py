@@ -50,7 +50,7 @@ def planned(raw: Config, local_root: str) -> dict[str, int]:
         support, query = preprocess(batch.support), preprocess(batch.query)
         for task in range(len(support)):
             numbers[digest(support[task], query[task])] = step * len(support) + task
-    assert len(numbers) == config.steps * config.train.tasks, "two episodes of the plan are the same"
+    assert len(numbers) == config.steps * config.train.meta_batch_size, "two episodes of the plan are the same"
     return numbers
 
 

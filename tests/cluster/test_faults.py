@@ -515,7 +515,7 @@ def test_a_full_object_store(bed: Bed, says: Says) -> None:
 
 def test_a_worker_without_memory(bed: Bed, says: Says) -> None:
     began = time.monotonic()
-    with pytest.raises(PipelineError, match="out of memory: lower train.tasks") as error:
+    with pytest.raises(PipelineError, match="out of memory: lower train.meta_batch_size") as error:
         bed.train("memory", "+method.fault=memory", "+method.at=3", "cluster.restarts=0")
     assert "\n" not in str(error.value)
     says("worker out of memory", "one line that names the knob", time.monotonic() - began, None)

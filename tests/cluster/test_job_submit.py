@@ -14,7 +14,7 @@ pytestmark = pytest.mark.cluster
 
 TRAIN = ["python", "-m", "jobs.train", "data=glyphs", "method=prototypical"]
 SMALL = [
-    "steps=4", "cluster.workers=1", "train.tasks=1", "validation.every=2", "validation.episodes=20",
+    "steps=4", "cluster.workers=1", "train.meta_batch_size=1", "validation.every=2", "validation.episodes=20",
     "evaluation=null", "tracking=none",
 ]  # fmt: skip
 

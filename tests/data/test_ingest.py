@@ -161,11 +161,11 @@ def test_too_many_unusable_files_are_refused_and_nothing_stays(ray_session: Any,
     for number in range(3):
         (images / "class 0" / f"x{number}.png").write_bytes(b"hello %d" % number)
     with pytest.raises(
-        PipelineError, match=r"3 of 43 files cannot be used, more than max_skipped_share=0.05: 3 unread"
+        PipelineError, match=r"3 of 43 files cannot be used, more than max_skipped_fraction=0.05: 3 unread"
     ):
         ingest(folder(tmp_path / "out", images), progress=False)
     assert list((tmp_path / "out").iterdir()) == []
-    assert ingest(folder(tmp_path / "out", images, max_skipped_share=0.07), progress=False).rows == 40
+    assert ingest(folder(tmp_path / "out", images, max_skipped_fraction=0.07), progress=False).rows == 40
 
 
 def test_a_class_without_usable_images_is_named(ray_session: Any, tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_an_existing_dataset_is_refused_before_any_work(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"max_skipped_share": 2.0}, "max_skipped_share"),
+        ({"max_skipped_fraction": 2.0}, "max_skipped_fraction"),
         ({"overwrit": True}, "unknown key 'overwrit'; did you mean 'overwrite'"),
         ({"cpus": 0}, "cpus"),
     ],

@@ -20,7 +20,8 @@ from tests.training.conftest import OPTIONS
 
 METHODS = [pytest.param(name, id=name) for name in SMALL_RUNS]
 SHORT = [
-    "steps=200", "log_every=50", "train.way=5", "train.shot=1", "train.query=5", "train.tasks=8", "backbone.width=32",
+    "steps=200", "log_every=50", "train.way=5", "train.shot=1", "train.query=5", "train.meta_batch_size=8",
+    "backbone.width=32",
     "validation.every=200", "validation.episodes=40", "validation.query=5", "checkpoint.every=200",
     "evaluation.untrained=true", "evaluation.episodes=150", "evaluation.way=[5]", "evaluation.shot=[1]",
     "evaluation.query=5", "train.batch_size=64",
@@ -29,7 +30,7 @@ LONGER = {  # what a method needs to be far better than untrained after a minute
     "matching": ["method.scale=10"],
     "snail": ["steps=600", "optimizer.lr=2e-3"],
     "conditionally_shifted": ["steps=600"],
-    "meta_networks": ["steps=300", "train.tasks=4", "method.filters=32", "method.hidden=32"],
+    "meta_networks": ["steps=300", "train.meta_batch_size=4", "method.filters=32", "method.hidden=32"],
     "meta_lstm": ["backbone.width=16", "backbone.eps=1e-3", "clip.norm=0.25", "optimizer.lr=5e-3",
                   "method.inner_steps=5", "method.inner_steps_eval=5"],
     "maml_plus_plus": ["backbone.negative_slope=0.01", "method.inner_steps=3", "method.inner_steps_eval=3"],

@@ -42,7 +42,8 @@ def arguments(home: Path, *more: str) -> list[str]:
         "data=folder", "data.name=growing", f"data.root={home}/datasets", f"data.source.path={home}/images",
         "data.source.shape=[1,28,28]", "data.source.fractions={train: 0.4, val: 0.3, test: 0.3}",
         f"storage={home}/runs", f"tracking.uri=sqlite:///{home}/mlflow.db", f"tracking.artifacts={home}/artifacts",
-        "register_as=people", "backbone.width=8", "steps=8", "train.query=5", "train.tasks=1", "cluster.workers=1",
+        "register_as=people", "backbone.width=8", "steps=8", "train.query=5", "train.meta_batch_size=1",
+        "cluster.workers=1",
         "validation.every=4", "validation.episodes=20", "validation.query=5", "checkpoint.every=4", "evaluation=null",
         "retrain.promotion.episodes=40", "retrain.promotion.query=5", "retrain.shard_mb=1", *more,
     ]  # fmt: skip

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(5400)]
 
 FEW, MANY = 30, 150  # classes, of which 2 in 5 are trained on
 LEARNING = [
-    "backbone.width=16", "steps=150", "train.tasks=1", "train.query=5", "validation.every=50",
+    "backbone.width=16", "steps=150", "train.meta_batch_size=1", "train.query=5", "validation.every=50",
     "validation.episodes=40", "checkpoint.every=50", "retrain.promotion.episodes=300",
 ]  # fmt: skip
 

@@ -11,7 +11,8 @@ from pipeline.search.arguments import translate
 from pipeline.search.campaign import Campaign
 
 BASE = [
-    "steps=12", "log_every=3", "train.way=5", "train.shot=1", "train.query=3", "train.tasks=4", "validation.every=6",
+    "steps=12", "log_every=3", "train.way=5", "train.shot=1", "train.query=3", "train.meta_batch_size=4",
+    "validation.every=6",
     "checkpoint.every=6", "backbone.width=8", "cluster.workers=1",
 ]  # fmt: skip
 OBJECTIVE = [

@@ -225,7 +225,10 @@ def test_a_row_from_the_command_line_with_its_record(tmp_path):
 def test_a_profile_names_the_parts_of_a_step(tmp_path):
     trace = tmp_path / "trace.json"
     done = subprocess.run(
-        [sys.executable, "-m", "jobs.benchmark", f"profile={trace}", "base.train.tasks=2", "base.train.query=1"],
+        [
+            sys.executable, "-m", "jobs.benchmark", f"profile={trace}", "base.train.meta_batch_size=2",
+            "base.train.query=1",
+        ],  # fmt: skip
         cwd=Path(run.__file__).parents[3],
         capture_output=True,
     )

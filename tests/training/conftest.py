@@ -28,7 +28,7 @@ METHODS = {
 
 SMALL = [
     "steps=12", "log_every=3", "seed=3",
-    "train.way=5", "train.shot=1", "train.query=3", "train.tasks=4",
+    "train.way=5", "train.shot=1", "train.query=3", "train.meta_batch_size=4",
     "validation.every=6", "validation.episodes=10", "validation.query=5", "checkpoint.every=4",
     "evaluation=null", "register_as=null", "tracking=none", "backbone.width=8",
 ]  # fmt: skip

@@ -44,8 +44,8 @@ def mistake() -> None:
 @pytest.mark.parametrize(
     ("fails", "says"),
     [
-        (allocate, "lower train.tasks"),
-        (monitor, "lower train.tasks"),
+        (allocate, "lower train.meta_batch_size"),
+        (monitor, "lower train.meta_batch_size"),
         (disk, "TMPDIR"),
         (spilled, "TMPDIR"),
         (store, "cluster.object_store_mb"),

@@ -205,8 +205,8 @@ def test_a_run_from_before_a_key_was_there_is_resumed_with_its_default(small_run
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["cluster.workers=64", "train.tasks=64"], "cluster.workers=64 of cluster.cpus_per_worker=1 need 64 CPUs; "
-            "the cluster has 4"),
+        (["cluster.workers=64", "train.meta_batch_size=64"],
+            "cluster.workers=64 of cluster.cpus_per_worker=1 need 64 CPUs; the cluster has 4"),
         (["cluster.workers=4"], "leave none for Ray Data"),
         (["cluster.gpus_per_worker=1"], "need 2 GPUs; the cluster has 0"),
     ],

@@ -38,7 +38,7 @@ def candidates_an_hour(bench: Bench, uri: str, trainable: type[Trial], steps: in
     arguments = [
         "campaign=metric_scale", "fix.method=prototypical", "fix.method.distance=cosine", f"trials={CANDIDATES}",
         "objective.way=5", "objective.query=5", "objective.episodes=40",
-        f"base.steps={steps}", f"base.validation.every={steps}", "base.train.way=5", "base.train.tasks=1",
+        f"base.steps={steps}", f"base.validation.every={steps}", "base.train.way=5", "base.train.meta_batch_size=1",
         f"base.data.root={path.parent}", f"base.data.name={path.name}", "base.cluster.workers=1",
         f"base.cluster.cpus_per_worker={cluster.cpus_per_worker}",
         f"base.cluster.gpus_per_worker={cluster.gpus_per_worker}",

@@ -21,7 +21,7 @@ from docs.studies.benchmark.table import line, text
 from pipeline.config import Config, validate
 from pipeline.environment import code_version, machine
 from pipeline.errors import PipelineError
-from pipeline.inference.files import write_atomic
+from pipeline.files import write_atomic
 from pipeline.training.cluster import start_ray
 
 # Every theme registers its rows when it is imported.

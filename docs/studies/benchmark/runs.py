@@ -62,7 +62,7 @@ def _overrides(bench: Bench, uri: str, workers: int, steps: int, window: int) ->
         f"storage={bench.folder / 'runs'}",
         f"name=benchmark-{time.time_ns()}",
         f"steps={steps}",
-        f"train.tasks={TASKS}",
+        f"train.meta_batch_size={TASKS}",
         f"log_every={window}",
         f"checkpoint.every={bench.count(500, 2)}",
         f"validation.every={steps}",

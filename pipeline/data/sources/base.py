@@ -22,7 +22,7 @@ class Skip(NamedTuple):
     detail: str = ""
 
 
-# Reasons that do not speak against the input: they are listed, but not held against ``max_skipped_share``.
+# Reasons that do not speak against the input: they are listed, but not held against ``max_skipped_fraction``.
 HARMLESS = frozenset({"hidden", "linked_again", "small_class", "not_in_split", "empty_class"})
 
 
