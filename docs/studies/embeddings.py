@@ -14,7 +14,7 @@ import numpy as np
 import scipy.linalg
 import torch
 
-from pipeline.charts.plots import project
+from pipeline.charts.classes import project
 from pipeline.charts.style import FAINT, MARKERS, PALETTE, Kind, figure, render, style
 from pipeline.evaluation.embeddings import EmbeddedClasses
 from pipeline.functional.clustering import class_spread, spread_clustering
@@ -53,7 +53,8 @@ def side_by_side(
             axes.set_title(heading, pad=20)
             ratio = spread_clustering(class_spread(*map(torch.from_numpy, (classes.shown, classes.labels))))
             note = f"$R_{{FC}}$ of these images, in all {classes.shown.shape[1]:,} dimensions: {ratio:.3g}"
-            axes.text(0.0, 1.01, note, transform=axes.transAxes, color=FAINT, fontsize=9, va="bottom")
+            axes.text(0.0, 1.01, note, transform=axes.transAxes, color=FAINT, fontsize=9, va="bottom",
+                      parse_math=True)  # fmt: skip
         handles, names = grid[0].get_legend_handles_labels()
         drawn.legend(handles, names, loc="outside lower center", ncols=min(6, len(names)), fontsize=9)
         if title:

@@ -8,6 +8,7 @@ from math import inf
 
 import numpy as np
 import torch
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from torch import Tensor
 
@@ -63,7 +64,7 @@ def example(metric: str = "euclidean", seed: int = 0) -> tuple[Tensor, Tensor, T
 
 def lemma_plot(measured: Approach, title: str = "", kind: Kind = "png") -> bytes:
     """Distance and angle to both limits over the scale."""
-    with style():
+    with style(), rc_context({"text.parse_math": True}):
         drawn = figure(7, 5.4)
         above, below = drawn.subplots(2, 1, sharex=True)
         _panel(above, measured.alphas, measured.distance, "relative distance")

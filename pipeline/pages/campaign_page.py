@@ -6,10 +6,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from markupsafe import Markup
 from mlflow.entities import Run
 
-from pipeline.pages import campaign_charts as charts
+from pipeline.charts import campaign as charts
+from pipeline.charts.campaign import is_number, last, value_text
 from pipeline.pages.facts import Best, Dimension, Finalist, Summary, Trial, checked
+from pipeline.pages.inline import inline
 from pipeline.pages.leaderboard import parameters
 from pipeline.pages.reading import RUN_TAG, Files
 from pipeline.pages.tables import Cell, Table, number, share
@@ -17,6 +20,7 @@ from pipeline.registry.record import CONFIG
 
 LEDGER, SUMMARY, SPACE, BEST = "ledger.jsonl", "summary.json", "space.yaml", "best.yaml"
 MOST_KEYS = 24
+STATUS = {"finished": "good", "stopped": "warn", "failed": "bad"}  # classes of the style sheet
 
 
 def campaign_name(parent: Run) -> str:
@@ -35,7 +39,7 @@ def campaign_context(parent: Run, children: Sequence[Run], files: Files) -> dict
     if not records:
         records = [trial for run in children if (trial := _trial(run, space, files)) is not None]
     records.sort(key=lambda trial: (trial.seed is not None, trial.number, trial.seed or 0))
-    select = "last" if _selects_last(files, run_id) else "best"
+    select = "last" if _selectslast(files, run_id) else "best"
     searched = [trial for trial in records if trial.seed is None]
     default = searched[0] if searched and searched[0].number == 0 else None
     counts = Counter(trial.status for trial in records)
@@ -53,8 +57,8 @@ def campaign_context(parent: Run, children: Sequence[Run], files: Files) -> dict
         "best_config": files.text(run_id, BEST),
         "finalists": _finalists(found.finalists),
         "plots": _plots(space, searched, select, default, found.finalists),
-        "parallel": charts.parallel_coordinates(space, searched, select) if space and searched else None,
-        "time": charts.trials_over_time(records, select) if any(t.began > 0 for t in records) else None,
+        "parallel": _parallel(space, searched, select) if space and searched else None,
+        "time": _over_time(records, select) if any(t.began > 0 for t in records) else None,
         "lost": _lost(records),
         "trials": _trials(records, space, select, found.best),
         "space": _space_table(space),
@@ -74,7 +78,7 @@ def _space(content: Any) -> dict[str, Dimension]:
     return {key: dimension for key, dimension in found.items() if dimension is not None}
 
 
-def _selects_last(files: Files, run_id: str) -> bool:
+def _selectslast(files: Files, run_id: str) -> bool:
     config = files.yaml(run_id, BEST)
     how = config.get("validation") if isinstance(config, dict) else None
     return isinstance(how, dict) and how.get("select") == "last"
@@ -113,15 +117,13 @@ def _plots(
     """One for every searched number, coloured by the first searched choice that has several values."""
     out = []
     for key, dimension in space.items():
-        mine = [t for t in searched if charts.is_number(t.values.get(key))]
+        mine = [t for t in searched if is_number(t.values.get(key))]
         if dimension.choices is not None or not mine:
             continue
-        colour = next(
-            (k for k, d in space.items() if d.choices is not None and len({str(t.values.get(k)) for t in mine}) > 1),
-            None,
-        )
-        groups = {t.number: _group(colour, t) for t in mine}
-        drawn = charts.accuracy_over(key, dimension, mine, select, groups, default, finalists)
+        groups = charts.groups_of(space, mine)
+        means = [charts.Finalist(f.values, f.accuracy, f.interval) for f in finalists]
+        begun = default.values if default else None
+        drawn = charts.accuracy_over(key, space, mine, select, begun, means, kind="svg")
         rows = [
             [
                 number(t.number, "d"),
@@ -133,14 +135,19 @@ def _plots(
             for t in mine
         ]
         table = Table(
-            ["trial", _last(key), "group", "accuracy, %", "status"], rows, f"Accuracy over {key}", name=f"over-{key}"
+            ["trial", last(key), "group", "accuracy, %", "status"], rows, f"Accuracy over {key}", name=f"over-{key}"
         )
-        out.append({"key": key, "plot": drawn, "table": table})
+        out.append({"key": key, "plot": inline(drawn, f"Validation accuracy over {key}"), "table": table})
     return out
 
 
-def _group(key: str | None, trial: Trial) -> str:
-    return f"{_last(key)} {charts.value_text(trial.values.get(key))}" if key else "trials"
+def _parallel(space: dict[str, Dimension], searched: Sequence[Trial], select: str) -> Markup:
+    drawn = charts.parallel_coordinates(space, searched, select, "svg")
+    return inline(drawn, "Values of every trial and its accuracy, as parallel coordinates")
+
+
+def _over_time(records: Sequence[Trial], select: str) -> Markup:
+    return inline(charts.trials_over_time(records, select, "svg"), "Trials over time")
 
 
 def _trials(records: Sequence[Trial], space: dict[str, Dimension], select: str, best: Best | None) -> Table:
@@ -155,10 +162,10 @@ def _trials(records: Sequence[Trial], space: dict[str, Dimension], select: str, 
                 *(_value(trial.values[key]) if key in trial.values else Cell() for key in keys),
                 number(trial.step, ","),
                 share(trial.score(select), mark="best" if won else ""),
-                Cell(trial.status, mark=charts.STATUS.get(trial.status, ""), note=trial.reason),
+                Cell(trial.status, mark=STATUS.get(trial.status, ""), note=trial.reason),
             ]
         )
-    return Table(["trial", *map(_last, keys), "steps", "accuracy, %", "status"], rows, "All trials", True, "trials")
+    return Table(["trial", *map(last, keys), "steps", "accuracy, %", "status"], rows, "All trials", True, "trials")
 
 
 def _lost(records: Sequence[Trial]) -> Table | None:
@@ -166,7 +173,7 @@ def _lost(records: Sequence[Trial]) -> Table | None:
     rows = [
         [
             number(t.number, "d", note="" if t.seed is None else f"seed {t.seed}"),
-            Cell(t.status, mark=charts.STATUS.get(t.status, "")), number(t.step, ","),
+            Cell(t.status, mark=STATUS.get(t.status, "")), number(t.step, ","),
             Cell(t.reason or "no reason recorded"),
         ]
         for t in records
@@ -183,7 +190,7 @@ def _finalists(finalists: Sequence[Finalist]) -> Table | None:
             number(f.number, "d", note="default" if f.default else ""),
             share(f.accuracy, f.interval),
             Cell(" ".join(f"{100 * value:.2f}" for value in f.by_seed)),
-            Cell(" ".join(f"{_last(k)}={charts.value_text(v)}" for k, v in f.values.items()), code=True),
+            Cell(" ".join(f"{last(k)}={value_text(v)}" for k, v in f.values.items()), code=True),
         ]
         for f in finalists
     ]
@@ -194,7 +201,7 @@ def _finalists(finalists: Sequence[Finalist]) -> Table | None:
 def _space_table(space: dict[str, Dimension]) -> Table:
     rows = []
     for key, d in space.items():
-        kind = "one of " + ", ".join(map(charts.value_text, d.choices or []))
+        kind = "one of " + ", ".join(map(value_text, d.choices or []))
         if d.low is not None and d.high is not None:
             kind = f"{d.low:g} to {d.high:g}{', logarithmic' if d.log else ''}"
         rows.append([Cell(key, code=True), Cell(kind)])
@@ -202,15 +209,11 @@ def _space_table(space: dict[str, Dimension]) -> Table:
 
 
 def _values(values: dict[str, Any]) -> list[tuple[str, str]]:
-    return [(key, charts.value_text(value)) for key, value in values.items()]
+    return [(key, value_text(value)) for key, value in values.items()]
 
 
 def _value(value: Any) -> Cell:
-    return number(float(value), ".4g") if charts.is_number(value) else Cell(charts.value_text(value))
-
-
-def _last(key: str | None) -> str:
-    return (key or "").rpartition(".")[2]
+    return number(float(value), ".4g") if is_number(value) else Cell(value_text(value))
 
 
 def _int(text: str | None) -> int | None:

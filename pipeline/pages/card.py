@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from pipeline.batch import Episodes
-from pipeline.charts.plots import project
+from pipeline.charts.classes import project
 from pipeline.data.augment import quarter_turns
 from pipeline.data.batches import class_turns, to_batch
 from pipeline.data.dataset import ClassTable, Dataset, class_table

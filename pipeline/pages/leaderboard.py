@@ -10,8 +10,9 @@ import yaml
 from markupsafe import Markup
 from mlflow.entities import Run
 
-from pipeline.pages import charts
+from pipeline.charts.accuracy import Mark, accuracies
 from pipeline.pages.facts import Result, checked
+from pipeline.pages.inline import inline
 from pipeline.pages.published import Row, by_setting, matching, printed, protocol
 from pipeline.pages.reading import RUN_TAG, Files, Site
 from pipeline.pages.tables import Cell, Table, number, share
@@ -136,11 +137,11 @@ def _plot(dataset: str, setting: str, mine: Sequence[Scored]) -> Markup:
         ):
             chosen[entry.label] = entry
     marks = [
-        charts.Mark(label, e.results[setting].accuracy, e.results[setting].interval, _accuracy(e.paper.get(setting)))
+        Mark(label, e.results[setting].accuracy, e.results[setting].interval, _accuracy(e.paper.get(setting)))
         for label, e in chosen.items()
     ]
     kept = sorted(marks, key=lambda mark: -mark.value)[:MOST_MARKS]
-    return charts.intervals(kept, f"Accuracy on {dataset}, {setting}")
+    return inline(accuracies(kept, "svg"), f"Accuracy on {dataset}, {setting}")
 
 
 def _accuracy(row: Row | None) -> float | None:

@@ -7,12 +7,15 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
-from pipeline.pages import charts
+from pipeline.charts.accuracy import accuracy_by_shot, error_rates, learning_curve, lines_of, reliability
+from pipeline.charts.classes import projection
 from pipeline.pages.card import CARD, SHEET
 from pipeline.pages.facts import Calibration, Card, Decision, Failure, Result, checked
 from pipeline.pages.images import Sheet
+from pipeline.pages.inline import inline
 from pipeline.pages.leaderboard import paper_rows, parameters, results_of
 from pipeline.pages.published import Row, printed
 from pipeline.pages.reading import RUN_TAG, Files, Registered, Version
@@ -31,6 +34,7 @@ RECIPE = {  # what of a configuration is shown without asking
 }  # fmt: skip
 HEAT = 9  # levels of a confusion's colour
 PUBLISHED = "published"
+MOST_LINES = 7
 
 
 def shown_version(model: Registered) -> Version | None:
@@ -155,12 +159,7 @@ def _accuracy(
     if not results:
         return None
     _, paper = paper_rows(papers, params, str(version.entity.tags.get("dataset.name", "")))
-    lines = []
-    for way in sorted({result.way for result in results})[:7]:
-        mine = sorted((r for r in results if r.way == way), key=lambda r: r.shot)
-        published = [(float(r["shot"]), float(r["accuracy"])) for r in paper.values() if r.get("way") == way]
-        points = [(float(r.shot), r.accuracy, r.interval) for r in mine]
-        lines.append(charts.Line(f"{way}-way", points, published, 1 / way if way else None))
+    lines = lines_of([r.model_dump() for r in results if r.way], paper.values())[:MOST_LINES]
     rows = []
     for r in sorted(results, key=lambda r: (r.way, r.shot)):
         row = paper.get(f"{r.way}-way {r.shot}-shot")
@@ -174,7 +173,7 @@ def _accuracy(
         )  # fmt: skip
     header = ["way", "shot", "accuracy, %", PUBLISHED, "episodes", "queries per class", "split", "seed"]
     table = Table(header, rows, "Accuracy with 95 % intervals", name="accuracy")
-    return {"plot": charts.by_shot(lines, "Accuracy by way and shot"), "table": table}
+    return {"plot": inline(accuracy_by_shot(lines, kind="svg"), "Accuracy by way and shot"), "table": table}
 
 
 def _curve(files: Files, run_id: str) -> dict[str, Any] | None:
@@ -182,7 +181,7 @@ def _curve(files: Files, run_id: str) -> dict[str, Any] | None:
     if not accuracy:
         return None
     half = dict(files.metric(run_id, "val/interval"))
-    loss = _thin([(float(s), v) for s, v in files.metric(run_id, "train/loss")])
+    loss = [(float(s), v) for s, v in files.metric(run_id, "train/loss")]
     points = [
         (float(s), v, half.get(s, 0.0) if math.isfinite(half.get(s, 0.0)) else 0.0)
         for s, v in accuracy
@@ -190,14 +189,7 @@ def _curve(files: Files, run_id: str) -> dict[str, Any] | None:
     ]
     rows = [[number(s, ",.0f"), share(v, h)] for s, v, h in points]
     table = Table(["step", "validation accuracy, %"], rows, "Validation accuracy", name="learning-curve")
-    return {"plot": charts.curve(charts.Line("", points), loss, "Learning curve"), "table": table}
-
-
-def _thin(points: list[tuple[float, float]], most: int = 300) -> list[tuple[float, float]]:
-    """Means of neighbours, so that a long training draws as fast as a short one."""
-    each = -(-len(points) // most)
-    groups = [points[i : i + each] for i in range(0, len(points), each)] if points else []
-    return [(g[-1][0], sum(v for _, v in g) / len(g)) for g in groups]
+    return {"plot": inline(learning_curve(points, loss, kind="svg"), "Learning curve"), "table": table}
 
 
 def _environment(content: Any, version: Version) -> list[tuple[str, str]]:
@@ -229,7 +221,7 @@ def _calibration(found: Calibration) -> dict[str, Any]:
     return {
         "target": 100 * found.target,
         "split": found.split,
-        "plot": charts.rates(marks, "Error rates of the threshold for unknown"),
+        "plot": inline(error_rates(marks, "svg"), "Error rates of the threshold for unknown"),
         "table": Table(header, rows, "Thresholds and their error rates", name="calibration"),
     }
 
@@ -312,7 +304,7 @@ def _reliability(card: Card) -> dict[str, Any]:
     rows = [[share(b.confidence), share(b.accuracy), number(b.queries, ",")] for b in card.reliability.bins]
     header = ["stated probability, %", "right answers, %", "queries"]
     return {
-        "plot": charts.reliability(bins, "Stated probability against share of right answers"),
+        "plot": inline(reliability(bins, "svg"), "Stated probability against share of right answers"),
         "table": Table(header, rows, "By the stated probability", name="reliability"),
         "error": 100 * card.reliability.error,
     }
@@ -323,15 +315,12 @@ def _projection(card: Card, names: Sequence[str]) -> dict[str, Any] | None:
     if not found.points:
         return None
     members = list(dict.fromkeys(member for _, _, member in found.points))
-    place = {member: number for number, member in enumerate(members)}
-    first, second = (f"{axis} principal component ({100 * v:.0f} % of variance)" for axis, v in
-                     zip(("first", "second"), found.variance, strict=True))  # fmt: skip
-    shown = [(x, y, place[member]) for x, y, member in found.points]
+    points = np.asarray([point[:2] for point in found.points])
+    labels = np.asarray([members.index(member) for _, _, member in found.points])
+    drawn = projection(points, labels, [names[member] for member in members], found.variance, kind="svg")
     rows = [[Cell(names[m]), number(x, ".4f"), number(y, ".4f")] for x, y, m in found.points]
     return {
-        "plot": charts.plane(
-            shown, [names[m] for m in members], "Images of unseen classes on a plane", (first, second)
-        ),
+        "plot": inline(drawn, "Images of unseen classes on a plane"),
         "table": Table(["class", "first", "second"], rows, "Coordinates", name="projection"),
         "classes": len(members),
         "images": found.images,

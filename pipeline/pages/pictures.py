@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from pipeline.batch import Episodes
-from pipeline.charts import plots
+from pipeline.charts.accuracy import accuracy_by_shot, lines_of
+from pipeline.charts.classes import episode_picture, project, projection
 from pipeline.data.augment import quarter_turns
 from pipeline.data.batches import class_turns, to_batch
 from pipeline.data.dataset import Dataset, class_table
@@ -24,16 +25,16 @@ def draw_pictures(
 ) -> dict[str, bytes]:
     """File name to content: accuracy by way and shot, embeddings of unseen classes, an episode with its answers."""
     embeddings, labels, names = _embeddings(method, preprocess, dataset, split)
+    points, variance = project(embeddings)
     episode = _episode(method, preprocess, dataset, split)
+    unseen = f"Classes of split {split!r} that training never saw"
     out = {}
     kinds: tuple[Literal["svg", "png"], ...] = ("svg", "png")
     for kind in kinds:
-        out[f"accuracy.{kind}"] = plots.accuracy_by_way_and_shot(results, kind=kind)
-        out[f"embeddings.{kind}"] = plots.embedding_projection(
-            embeddings, labels, names, f"Classes of split {split!r} that training never saw", kind
-        )
+        out[f"accuracy.{kind}"] = accuracy_by_shot(lines_of(results), "Accuracy by way and shot", kind)
+        out[f"embeddings.{kind}"] = projection(points, labels, names, variance.tolist(), unseen, kind)
         if episode is not None:
-            out[f"episode.{kind}"] = plots.episode_picture(**episode, title="An episode", kind=kind)
+            out[f"episode.{kind}"] = episode_picture(**episode, title="An episode", kind=kind)
     return out
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mlflow.entities import Metric
 
@@ -127,11 +127,14 @@ def _put_checkpoint(store: Store, run_id: str, uri: str, state: dict[str, Any]) 
 
 def _put_files(store: Store, run_id: str, run: Run, history: list[dict[str, float]]) -> None:
     """The learning curve and the files of ``report/``; written again they replace their older selves."""
-    from pipeline.charts.plots import learning_curve  # matplotlib, which no training waits for before its first step
+    from pipeline.charts.accuracy import learning_curve  # matplotlib, which no training waits for before its first step
 
+    accuracy = [(e["step"], e["val/accuracy"], e.get("val/interval", 0.0)) for e in history if "val/accuracy" in e]
+    loss = [(e["step"], e["train/loss"]) for e in history if "train/loss" in e]
+    kinds: tuple[Literal["svg", "png"], ...] = ("svg", "png")
     with tempfile.TemporaryDirectory() as folder:
-        for kind in ("svg", "png"):
-            (Path(folder) / f"learning_curve.{kind}").write_bytes(learning_curve(history, run.name, kind))
+        for kind in kinds:
+            (Path(folder) / f"learning_curve.{kind}").write_bytes(learning_curve(accuracy, loss, run.name, kind))
         store.client.log_artifacts(run_id, folder, PLOTS)
     with tempfile.TemporaryDirectory() as folder:
         where = folders.join(run.uri, REPORT)

@@ -115,9 +115,9 @@ def test_tables_sort_by_the_keyboard(browser, pages_folder):
     assert browser.run("document.activeElement.tagName") == "BUTTON"
     browser.press("Enter", 13)
     ascending = column(browser, 0)
-    assert ascending == sorted(ascending)
+    assert ascending == sorted(ascending, key=str.lower)
     browser.press(" ", 32)
-    assert column(browser, 0) == sorted(ascending, reverse=True)
+    assert column(browser, 0) == sorted(ascending, key=str.lower, reverse=True)
     assert browser.run("document.querySelector('table.sorted th').getAttribute('aria-sort')") == "descending"
 
 
@@ -137,7 +137,7 @@ def test_rows_are_filtered_and_numbers_are_one_click_away(browser, pages_folder)
 def test_links_lead_to_the_pages(browser, pages_folder):
     browser.open((pages_folder / "index.html").as_uri())
     found = browser.run("[...document.querySelectorAll('main a[href$=html]')].map((a) => a.href)")
-    assert len(set(found)) == 5
+    assert len(set(found)) == 4  # two models, two campaigns
     for url in sorted(set(found)):
         browser.open(url)
         assert browser.problems == [] and browser.run("document.querySelector('h1').textContent")

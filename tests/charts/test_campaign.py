@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
-from pipeline.search.finalists import Standing
+from pipeline.charts.campaign import Finalist, accuracy_over, groups_of, parallel_coordinates, trials_over_time
 from pipeline.search.ledger import Record
-from pipeline.search.plots import accuracy_over, parallel_coordinates, trials_over_time
 from pipeline.search.space import Space
 
 SPACE = Space(
@@ -30,12 +28,12 @@ RECORDS = [
 
 @pytest.mark.parametrize("records", [RECORDS, RECORDS[1:2], RECORDS[2:3]], ids=["all", "one", "failed"])
 def test_every_plot_is_drawn(records):
-    standings = [Standing(RECORDS[1], np.random.default_rng(0).random((3, 20)), "c-1-seed1")]
+    finalists = [Finalist(RECORDS[1].values, 0.8, 0.4), Finalist(RECORDS[0].values, 0.5, None)]
     default = {"method": "maml", "rate": 0.1, "steps": 3}
     for draw in (
-        lambda: accuracy_over("rate", SPACE, records, "best", default, standings, kind="svg"),
-        lambda: accuracy_over("steps", SPACE, records, "best", default, kind="svg"),
-        lambda: parallel_coordinates(SPACE, records, "best", "svg"),
+        lambda: accuracy_over("rate", SPACE.dimensions, records, "best", default, finalists, kind="svg"),
+        lambda: accuracy_over("steps", SPACE.dimensions, records, "best", default, kind="svg"),
+        lambda: parallel_coordinates(SPACE.dimensions, records, "best", "svg"),
         lambda: trials_over_time(records, "best", "svg"),
     ):
         drawn = draw()
@@ -43,6 +41,11 @@ def test_every_plot_is_drawn(records):
 
 
 def test_zero_on_a_logarithmic_axis_is_a_line_of_its_own():
-    shown = accuracy_over("rate", SPACE, RECORDS[:2], "best", kind="svg")
-    alone = accuracy_over("rate", SPACE, RECORDS[1:2], "best", kind="svg")
+    shown = accuracy_over("rate", SPACE.dimensions, RECORDS[:2], "best", kind="svg")
+    alone = accuracy_over("rate", SPACE.dimensions, RECORDS[1:2], "best", kind="svg")
     assert b"rate 0" in shown and b"rate 0" not in alone
+
+
+def test_the_first_choice_that_differs_gives_the_colour():
+    assert groups_of(SPACE.dimensions, RECORDS[:2]) == {0: "method reptile", 1: "method maml"}
+    assert set(groups_of(SPACE.dimensions, RECORDS[1:3]).values()) == {"trials"}
