@@ -190,7 +190,7 @@ def _publish_evaluation(config: EvaluateConfig, model: Model, run: Run, summary:
     accuracies = np.asarray(mine[0]["accuracies"])
     _write_card(run, method, preprocess, Dataset(str(model.dataset), verify=False), protocol, accuracies)
     published = publish(run.uri, config.tracking)
-    print(f"published in MLflow run {published.run_id}; for its model's tags: python -m jobs.register run={run.name}")
+    print(f"published in MLflow run {published.run_id}; for its model's tags: python -m jobs.register run={run.uri}")
 
 
 def _write_card(

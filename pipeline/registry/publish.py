@@ -48,7 +48,7 @@ def publish(run_uri: str, tracking: Mapping[str, Any]) -> Published:
         PipelineError: the folder is no run, or the store is away.
     """
     run = read_run(run_uri)
-    with reaching(tracking, f"publish the run later with: python -m jobs.register run={run.name}"):
+    with reaching(tracking, f"publish the run later with: python -m jobs.register run={run.uri}"):
         store = connect(tracking)
         run_id = open_run(store, run.name, run.config, run.dataset)
         best = best_checkpoint(run.uri)

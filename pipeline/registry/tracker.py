@@ -62,6 +62,7 @@ class Tracker:
         self, run_name: str, tracking: Mapping[str, Any], config: Mapping[str, Any], dataset: Mapping[str, Any]
     ) -> None:
         self.run_name = run_name
+        self._folder = f"{str(config['storage']).rstrip('/')}/{run_name}" if "storage" in config else run_name
         self._tracking, self._config, self._dataset = dict(tracking), dict(config), dict(dataset)
         self._pending: deque[Figure] = deque()
         self._changed = threading.Condition()
@@ -117,7 +118,7 @@ class Tracker:
         reason = self._reason or self._refused or "the store did not answer in time"
         message = (
             f"{lost} of {lost + self._delivered} tracked figures did not reach MLflow ({reason}); "
-            f"deliver them with: python -m jobs.register run={self.run_name}"
+            f"deliver them with: python -m jobs.register run={self._folder}"
         )
         return Delivery(self._delivered, lost, reason, message)
 

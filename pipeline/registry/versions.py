@@ -56,7 +56,7 @@ def register_run(run_uri: str, tracking: Mapping[str, Any], name: str | None = N
     run = read_run(run_uri)
     name = name or run.config.get("register_as") or f"{run.spec['method']['name']}-{run.dataset['name']}"
     checkpoint = load_checkpoint(best_checkpoint(run.uri))
-    return register(run.name, checkpoint, tracking, name, evaluation_of(run), calibration_of(run.uri))
+    return register(run.name, checkpoint, tracking, name, evaluation_of(run), calibration_of(run.uri), run.uri)
 
 
 def register(
@@ -66,6 +66,7 @@ def register(
     name: str,
     evaluation: Sequence[Mapping[str, Any]] = (),
     calibration: Calibration | None = None,
+    folder: str | None = None,
 ) -> Registered:
     """Make a version of the registered model ``name`` from a checkpoint, once.
 
@@ -75,6 +76,7 @@ def register(
     Args:
         evaluation: results with split, way, shot, query, episodes, seed, accuracy and interval; they become tags.
         calibration: thresholds for 'unknown'; without, the model knows every query.
+        folder: of the run, by which a later try finds it.
 
     Raises:
         PipelineError: the store is away, or refuses the name.
@@ -85,7 +87,7 @@ def register(
         )
     origin = {"run": run_name, "step": checkpoint.step, "dataset": mask(checkpoint.dataset)}
     classifier = FewShotClassifier.from_weights(checkpoint.spec, checkpoint.model, calibration, origin)
-    with reaching(tracking, f"register the run later with: python -m jobs.register run={run_name}"):
+    with reaching(tracking, f"register the run later with: python -m jobs.register run={folder or run_name}"):
         store = connect(tracking)
         content = _content(classifier)
         found = _version_of(store.client, name, run_name, content)

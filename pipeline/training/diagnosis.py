@@ -51,9 +51,10 @@ def check_finite(learner: Learner, losses: list[Tensor], per_step: int, workers:
     begins = [(step - 1) * per_step + rank * share for rank in ranks or range(workers.world_size)]
     where = ", ".join(f"{begin}..{begin + share - 1}" for begin in begins)
     unit = "images" if learner.method.regime == "classical" else "episodes"
+    folder = store.join(learner.config.storage, str(learner.config.name))
     raise Diverged(
         f"{what} in step {step}, with {unit} {where}; the last checkpoint, from before, is kept. See which it is with: "
-        f"python -m jobs.replay run={learner.config.name} step={step}; then lower optimizer.lr, or set clip.norm"
+        f"python -m jobs.replay run={folder} step={step}; then lower optimizer.lr, or set clip.norm"
     )
 
 
@@ -72,8 +73,8 @@ def cause_of(error: Exception, run: Run) -> Exception:
         return (Unavailable if kind == "Unavailable" else PipelineError)(f"run {run.name}: {line}")
     if beginning := re.search(r"TrainController\.__init__(?s:.)*OSError: (.+)", text):
         line = f"its storage does not answer as it should: {beginning[1]}"
-        return Unavailable(f"run {run.name}: {line}; go on with it once it does: resume={run.name}")
+        return Unavailable(f"run {run.name}: {line}; go on with it once it does: {run.resume}")
     for signs, line in TOO_SMALL.items():
         if re.search(signs, text):
-            return PipelineError(f"run {run.name}: {line}; then go on with it: resume={run.name}")
+            return PipelineError(f"run {run.name}: {line}; then go on with it: {run.resume}")
     return error

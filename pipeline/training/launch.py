@@ -30,7 +30,7 @@ from pipeline.training.diagnosis import cause_of
 from pipeline.training.loop import make_planner
 from pipeline.training.optim import build_schedule, check_optimizer
 from pipeline.training.preemption import asked_to_leave, leaving_on_sigterm
-from pipeline.training.runs import RUN_FILE, START, Run, find_run, write_run
+from pipeline.training.runs import RUN_FILE, START, Run, best_checkpoint, checkpoints, find_run, step_of, write_run
 from pipeline.training.telemetry import Display, Entry, Restarts, Telemetry, start_monitor
 from pipeline.training.worker import train_worker
 
@@ -71,7 +71,7 @@ def prepare(raw: Config) -> tuple[TrainConfig, Config, Run]:
         raise PipelineError(f"name={name!r}: a run's name is made of letters, digits, '.', '_' and '-'")
     uri = store.join(config.storage, name)
     if store.exists(store.join(uri, RUN_FILE)):
-        raise PipelineError(f"name={name}: a run in {config.storage} has this name; go on with it: resume={name}")
+        raise PipelineError(f"name={name}: a run in {config.storage} has this name; go on with it: resume={uri}")
     dataset = {"name": manifest.name, "fingerprint": manifest.fingerprint, "uri": config.dataset_uri}
     run = Run(name, uri, {**raw, "name": name}, spec, dataset, _arguments())
     return config, run.config, run
@@ -185,20 +185,28 @@ def launch(
             raise cause_of(error, run) from error
     stopped = ray.get(monitor.stopped.remote())
     if stopped and asked_to_leave(monitor):
-        raise Stopped(f"run {run.name}: {stopped}; go on with it: resume={run.name}")
+        raise Stopped(f"run {run.name}: {stopped}; go on with it: {run.resume}")
     if stopped:
         raise PipelineError(f"run {run.name}: {stopped}")
     return run
 
 
 def _resumed(raw: Config) -> tuple[TrainConfig, Config, Run]:
-    """The stored configuration of a run, with what was given of where it runs (cluster, tracking)."""
+    """The stored configuration of a run, with what was given of where it and its dataset are now (cluster, tracking,
+    data.root), and of how long it is to be."""
     given = _given(raw)
     for key in given:
-        if key.split(".")[0] not in ("resume", "storage", "cluster", "tracking"):
+        if key.split(".")[0] not in ("resume", "storage", "cluster", "tracking") and key not in ("data.root", "steps"):
             raise PipelineError(f"{key}: a resumed run keeps its stored configuration; leave it out or begin a new run")
-    run = find_run(str(raw["resume"]), absolute("storage", str(raw["storage"])))
+    name, storage = str(raw["resume"]), str(raw["storage"])
+    if not (store.is_remote(name) or os.path.isabs(name)):
+        storage = absolute("storage", storage)
+    run = find_run(name, storage)
     stored = _completed(run.config)
+    if "steps" in given:
+        _lengthen(run, stored, raw["steps"])
+    if "data.root" in given:
+        stored["data"]["root"] = absolute("data.root", str(raw["data"]["root"]))
     run = replace(run, config=stored)
     stored = copy.deepcopy(stored)
     for key in given:
@@ -218,6 +226,20 @@ def _resumed(raw: Config) -> tuple[TrainConfig, Config, Run]:
     if found != run.dataset["fingerprint"]:
         raise PipelineError(f"resume={run.name}: the dataset at {config.dataset_uri} has changed since the run began")
     return config, stored, run
+
+
+def _lengthen(run: Run, stored: Config, steps: Any) -> None:
+    """Another number of steps for a run that is resumed: what has been trained stays, the schedule is the new one's."""
+    done = max((step_of(uri) for uri in checkpoints(run.uri)), default=0)
+    if not isinstance(steps, int) or steps < done:
+        raise PipelineError(f"steps={steps}: run {run.name} has {done:,} steps already; give as many or more")
+    schedule = stored["schedule"]["name"]
+    print(
+        f"run {run.name}: {steps:,} steps instead of {stored['steps']:,}; from here on its learning rate is that of "
+        f"schedule {schedule} over {steps:,} steps",
+        flush=True,
+    )
+    stored["steps"] = steps
 
 
 def _completed(stored: Config) -> Config:
@@ -254,7 +276,22 @@ def absolute(key: str, value: str) -> str:
 
 def _absolute(raw: Config) -> Config:
     data = {**raw["data"], "root": absolute("data.root", str(raw["data"]["root"]))}
-    return {**raw, "data": data, "storage": absolute("storage", str(raw["storage"]))}
+    placed = {**raw, "data": data, "storage": absolute("storage", str(raw["storage"]))}
+    if raw.get("initial") is not None:
+        placed["initial"] = _initial(str(raw["initial"]), placed["storage"])
+    return placed
+
+
+def _initial(given: str, storage: str) -> str:
+    """The checkpoint folder that ``initial`` stands for: itself, or a run's chosen checkpoint."""
+    if store.exists(store.join(given, STATE)):
+        return absolute("initial", given)
+    for uri in (given, store.join(storage, given)):
+        if store.exists(store.join(uri, RUN_FILE)):
+            return absolute("initial", best_checkpoint(uri))
+    raise PipelineError(
+        f"initial={given}: neither a checkpoint's folder, nor a run's, nor the name of a run in {storage}"
+    )
 
 
 def _arguments() -> tuple[str, ...]:

@@ -111,7 +111,7 @@ def cosine(steps: int, final: float = 0.0, warmup: int = 0) -> Schedule:
 
 def linear(steps: int, final: float = 0.0) -> Schedule:
     """A line from 1 to ``final`` over the run."""
-    return lambda step: 1.0 + (final - 1.0) * min(1.0, step / steps)
+    return lambda step: 1.0 + (final - 1.0) * min(1.0, step / max(1, steps))
 
 
 SCHEDULES: dict[str, Callable[..., Schedule]] = {

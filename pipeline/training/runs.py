@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,10 +30,21 @@ class Run:
     arguments: tuple[str, ...] = ()  # of the command that began it
 
 
+    @property
+    def resume(self) -> str:
+        """The command that goes on with the run, from any folder."""
+        return f"python -m jobs.train resume={shlex.quote(self.uri)}"
+
+
 def checkpoints(run_uri: str) -> list[str]:
     """The checkpoint folders of a run, oldest first."""
     names = [name for name in store.list_names(run_uri) if name.startswith("step_")]
     return [store.join(run_uri, name) for name in names if store.exists(store.join(run_uri, name, "state.json"))]
+
+
+def step_of(checkpoint: str) -> int:
+    """The step after which a checkpoint was written, by its folder's name: "step_00000500", or ".1" of a second try."""
+    return int(checkpoint.rpartition("step_")[2].partition(".")[0])
 
 
 def best_checkpoint(run_uri: str) -> str:
@@ -40,7 +52,7 @@ def best_checkpoint(run_uri: str) -> str:
     first of equals), or the last."""
     run, found = read_run(run_uri), checkpoints(run_uri)
     if not found:
-        raise PipelineError(f"run {run.name} has no checkpoint yet; go on with it: resume={run.name}")
+        raise PipelineError(f"run {run.name} has no checkpoint yet; go on with it: {run.resume}")
     if run.config["validation"]["select"] == "last":
         return found[-1]
     validated = []
@@ -53,9 +65,9 @@ def best_checkpoint(run_uri: str) -> str:
 
 
 def write_run(run: Run) -> None:
-    """Make the run's folder, unless it is there."""
+    """Make the run's folder, unless it is there; a run that is to be longer says so there."""
     where = store.join(run.uri, RUN_FILE)
-    if not store.exists(where):
+    if not store.exists(where) or read_run(run.uri).config["steps"] != run.config["steps"]:
         record = {key: getattr(run, key) for key in ("name", "config", "spec", "dataset", "arguments")}
         store.write_bytes(where, json.dumps(record, indent=1).encode())
 

@@ -294,7 +294,8 @@ def test_sigterm_to_the_job(bed: Bed, says: Says) -> None:
     grace = time.monotonic() - told
     output, _ = process.communicate(timeout=PATIENT)
     assert process.returncode == 143, output
-    assert "as asked, with a checkpoint; go on with it: resume=sigterm-job" in output, output
+    hint = f"as asked, with a checkpoint; go on with it: python -m jobs.train resume={RUNS}/sigterm-job"
+    assert hint in output, output
     run, _ = resume(bed, name)
     untouched = bed.check(run)
     assert bed.groups(name)[1].first == bed.noticed(name)[0]
@@ -417,7 +418,7 @@ def test_the_mlflow_server_is_away(
         fault.done()
         said = capfd.readouterr().out
         if away == "end":
-            assert "undelivered" in summary and f"python -m jobs.register run={name}" in said
+            assert "undelivered" in summary and f"python -m jobs.register run={RUNS}/{name}" in said
             up()
             publish(f"{RUNS}/{name}", raw["tracking"])
         client = MlflowClient(tracking_uri=f"http://127.0.0.1:{port}")

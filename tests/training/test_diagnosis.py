@@ -82,5 +82,6 @@ def test_a_store_that_fails_the_controller_is_named():
     error = cause_of(RuntimeError(text), RUN)
     assert isinstance(error, Unavailable), "the same command may work later"
     found = str(error)
-    assert "storage does not answer" in found and "NETWORK_CONNECTION" in found and "resume=small" in found
+    assert "storage does not answer" in found and "NETWORK_CONNECTION" in found
+    assert "python -m jobs.train resume=/runs/small" in found
     assert "\n" not in found

@@ -172,8 +172,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_at_once(ray_session, small_run):
 
 
 def test_a_resumed_run_keeps_its_configuration(small_run, tmp_path):
-    with pytest.raises(PipelineError, match="steps: a resumed run keeps its stored configuration"):
-        prepare(compose("train", ["resume=killed", f"storage={tmp_path}", "steps=5"]))
+    with pytest.raises(PipelineError, match="seed: a resumed run keeps its stored configuration"):
+        prepare(compose("train", ["resume=killed", f"storage={tmp_path}", "seed=5"]))
     with pytest.raises(PipelineError, match="no run 'killed'"):
         prepare(compose("train", ["resume=killed", f"storage={tmp_path}"]))
 

@@ -1,0 +1,75 @@
+"""Going on with a run, and beginning with another's weights: what may change, and what is refused before Ray starts."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from pipeline import store
+from pipeline.config import compose
+from pipeline.errors import PipelineError
+from pipeline.training.checkpoint import save_checkpoint
+from pipeline.training.launch import prepare
+from pipeline.training.learner import Learner
+from pipeline.training.runs import RUN_FILE, Run, write_run
+
+
+@pytest.fixture
+def begun(small_run) -> Run:
+    """A run of 12 steps that was interrupted after its first checkpoint."""
+    config, _, run = prepare(small_run("prototypical", "name=begun", "schedule=cosine"))
+    write_run(run)
+    learner = Learner(config, run.spec)
+    learner.step = 4
+    save_checkpoint(store.join(run.uri, "step_00000004"), learner.checkpoint(run.config, run.dataset))
+    return run
+
+
+def resumed(run: Run, *overrides: str):
+    return prepare(compose("train", [f"resume={run.name}", f"storage={Path(run.uri).parent}", *overrides]))
+
+
+def test_a_run_may_become_longer(begun: Run, capsys) -> None:
+    config, _, run = resumed(begun, "steps=20")
+    said = capsys.readouterr().out
+    assert "20 steps instead of 12" in said and "schedule cosine over 20 steps" in said
+    write_run(run)
+    assert config.steps == run.config["steps"] == 20
+    assert resumed(begun)[0].steps == 20, "the run's folder says so from here on"
+    assert json.loads(Path(run.uri, RUN_FILE).read_text())["spec"] == begun.spec
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_but_no_shorter_than_it_is(begun: Run, steps: int) -> None:
+    with pytest.raises(PipelineError, match=f"steps={steps}: run begun has 4 steps already"):
+        resumed(begun, f"steps={steps}")
+
+
+def test_a_dataset_may_have_moved(begun: Run, tmp_path: Path) -> None:
+    root = Path(begun.config["data"]["root"])
+    (tmp_path / "elsewhere").symlink_to(root)
+    assert resumed(begun, f"data.root={tmp_path}/elsewhere")[0].dataset_uri.startswith(f"{tmp_path}/elsewhere/")
+    with pytest.raises(PipelineError, match="train.shot: a resumed run keeps"):
+        resumed(begun, "train.shot=2")
+
+
+def test_a_submitted_job_resumes_by_the_folder_alone(begun: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its working directory is thrown away: relative defaults that a resumed run does not use are no matter."""
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert resumed(begun)[2].uri == begun.uri
+    *_, argument = shlex.split(begun.resume)
+    assert prepare(compose("train", [argument]))[2].uri == begun.uri
+    with pytest.raises(PipelineError, match="storage=.*relative path"):
+        prepare(compose("train", ["resume=begun"]))
+
+
+def test_weights_to_begin_with(begun: Run, small_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = f"{begun.uri}/step_00000004"
+    monkeypatch.chdir(Path(begun.uri).parent)
+    for given in (checkpoint, begun.uri, "begun", "begun/step_00000004"):
+        assert prepare(small_run("prototypical", f"initial={given}"))[0].initial == checkpoint
+    with pytest.raises(PipelineError, match="initial=nowhere: neither a checkpoint's folder, nor a run's"):
+        prepare(small_run("prototypical", "initial=nowhere"))
