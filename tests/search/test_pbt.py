@@ -137,6 +137,10 @@ def test_a_copy_goes_on_with_its_own_options(campaign):
             assert moment.equal(parent.optimizer.state[theirs[name]]["exp_avg"]) and moment.any()
 
 
+def test_campaigns_of_an_earlier_release_called_it_population(campaign):
+    assert campaign("scheduler.kind=population").config.scheduler.kind == "pbt"
+
+
 def test_refusals(campaign):
     with pytest.raises(PipelineError, match="trials=2: a population has at least scheduler.factor=3"):
         small = campaign(*POPULATION, "trials=2", space=SPACE, first=[{}])
