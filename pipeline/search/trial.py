@@ -13,6 +13,7 @@ import json
 import logging
 import queue
 import threading
+import time
 from collections.abc import Generator
 from typing import Any
 
@@ -30,7 +31,7 @@ from pipeline.training.launch import launch
 from pipeline.training.learner import Learner, make_deterministic
 from pipeline.training.loop import Hooks, make_planner, training
 from pipeline.training.runs import START, Run, checkpoints, write_run
-from pipeline.training.telemetry import start_monitor
+from pipeline.training.telemetry import CHECKPOINT_SECONDS, Telemetry, start_monitor
 from pipeline.training.workers import Alone
 
 ACCURACY, STEP, FAILED, FINISHED, DONE = "val/accuracy", "step", "failed", "finished", "done"
@@ -95,11 +96,13 @@ def in_this_process(config: TrainConfig, run: Run) -> Validations:
     if config.compile:
         learner.module = torch.compile(learner.module)  # type: ignore[assignment]
 
+    telemetry = Telemetry(run.name, str(config.method["name"]), str(run.dataset["name"]), config.steps)
     validated: list[dict[str, Any]] = []
 
     def save(learner: Learner) -> None:
-        folder = store.join(run.uri, free_name(run.uri, learner.step))
+        folder, began = store.join(run.uri, free_name(run.uri, learner.step)), time.perf_counter()
         save_checkpoint(folder, learner.checkpoint(run.config, run.dataset))
+        telemetry({CHECKPOINT_SECONDS: time.perf_counter() - began})
         for uri in superfluous(run.uri, config.checkpoint.keep):
             store.remove(uri)
         last = learner.history[-1] if learner.history else {}
@@ -110,8 +113,9 @@ def in_this_process(config: TrainConfig, run: Run) -> Validations:
     stream = Stream(
         dataset, planner, learner.step, config.steps, device=device, materialize=config.materialize, planned_here=True
     )
-    body = training(learner, dataset, planner.per_step, hooks=Hooks(save=save))
-    with contextlib.closing(iter(stream)) as batches, contextlib.suppress(StopIteration):  # the training's end
+    hooks = Hooks(log=telemetry, save=save)
+    body = training(learner, dataset, planner.per_step, hooks=hooks, waited=lambda: stream.waited)
+    with telemetry, contextlib.closing(iter(stream)) as batches, contextlib.suppress(StopIteration):  # its end
         next(body)
         for batch in batches:
             body.send(batch)
