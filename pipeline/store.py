@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlparse
 
@@ -173,6 +174,20 @@ def writing(where: str, key: str) -> Iterator[None]:
             raise PipelineError(disk_full(where)) from error
         reason = error.strerror or " ".join(str(error).split())
         raise PipelineError(f"{where} cannot be written ({reason}); give another {key}") from error
+
+
+def check_output(uri: str, key: str) -> None:
+    """Refuse, before any work, a file that could not be written after it; ``key`` named it."""
+    refuse_missing_bucket(uri)
+    if is_remote(uri):
+        return
+    path = Path(open_store(uri)[1])
+    if path.is_dir():
+        raise PipelineError(f"{key}={uri} is a folder; give the name of a file in it")
+    with writing(f"{key}={uri}", "file"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(path.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, "Permission denied")
 
 
 def refuse_missing_bucket(uri: str) -> None:

@@ -91,6 +91,8 @@ def evaluate_job(raw: Config) -> dict[str, Any]:
         raise PipelineError("give one of run=NAME and model=models:/NAME@ALIAS; see: python -m jobs.evaluate --help")
     if config.protocol == "generalized" and (config.compare or config.untrained):
         raise PipelineError("protocol=generalized measures one run: leave out compare and untrained")
+    if config.output:
+        store.check_output(config.output, "output")
     model, run = _subject(config.run or config.model or "", config)
     models = [model]
     if config.untrained:

@@ -15,6 +15,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from pipeline import store
 from pipeline.config import Config, Section, validate
 from pipeline.data.sources.tree import shown
 from pipeline.errors import PipelineError
@@ -87,6 +88,8 @@ def _check(config: ClassifyConfig) -> None:
         raise PipelineError("give support=FOLDER of labelled images, or enrolment=FILE of classes enrolled before")
     if config.queries is None and config.save_enrolment is None:
         raise PipelineError("give queries=FOLDER to be answered, or save_enrolment=FILE to keep the classes")
+    if config.save_enrolment is not None:
+        store.check_output(config.save_enrolment, "save_enrolment")
     text = config.threshold
     if isinstance(text, str) and text not in ("auto", "none"):
         raise PipelineError(f"threshold={text!r}: give auto, none or a number")

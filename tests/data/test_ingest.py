@@ -356,7 +356,7 @@ def test_a_full_disk_is_one_line_wherever_it_is_met(tmp_path: Path, monkeypatch:
     def full(path: str, content: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(store, "_replace", full)
+    monkeypatch.setattr(store, "write_atomic", full)
     [refused] = write_order(batch, source, layout, str(tmp_path), None)["written"]
     assert re.match("the disk of .* is full: free space there", pickle.loads(refused))
     work = {"work": np.asarray([pickle.dumps((pickle.loads(whole), {0}))], dtype=object)}
