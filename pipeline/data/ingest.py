@@ -38,6 +38,7 @@ from pipeline.data.write import Moments, Target, make_manifest
 from pipeline.errors import PipelineError
 from pipeline.files import file_sha256
 from pipeline.ray_internals import DATA_PROGRESS_LOGGER
+from pipeline.ray_start import address_of, join, start_here
 
 SKIPPED_NAME = "skipped.json"
 
@@ -305,20 +306,11 @@ def _ray(settings: IngestConfig) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = settings.address or ("auto" if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else None)
-    own: dict[str, Any] = {"address": address}
-    if address is None:
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # it listens on loopback only
-        own = {
-            "address": "local",
-            "num_cpus": settings.cpus,
-            "object_store_memory": settings.object_store_mb * 2**20,
-            "include_dashboard": False,
-        }
-    try:
-        ray.init(logging_level=logging.WARNING, **own)
-    except (ConnectionError, RuntimeError) as error:
-        raise PipelineError(f"address={address}: no Ray cluster answers there ({error})") from error
+    address = address_of(settings.address)
+    if address:
+        join(address, "address")
+    else:
+        start_here(settings.cpus, settings.object_store_mb)
     try:
         yield
     finally:

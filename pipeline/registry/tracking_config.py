@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from pipeline.config import Section, validate
 from pipeline.errors import PipelineError
+from pipeline.ray_start import in_submitted_job
 from pipeline.registry.masking import mask_text
 
 _SQLITE = "sqlite:///"
@@ -34,7 +34,7 @@ def store_uri(config: TrackingConfig) -> str:
             raise PipelineError(f"tracking.uri={shown}: give sqlite:///FILE, http(s)://SERVER or a database's URI")
         return config.uri
     path = Path(config.uri.removeprefix(_SQLITE))
-    if not path.is_absolute() and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+    if not path.is_absolute() and in_submitted_job():
         raise PipelineError(
             f"tracking.uri={config.uri} is a relative path, which in a submitted job leads into a folder that is "
             "thrown away: give sqlite:////absolute/path, a server, or tracking=none"

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import ray
 
 from pipeline import ray_internals
 from pipeline.data.planners import TASK_CPUS
 from pipeline.errors import PipelineError
+from pipeline.ray_start import address_of, join, start_here
 from pipeline.training.allocator import ALLOCATOR
 from pipeline.training.config import Cluster
 
@@ -32,11 +31,6 @@ WITHOUT_DASHBOARD = {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9"}
 START_TIMEOUT_S = "120"  # how long a worker group may wait for resources that an autoscaler brings
 
 
-def in_submitted_job() -> bool:
-    """Whether this process is the entry point of ``ray job submit``."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-
-
 def start_ray(cluster: Cluster) -> None:
     """Join the cluster of ``cluster.address`` (or of the submitted job), or start Ray on this machine.
 
@@ -47,14 +41,10 @@ def start_ray(cluster: Cluster) -> None:
         return
     os.environ.update({key: os.environ.get(key, value) for key, value in ENVIRONMENT.items()})
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", START_TIMEOUT_S)
-    options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": cluster.worker_output}
-    address = cluster.address or ("auto" if in_submitted_job() else None)
+    output, address = cluster.worker_output, address_of(cluster.address)
     if address:
         variables = {key: os.environ[key] for key in (*ENVIRONMENT, *PASSED_ON) if key in os.environ}
-        try:
-            ray.init(address=address, runtime_env={"env_vars": variables}, **options)
-        except (ConnectionError, RuntimeError) as error:
-            raise PipelineError(f"cluster.address={address}: no Ray cluster answers there ({error})") from error
+        join(address, "cluster.address", runtime_env={"env_vars": variables}, log_to_driver=output)
         return
     cores = os.cpu_count() or 1
     wanted = cluster.workers * cluster.cpus_per_worker
@@ -63,17 +53,11 @@ def start_ray(cluster: Cluster) -> None:
             f"cluster.workers={cluster.workers} of cluster.cpus_per_worker={cluster.cpus_per_worker:g} need "
             f"{wanted:g} cores; this machine has {cores}: lower one of them, or give a cluster.address"
         )
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody reclaims this machine
     with _environment(WITHOUT_DASHBOARD):  # Ray's processes inherit it
-        ray.init(
-            address="local",
-            num_cpus=cores + 1,  # planning tasks compute for milliseconds: they share the workers' cores
-            object_store_memory=cluster.object_store_mb * 2**20,
-            include_dashboard=False,
-            **options,
-        )
+        # One more than there are: planning tasks compute for milliseconds, and share the workers' cores.
+        start_here(cores + 1, cluster.object_store_mb, log_to_driver=output)
 
 
 @contextmanager

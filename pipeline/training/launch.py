@@ -23,8 +23,9 @@ from pipeline.data.manifest import Manifest
 from pipeline.environment import bfloat16_instructions
 from pipeline.errors import PipelineError, Stopped
 from pipeline.model import build_model, build_preprocess
+from pipeline.ray_start import in_submitted_job
 from pipeline.training.checkpoint import STATE
-from pipeline.training.cluster import check_resources, in_submitted_job, start_ray
+from pipeline.training.cluster import check_resources, start_ray
 from pipeline.training.config import TrainConfig
 from pipeline.training.diagnosis import cause_of
 from pipeline.training.loop import make_planner

@@ -382,7 +382,8 @@ def test_a_folder_as_people_have_them_by_the_command(tmp_path: Path) -> None:
         (images / name / "class 0").rmdir()
     (images / "train" / "a" / "Thumbs.db").write_bytes(b"x")
     os.mkfifo(images / "val" / "c" / "pipe")
-    given = [f"data.source.path={images}", "data.name=2024_11_28", "data.source.shape=[3,8,8]", "max_skipped_share=0.9"]
+    given = [f"data.source.path={images}", "data.name=2024_11_28", "data.source.shape=[3,8,8]"]
+    given.append("max_skipped_fraction=0.9")
     process = job(f"{tmp_path}/my, sets", "data=folder", *given)
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors

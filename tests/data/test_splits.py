@@ -167,7 +167,7 @@ def test_small_classes_are_left_out_and_listed(ray_session: Any, tmp_path: Path)
     shutil.copy(images / "twins" / "0.png", images / "twins" / "1.png")
     fractions = {"train": 0.5, "test": 0.5}
     manifest = ingest(
-        {**config(tmp_path, images, min_images=5, fractions=fractions), "max_skipped_share": 0.1}, progress=False
+        {**config(tmp_path, images, min_images=5, fractions=fractions), "max_skipped_fraction": 0.1}, progress=False
     )
     assert manifest.class_names == ["a", "b", "c", "d"] and manifest.class_counts == [6] * 4
     assert manifest.skipped == {"duplicate_in_class": 1, "small_class": 3, "unreadable": 1}
