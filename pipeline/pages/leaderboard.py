@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,10 @@ class Scored:
     dataset: str
     results: dict[str, Result]  # by setting
     paper: dict[str, Row]  # by setting
+
+    @property
+    def fingerprint(self) -> str:
+        return str(self.run.data.tags.get("dataset.fingerprint", ""))
 
     @property
     def name(self) -> str:
@@ -75,7 +80,7 @@ def scored_runs(site: Site, papers: Sequence[Row]) -> list[Scored]:
 
 @dataclass(frozen=True)
 class Board:
-    """One data set's part."""
+    """The part of one version of a data set: figures on other test classes are not comparable."""
 
     dataset: str
     table: Table
@@ -83,15 +88,19 @@ class Board:
 
 
 def boards(scored: Sequence[Scored], pages: Mapping[str, tuple[str, str]]) -> list[Board]:
-    """A part a data set, the one with most runs first.
+    """A part for each version of a data set, the one with most runs first.
 
     Args:
         pages: of run ids, the registered version's name and the file of its page.
     """
-    groups: dict[str, list[Scored]] = {}
+    groups: dict[tuple[str, str], list[Scored]] = {}
     for entry in scored:
-        groups.setdefault(entry.dataset, []).append(entry)
-    return [_board(name, mine, pages) for name, mine in sorted(groups.items(), key=lambda item: -len(item[1]))]
+        groups.setdefault((entry.dataset, entry.fingerprint), []).append(entry)
+    versions = Counter(dataset for dataset, _ in groups)
+    return [
+        _board(dataset if versions[dataset] == 1 else f"{dataset}, {fingerprint[:12] or 'no fingerprint'}", mine, pages)
+        for (dataset, fingerprint), mine in sorted(groups.items(), key=lambda item: -len(item[1]))
+    ]
 
 
 def _board(dataset: str, mine: Sequence[Scored], pages: Mapping[str, tuple[str, str]]) -> Board:
@@ -107,12 +116,13 @@ def _board(dataset: str, mine: Sequence[Scored], pages: Mapping[str, tuple[str, 
             [
                 Cell(entry.label, note="" if entry.label == entry.method else entry.method),
                 *cells,
+                Cell(str(parameters(entry.run).get("backbone.name", ""))),
                 number(_int(entry.run.data.params.get("steps")), ","),
                 Cell(version or "not registered", version or "~", href=page),
                 Cell(entry.name, code=True),
             ]
         )
-    header = ["method", *settings, "steps", "model", "run"]
+    header = ["method", *settings, "backbone", "steps", "model", "run"]
     table = Table(header, rows, f"Accuracy on the test classes of {dataset}, in percent ± 95 % interval", True,
                   f"leaderboard-{dataset}", sticky=True)  # fmt: skip
     return Board(dataset, table, [(setting, _plot(dataset, setting, mine)) for setting in settings])
