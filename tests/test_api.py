@@ -26,7 +26,7 @@ from pipeline.registry.versions import pull
 README = Path(__file__).resolve().parents[1] / "README.md"
 TINY = {
     "recipe": "demo", "log_every": 2, "backbone.width": 8, "cluster.workers": 1,
-    "train": {"way": 5, "query": 3, "tasks": 1}, "validation": {"every": 4, "episodes": 10, "query": 5},
+    "train": {"way": 5, "query": 3, "meta_batch_size": 1}, "validation": {"every": 4, "episodes": 10, "query": 5},
     "evaluation": {"untrained": False, "episodes": 20, "query": 5, "way": [5], "shot": [1]},
 }  # fmt: skip
 

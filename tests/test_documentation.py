@@ -65,7 +65,7 @@ def told(pattern: str) -> list[str]:
     return sorted({found[0] for page in PAGES for line in commands(page) if (found := re.search(pattern, line))})
 
 
-JOB_LINES = told(r"(ray job submit .*)?python -m jobs\.\w+.*")
+JOB_LINES = told(r"(ray job submit .*|PYTHONPATH=\S+ )?python -m jobs\.\w+.*")
 RAY_LINES = told(r"^ray [a-z].*")
 
 
