@@ -58,7 +58,7 @@ def run_here(raw: dict) -> tuple[object, object]:
 def test_the_episodes_of_the_step_are_told_and_the_one_is_found(poisoned, capsys):
     run, error = run_here(poisoned)
     assert "the loss is NaN or infinite in step 7, with episodes 24..27" in str(error) and "\n" not in str(error)
-    assert f"python -m jobs.replay run={run.name} step=7" in str(error)
+    assert f"python -m jobs.replay run={run.uri} step=7" in str(error)
     kept = [load_checkpoint(uri) for uri in checkpoints(run.uri)]
     assert [checkpoint.step for checkpoint in kept] == [4, 6]
     assert all(torch.isfinite(value).all() for checkpoint in kept for value in checkpoint.model.values())
