@@ -14,6 +14,7 @@ from pipeline.data.dataset import class_table, read_manifest
 from pipeline.evaluation.evaluate import EpisodicProtocol, Result
 from pipeline.evaluation.model import Model
 from pipeline.pages.record import record
+from pipeline.renamed import current
 from pipeline.training.config import TrainConfig
 from pipeline.training.learner import Learner
 from pipeline.training.runs import Run
@@ -61,6 +62,7 @@ def check(config: Config) -> None:
     from pipeline.config import compose
 
     rest: Config = {"name": None, "storage": "runs", "tracking": {}, "resume": None, "register_as": None}
+    config = current(config)  # files of before keys were renamed
     filled = {**config, "train": {**compose("train")["train"], **config["train"]}}
     validate(TrainConfig, {**filled, **rest, "data": {"name": "x", "root": "y"}})
 
