@@ -61,6 +61,9 @@ class BatchNorm(nn.Module):
         if self._fixed is not None:
             return self._normalise(x, *self._fixed)
         if self.running and not self.training and not self._recording:
+            assert self.running_mean is not None and self.running_var is not None
+            if x.dtype != self.running_mean.dtype and inside_transform():  # vmap's kernel takes one type only
+                return self._normalise(x, self.running_mean, self.running_var)
             return self._native(x, training=False)
         if x.numel() == x.shape[1]:
             raise PipelineError(
