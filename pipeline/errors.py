@@ -9,7 +9,10 @@ class PipelineError(Exception):
 
 
 class Unavailable(PipelineError):
-    """The object store, MLflow or the cluster does not answer: the same command may work later. Jobs exit with 75."""
+    """The object store, MLflow or the cluster does not answer, or has no room now: the same command may work later.
+
+    Jobs exit with 75.
+    """
 
 
 class Diverged(PipelineError):

@@ -138,8 +138,8 @@ def asking(uri: str, action: Callable[[], T], patience: float | None = None) -> 
 
     Raises:
         FileNotFoundError: as the action does.
-        PipelineError: the store refuses, or a disk is full.
-        Unavailable: the store still fails after ``patience`` seconds.
+        PipelineError: the store refuses.
+        Unavailable: the store still fails after ``patience`` seconds, or a disk is full.
     """
     began, wait = time.monotonic(), _FIRST_WAIT
     patience = PATIENCE_S if patience is None else patience
@@ -150,7 +150,7 @@ def asking(uri: str, action: Callable[[], T], patience: float | None = None) -> 
             raise
         except OSError as error:
             if error.errno == errno.ENOSPC:
-                raise PipelineError(disk_full(uri)) from error
+                raise Unavailable(disk_full(uri)) from error
             if not is_remote(uri):
                 raise
             reason = " ".join(str(error).split())
@@ -171,7 +171,7 @@ def writing(where: str, key: str) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise PipelineError(disk_full(where)) from error
+            raise Unavailable(disk_full(where)) from error
         reason = error.strerror or " ".join(str(error).split())
         raise PipelineError(f"{where} cannot be written ({reason}); give another {key}") from error
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import sys
 import time
 from dataclasses import asdict
 from typing import Any
@@ -10,10 +13,12 @@ from typing import Any
 from mlflow.entities import Metric
 
 from pipeline import store
+from pipeline.registry.masking import mask_argument
 from pipeline.registry.tracking import connect, reaching
 from pipeline.retraining.champion import Champion
 from pipeline.retraining.config import Settings
 from pipeline.retraining.journal import Entry, Journal
+from pipeline.retraining.trigger import key_of
 
 RETRAINING_TAG = "pipeline.retraining"  # of the MLflow run: the name of the challenger's run
 PAGE = "retraining.md"
@@ -106,7 +111,11 @@ def say_nothing(settings: Settings, journal: Journal, champion: Champion | None,
     """Nothing was due, and why."""
     version = None if champion is None else champion.version
     tried = [entry for entry in journal.entries if entry.fingerprint == fingerprint and entry.outcome == "kept"]
-    if champion is not None and champion.fingerprint == fingerprint:
+    same = journal.of(key_of(settings, version, fingerprint))
+    if same and same[-1].given_up:
+        failed = same[-1]
+        reason = f"{failed.run} was given up: its training failed {failed.failures} times; {try_again()}"
+    elif champion is not None and champion.fingerprint == fingerprint:
         reason = f"champion {version} was trained on these data"
     elif tried:
         reason = f"a challenger was trained on these data already ({tried[-1].run}), and the champion stayed"
@@ -118,6 +127,15 @@ def say_nothing(settings: Settings, journal: Journal, champion: Champion | None,
         "outcome": "unchanged", "name": settings.name, "reason": reason, "champion": version,
         "fingerprint": fingerprint,
     }  # fmt: skip
+
+
+def try_again() -> str:
+    """What trains once more where nothing asks for it: the command that was given, forced."""
+    forced = "retrain.force=true"
+    if os.path.basename(sys.argv[0]) != "retrain.py":
+        return f"try again with the same arguments and {forced}"
+    given = [mask_argument(argument) for argument in sys.argv[1:] if not argument.startswith("retrain.force=")]
+    return f"try again with: python -m jobs.retrain {shlex.join([*given, forced])}"
 
 
 def _when(seconds: float) -> str:

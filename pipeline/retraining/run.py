@@ -14,12 +14,14 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
+from ray.exceptions import RayError, RayTaskError
+
 from pipeline import store, workflow
 from pipeline.config import Config, compose
 from pipeline.data.dataset import read_manifest
 from pipeline.data.ingest import ingest
 from pipeline.data.manifest import MANIFEST_NAME, Manifest
-from pipeline.errors import PipelineError, Stopped
+from pipeline.errors import Stopped, Unavailable
 from pipeline.registry.aliases import CHAMPION, Decision, alias_version, settle
 from pipeline.registry.promotion import KEPT, measure
 from pipeline.registry.tracking import connect, reaching
@@ -28,7 +30,7 @@ from pipeline.retraining.champion import champion_of, keep_classes, keep_weights
 from pipeline.retraining.config import Settings, settings_of
 from pipeline.retraining.journal import Entry, Journal, Outcome
 from pipeline.retraining.lease import Busy, lease
-from pipeline.retraining.report import say_end, say_nothing, write_report
+from pipeline.retraining.report import say_end, say_nothing, try_again, write_report
 from pipeline.retraining.trigger import find_work
 from pipeline.training.cluster import start_ray
 from pipeline.training.runs import RUN_FILE
@@ -115,18 +117,23 @@ def _finish(settings: Settings, journal: Journal, entry: Entry, still_held: Call
 
 
 def _train(settings: Settings, journal: Journal, entry: Entry) -> Entry:
-    """Train and register the challenger, or go on with it; settled against it where it fails again and again."""
+    """Train and register the challenger, or go on with it; settled against it where it fails again and again.
+
+    What is not the challenger's doing (a job that was asked to end, a store or a cluster that is away, a lost worker, a
+    full disk) is no attempt: the next run goes on with it.
+    """
     try:
         made = workflow.train(_training(settings, entry))
         if "version" not in made:
-            raise PipelineError(f"{entry.run} is trained but not registered ({made.get('undelivered')}); run again")
-    except Stopped:  # asked to end, with a checkpoint: no failure
-        raise
+            raise Unavailable(f"{entry.run} is trained but not registered ({made.get('undelivered')}); run again")
     except Exception as error:
+        if isinstance(error, Stopped | Unavailable | OSError | RayError) and not isinstance(error, RayTaskError):
+            raise
         entry = journal.put(replace(entry, failures=entry.failures + 1))
         if entry.failures < settings.retrain.attempts:
             raise
-        reason = f"training failed {entry.failures} times, the last time with: {' '.join(str(error).split())[:500]}"
+        why = " ".join(str(error).split())[:500]
+        reason = f"training failed {entry.failures} times and is given up, the last time with: {why}; {try_again()}"
         return journal.put(replace(entry, stage="settled", outcome="kept", reason=reason))
     return journal.put(replace(entry, stage="trained", version=int(made["version"])))
 

@@ -22,7 +22,7 @@ def find_work(
     the last attempt are older than the limit, or somebody forces it; then it gets another seed.
     """
     version = None if champion is None else champion.version
-    key = _hash(settings.name, version, fingerprint, settings.recipe)
+    key = key_of(settings, version, fingerprint)
     before = journal.of(key)
     word = "" if isinstance(settings.retrain.force, bool) else settings.retrain.force
     reasons = []
@@ -55,6 +55,11 @@ def find_work(
         began=now,
         word=word,
     )
+
+
+def key_of(settings: Settings, champion: int | None, fingerprint: str) -> str:
+    """The name of the work: who is challenged, on which data, by which recipe."""
+    return _hash(settings.name, champion, fingerprint, settings.recipe)
 
 
 def _run_name(name: str) -> str:

@@ -10,7 +10,7 @@ import ray
 
 from pipeline import ray_internals
 from pipeline.data.planners import TASK_CPUS
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, Unavailable
 from pipeline.ray_start import address_of, join, start_here
 from pipeline.training.allocator import ALLOCATOR
 from pipeline.training.config import Cluster
@@ -74,17 +74,24 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
 
 
 def check_resources(cluster: Cluster) -> None:
-    """Refuse what the cluster cannot give now and its autoscaler cannot bring: it would be waited for without end."""
+    """Refuse what the cluster cannot give now and its autoscaler cannot bring: it would be waited for without end.
+
+    Raises:
+        Unavailable: a node of a cluster that was joined, and does not grow, may be away just now.
+        PipelineError: there will never be so much.
+    """
     limits = capacity()
+    may_come = address_of(cluster.address) is not None and not ray_internals.autoscaler_limits()
+    refusal = Unavailable if may_come else PipelineError
     cpus, gpus = limits.get("CPU", 0.0), limits.get("GPU", 0.0)
     need_cpus, need_gpus = cluster.workers * cluster.cpus_per_worker, cluster.workers * cluster.gpus_per_worker
     if need_gpus > gpus:
-        raise PipelineError(
+        raise refusal(
             f"cluster.workers={cluster.workers} of cluster.gpus_per_worker={cluster.gpus_per_worker:g} need "
             f"{need_gpus:g} GPUs; the cluster has {gpus:g}: lower one of them, or choose cluster=local to train on CPUs"
         )
     if need_cpus > cpus:
-        raise PipelineError(
+        raise refusal(
             f"cluster.workers={cluster.workers} of cluster.cpus_per_worker={cluster.cpus_per_worker:g} need "
             f"{need_cpus:g} CPUs; the cluster has {cpus:g}: lower one of them"
         )

@@ -19,7 +19,6 @@ from pipeline.training.runs import Run
 from pipeline.training.workers import Workers
 
 TOO_SMALL = {  # what the error's text has -> what is said
-    r"OutOfDisk|No space left on device": store.disk_full("a node"),
     r"CUDA out of memory|OutOfMemoryError: CUDA": "a GPU has too little memory: lower train.meta_batch_size (or "
     "train.batch_size) or validation.tasks, give precision=bfloat16, or share a step by more workers (cluster.workers)",
     r"ObjectStoreFullError": "Ray's object store is full: raise cluster.object_store_mb, or on a cluster of your own "
@@ -28,6 +27,11 @@ TOO_SMALL = {  # what the error's text has -> what is said
     "was out of memory: lower train.meta_batch_size (or train.batch_size) or validation.tasks, or take nodes with more "
     "memory (cluster.cpus_per_worker decides how many workers share one)",
 }
+NO_ROOM = r"OutOfDisk|No space left on device"
+LOST = (  # Ray's names and words for a worker, a node or a controller that is gone, and for places that did not come
+    r"The actor (died unexpectedly|is dead because)|ActorUnavailableError|NodeDiedError|WorkerCrashedError|"
+    r"OwnerDiedError|WorkerHealthCheckTimeoutError|WorkerGroupStartup|interrupted by node preemption"
+)
 
 
 def check_finite(learner: Learner, losses: list[Tensor], per_step: int, workers: Workers) -> None:
@@ -74,7 +78,12 @@ def cause_of(error: Exception, run: Run) -> Exception:
     if beginning := re.search(r"TrainController\.__init__(?s:.)*OSError: (.+)", text):
         line = f"its storage does not answer as it should: {beginning[1]}"
         return Unavailable(f"run {run.name}: {line}; go on with it once it does: {run.resume}")
+    if re.search(NO_ROOM, text):
+        return Unavailable(f"run {run.name}: {store.disk_full('a node')}; then go on with it: {run.resume}")
     for signs, line in TOO_SMALL.items():
         if re.search(signs, text):
             return PipelineError(f"run {run.name}: {line}; then go on with it: {run.resume}")
+    if re.search(LOST, text):
+        line = "its workers were lost once more than cluster.restarts allows, or its nodes are gone"
+        return Unavailable(f"run {run.name}: {line}; go on with it: {run.resume}")
     return error

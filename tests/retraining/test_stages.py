@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 from mlflow import MlflowClient
 
 from pipeline import workflow
 from pipeline.config import Config, compose
 from pipeline.data.write import write_dataset
-from pipeline.errors import PipelineError, Stopped
+from pipeline.errors import Diverged, PipelineError, Stopped, Unavailable
 from pipeline.model import build_model
 from pipeline.registry import aliases
 from pipeline.registry.aliases import DECISION_TAG, Decision, settle
@@ -186,11 +187,61 @@ def test_asked_to_end_it_goes_on_later_and_that_is_no_failure(quick: Path) -> No
     assert retrained(quick)["outcome"] == "promoted"
 
 
-def test_without_its_registration_a_training_counts_as_failed(quick: Path) -> None:
+AWAY = (Unavailable("no store"), OSError("no route to host"), ray.exceptions.NodeDiedError("a node died"))
+
+
+@pytest.mark.parametrize("error", AWAY, ids=lambda error: type(error).__name__)
+def test_what_the_infrastructure_did_is_no_attempt(quick: Path, error: Exception) -> None:
+    make_data(quick, 0)
+
+    def fails(raw: Config) -> Any:
+        raise error
+
+    for _ in range(4):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(workflow, "train", fails)
+            with pytest.raises(type(error)):
+                retrained(quick)
+    [entry] = Journal(f"{quick}/runs/people.retraining").entries
+    assert (entry.stage, entry.failures) == ("begun", 0)
+    assert retrained(quick)["outcome"] == "promoted"
+
+
+def test_what_was_given_up_says_so_every_time(
+    quick: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_data(quick, 0)
+    retrained(quick)
+    make_data(quick, 1)
+
+    def diverges(raw: Config) -> Any:
+        raise Diverged("the loss is NaN")
+
+    monkeypatch.setattr("sys.argv", ["/jobs/retrain.py", "register_as=people", "data.source.path=/my photos"])
+    again = "try again with: python -m jobs.retrain register_as=people 'data.source.path=/my photos' retrain.force=true"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workflow, "train", diverges)
+        for _ in range(2):
+            with pytest.raises(Diverged):
+                retrained(quick)
+        third = retrained(quick)
+    assert (third["outcome"], third["exit_code"]) == ("kept", 3)
+    assert "failed 3 times and is given up" in third["reason"] and again in third["reason"]
+    for _ in range(2):
+        capsys.readouterr()
+        later = retrained(quick)
+        assert (later["outcome"], later["exit_code"], CALLS["train"]) == ("unchanged", 4, 1)
+        said = capsys.readouterr().out
+        assert "was given up: its training failed 3 times" in said and again in said and "already" not in said
+    assert retrained(quick, "retrain.force=true")["outcome"] == "promoted"
+    assert "was given up" not in retrained(quick)["reason"]
+
+
+def test_without_its_registration_a_training_goes_on_and_that_is_no_attempt(quick: Path) -> None:
     make_data(quick, 0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(workflow, "train", lambda raw: {"undelivered": "the store is away"})
-        with pytest.raises(PipelineError, match="trained but not registered .the store is away.; run again"):
+        with pytest.raises(Unavailable, match="trained but not registered .the store is away.; run again"):
             retrained(quick)
     assert retrained(quick)["outcome"] == "promoted"
 

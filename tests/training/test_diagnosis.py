@@ -60,6 +60,26 @@ def test_one_line_that_names_the_knob(fails, says):
     assert isinstance(found, PipelineError) and says in str(found) and "\n" not in str(found)
 
 
+@pytest.mark.parametrize("fails", [disk, spilled])
+def test_a_full_disk_may_have_room_later(fails):
+    with pytest.raises(Exception) as error:  # noqa: B017, PT011
+        fails()
+    text = "".join(traceback.format_exception(error.value))
+    assert type(cause_of(RuntimeError(text), RUN)) is Unavailable
+
+
+def test_lost_workers_are_one_line_and_may_work_later():
+    for error in (
+        ray.exceptions.ActorDiedError(),
+        ray.exceptions.NodeDiedError("the node was terminated"),
+        ray.exceptions.WorkerCrashedError(),
+    ):
+        text = "".join(traceback.format_exception(error))
+        found = cause_of(RuntimeError(f"Training failed due to worker errors:\n[Rank 0]\n{text}"), RUN)
+        assert type(found) is Unavailable
+        assert str(found).endswith("go on with it: python -m jobs.train resume=/runs/small")
+
+
 @pytest.mark.parametrize("kind", [PipelineError, Unavailable])
 def test_what_may_work_later_stays_apart_from_a_mistake(kind):
     text = "".join(traceback.format_exception(kind("s3://b: the object store fails for 120 s now: SLOW_DOWN")))
