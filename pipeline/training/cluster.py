@@ -44,7 +44,7 @@ def start_ray(cluster: Cluster) -> None:
     output, address = cluster.worker_output, address_of(cluster.address)
     if address:
         variables = {key: os.environ[key] for key in (*ENVIRONMENT, *PASSED_ON) if key in os.environ}
-        join(address, "cluster.address", runtime_env={"env_vars": variables}, log_to_driver=output)
+        join(address, "cluster.address", variables, log_to_driver=output)
         return
     cores = os.cpu_count() or 1
     wanted = cluster.workers * cluster.cpus_per_worker
