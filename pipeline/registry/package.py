@@ -13,7 +13,7 @@ from typing import Any
 import mlflow.pyfunc
 import numpy as np
 from mlflow.models import Model, ModelSignature
-from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
+from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import AnyType, Array
 
 import pipeline
@@ -42,8 +42,8 @@ def save_model(classifier: FewShotClassifier, folder: str | Path, model: Model) 
             python_model=str(stage / "served.py"),
             artifacts={ARTIFACT: str(stage / ARTIFACT)},
             code_paths=[str(path) for path in code],
-            signature=signature(classifier.shape),
-            input_example=(example(classifier), {"threshold": "auto", "enrolment": "", "top_k": 1}),
+            signature=signature(),
+            input_example=(example(classifier), {"threshold": "auto", "top_k": 1}),
             pip_requirements=[*pinned(REQUIREMENTS), *requirements],
             mlflow_model=model,
         )
@@ -72,16 +72,12 @@ def stage_code(spec: dict[str, Any], folder: Path) -> tuple[list[Path], list[str
     return code, requirements
 
 
-def signature(shape: tuple[int, int, int]) -> ModelSignature:
-    """Of ``predict``: three arrays, three parameters, one row a query."""
-    images = (-1, *shape)
-    inputs = Schema(
-        [
-            TensorSpec(np.dtype(np.uint8), images, "support_images"),
-            TensorSpec(np.dtype(np.int64), (-1,), "support_labels"),
-            TensorSpec(np.dtype(np.uint8), images, "query_images"),
-        ]
-    )
+def signature() -> ModelSignature:
+    """Of ``predict``: its parameters, and one row a query.
+
+    Inputs are not declared: MLflow would cast fractions to pixels, and take neither files beside arrays nor names.
+    ``predict`` checks them itself, and says what is wrong.
+    """
     outputs = Schema(
         [
             ColSpec(AnyType(), "label"),  # a number or a name, as it was enrolled
@@ -97,9 +93,10 @@ def signature(shape: tuple[int, int, int]) -> ModelSignature:
             ParamSpec("threshold", "string", "auto"),
             ParamSpec("enrolment", "string", ""),
             ParamSpec("top_k", "long", 1),
+            ParamSpec("invert", "boolean", False),
         ]
     )
-    return ModelSignature(inputs=inputs, outputs=outputs, params=params)
+    return ModelSignature(outputs=outputs, params=params)
 
 
 def example(classifier: FewShotClassifier) -> dict[str, np.ndarray]:

@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import mlflow
 import numpy as np
 import pandas as pd
 import torch
+from mlflow.exceptions import INTERNAL_ERROR, INVALID_PARAMETER_VALUE, MlflowException
 from mlflow.pyfunc import PythonModel
 
 from pipeline.errors import PipelineError
 from pipeline.inference import Answers, Enrolment, FewShotClassifier, Label
+from pipeline.inference.folders import read_images
+from pipeline.inference.requests import enrolment_named, sent_images
+
+SUPPORT, LABELS, QUERIES = "support_images", "support_labels", "query_images"
+_log = logging.getLogger(__name__)
+
+
+class Refused(MlflowException):
+    """Keeps its message: MLflow's server would put the whole request, with all its pixels, before it."""
+
+    @property
+    def message(self) -> str:
+        return str(self)
+
+    @message.setter
+    def message(self, text: str) -> None:
+        pass
 
 
 class ServedClassifier:
@@ -28,26 +50,52 @@ class ServedClassifier:
         """Answer queries.
 
         Args:
-            model_input: ``support_images`` uint8 [S, C, H, W], ``support_labels`` int64 [S], ``query_images`` uint8
-                [N, C, H, W]. With an enrolment file, S may be 0; otherwise it is extended by the support set.
-            params: ``threshold`` "auto", "none" or a number; ``enrolment`` the path of an enrolment file, or "";
-                ``top_k`` how many classes a query are listed.
+            model_input: a dictionary, a pandas frame or a list of its rows, of ``support_images``, ``support_labels``
+                (S names or whole numbers) and ``query_images`` (N). Images are files (bytes, or text in base64) of any
+                size, or whole numbers 0 to 255 of the model's shape [C, H, W]; one array [N, C, H, W] will do too.
+                With an enrolment, the support set extends it and may be left out.
+            params: ``threshold`` "auto", "none" or a number as text; ``enrolment`` the name of a file in the folder
+                that the environment variable ``PIPELINE_ENROLMENTS`` names, or ""; ``top_k`` how many classes a query
+                are listed; ``invert`` turns dark ink on bright paper to bright ink, in files.
 
         Returns:
             pandas DataFrame of N rows: ``label``, ``probability``, ``score``, ``known``, and ``top_labels`` and
             ``top_probabilities``, lists of ``top_k``.
+
+        Raises:
+            MlflowException: INVALID_PARAMETER_VALUE, which a server answers as 400, for whatever is wrong in a request.
         """
-        options = {"threshold": "auto", "enrolment": "", "top_k": 1, **(params or {})}
-        images = np.asarray(model_input["support_images"])
-        labels = np.asarray(model_input["support_labels"])
+        try:
+            return self._answer(_columns(model_input), params or {})
+        except PipelineError as error:
+            raise Refused(str(error), INVALID_PARAMETER_VALUE) from None
+        except Exception as error:  # MLflow's server would send the traceback to whoever asked
+            _log.exception("a request could not be answered")
+            raise Refused("the model failed at this request; the server's log says why", INTERNAL_ERROR) from error
+
+    def _answer(self, columns: Mapping[str, Any], params: Mapping[str, Any]) -> pd.DataFrame:
+        options = {"threshold": "auto", "enrolment": "", "top_k": 1, "invert": False, **params}
+        if columns.get(QUERIES) is None:
+            raise PipelineError(f"the request asks nothing: give {QUERIES}, a list of images")
+        support, queries = (
+            sent_images(columns.get(name), name, self.classifier.shape, bool(options["invert"]))
+            for name in (SUPPORT, QUERIES)
+        )
+        labels = [] if columns.get(LABELS) is None else columns[LABELS]
         if options["enrolment"]:
-            enrolment = Enrolment.load(options["enrolment"])
-            if len(images):
-                enrolment = self.classifier.extend(enrolment, images, labels)
+            enrolment = enrolment_named(options["enrolment"])
+            if len(support) or _depth(labels) != 1 or len(labels):
+                enrolment = self.classifier.extend(enrolment, support, labels)
         else:
-            enrolment = self.classifier.enrol(images, labels)
-        answers = self.classifier.classify(enrolment, np.asarray(model_input["query_images"]), options["threshold"])
-        return _table(answers, int(options["top_k"]))
+            enrolment = self.classifier.enrol(support, labels)
+        return _table(self.classifier.classify(enrolment, queries, options["threshold"]), int(options["top_k"]))
+
+    def read_image(self, path: str | os.PathLike[str], invert: bool = False) -> np.ndarray:
+        """An image file as the model sees it: uint8 [C, H, W], the central part, turned, cut and resized."""
+        pictures = read_images([Path(path)], self.classifier.shape, invert)
+        for _, why in pictures.skipped:
+            raise PipelineError(f"{path} cannot be read ({why})")
+        return pictures.images[0]
 
     def enrol(self, images: np.ndarray, labels: Sequence[Label] | np.ndarray, keep_images: bool = True) -> Enrolment:
         """Learn classes: :meth:`pipeline.inference.FewShotClassifier.enrol`."""
@@ -64,6 +112,48 @@ class ServedClassifier:
     def load_enrolment(self, path: str) -> Enrolment:
         """Read a file that ``enrolment.save(path)`` wrote."""
         return Enrolment.load(path)
+
+
+def _columns(given: Any) -> dict[str, Any]:
+    """The columns of a request, whatever form it has."""
+    if isinstance(given, list) and all(isinstance(row, Mapping) for row in given):
+        given = pd.DataFrame(given)
+    if isinstance(given, pd.DataFrame):
+        given = _of_frame(given)
+    if not isinstance(given, Mapping):
+        raise PipelineError(f"the input is {type(given).__name__}: give the columns {SUPPORT}, {LABELS} and {QUERIES}")
+    for name in given:  # others are left alone, as MLflow does, but not one that is misspelt
+        meant = get_close_matches(str(name)[:40], (SUPPORT, LABELS, QUERIES), 1, 0.8)
+        if meant and name not in (SUPPORT, LABELS, QUERIES):
+            raise PipelineError(f"unknown column {str(name)!r:.40}; did you mean {meant[0]!r}?")
+    return dict(given)
+
+
+def _of_frame(frame: pd.DataFrame) -> dict[str, Any]:
+    """Columns of a frame, which may be of different lengths: what is missing in a row is left out.
+
+    A frame of one row may hold whole lists, too.
+    """
+    there = {name: [_depth(cell) > 0 or not pd.isna(cell) for cell in column] for name, column in frame.items()}
+    if SUPPORT in there and LABELS in there and there[SUPPORT] != there[LABELS] and len(frame) > 1:
+        raise PipelineError(f"{SUPPORT} and {LABELS} are not given in the same rows")
+    columns: dict[str, Any] = {}
+    for name, column in frame.items():
+        cells = [cell for cell, given in zip(column, there[name], strict=True) if given]
+        cells = [cell.item() if isinstance(cell, np.ndarray) and cell.ndim == 0 else cell for cell in cells]
+        if len(cells) < len(column) and all(isinstance(cell, float) and cell.is_integer() for cell in cells):
+            cells = [int(cell) for cell in cells]  # pandas makes fractions of numbers in a column with gaps
+        columns[str(name)] = cells[0] if len(cells) == 1 and _depth(cells[0]) in (1, 4) else cells
+    return columns
+
+
+def _depth(cell: Any) -> int:
+    """Dimensions of an array or of nested lists: 1 is a list, 3 an image, 4 a list of images."""
+    if isinstance(cell, np.ndarray):
+        return cell.ndim
+    if not isinstance(cell, list | tuple):
+        return 0
+    return 1 + (_depth(cell[0]) if cell else 0)
 
 
 def _table(answers: Answers, top_k: int) -> pd.DataFrame:

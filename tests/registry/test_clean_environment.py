@@ -21,7 +21,7 @@ from tests.registry.conftest import SPEC
 from tests.registry.test_versions import CALIBRATION
 
 PROGRAM = """
-import importlib.util, json, sys
+import importlib.util, json, os, sys
 import numpy as np
 import mlflow
 assert importlib.util.find_spec("ray") is None and importlib.util.find_spec("pipeline") is None
@@ -37,6 +37,7 @@ extended.save("people.safetensors")
 loaded = served.load_enrolment("people.safetensors")
 answers = served.classify(loaded, given["query_images"])
 empty = {**given, "support_images": given["support_images"][:0], "support_labels": given["support_labels"][:0]}
+os.environ["PIPELINE_ENROLMENTS"] = "."
 by_file = model.predict(empty, params={"enrolment": "people.safetensors"})
 assert by_file["label"].tolist() == answers.labels
 print(json.dumps({

@@ -132,7 +132,8 @@ def test_pyfunc_gives_the_answers_of_the_classifier(
     enrolment = served.enrol(support, [f"person {label}" for label in labels])
     enrolment.save(tmp_path / "people.safetensors")
     empty = {**given, "support_images": support[:0], "support_labels": labels[:0]}
-    by_file = loaded.predict(empty, params={"enrolment": str(tmp_path / "people.safetensors"), "threshold": "none"})
+    monkeypatch.setenv("PIPELINE_ENROLMENTS", str(tmp_path))
+    by_file = loaded.predict(empty, params={"enrolment": "people.safetensors", "threshold": "none"})
     assert by_file["label"].tolist() == [f"person {label}" for label in answers.labels]
     example = loaded.input_example
     assert len(loaded.predict(example)) == len(example["query_images"])
