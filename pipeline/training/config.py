@@ -93,7 +93,7 @@ class TrainConfig(Section):
     name: Name | None
     storage: str
     seed: int
-    steps: Count
+    steps: Annotated[int, Field(ge=0)]
     data: dict[str, Any]
     method: dict[str, Any]
     backbone: dict[str, Any]

@@ -168,6 +168,11 @@ def training(
     config, workers, hooks = learner.config, workers or Alone(), hooks or Hooks()
     if should_stop(learner.history, config.validation.patience):
         return
+    if config.steps == 0:  # a network as it is: measured, and kept
+        survey(learner, dataset, workers)
+        _log_validation(learner, dataset, workers, hooks)
+        hooks.save(learner)
+        return
     window = _Window()
     while learner.step < config.steps:
         step, batch = yield
@@ -191,8 +196,7 @@ def training(
         if saves:
             survey(learner, dataset, workers)
         if validates:
-            accuracy = validate(learner, dataset, workers)
-            hooks.log(learner.record({"val/accuracy": accuracy.mean, "val/interval": accuracy.interval}))
+            _log_validation(learner, dataset, workers, hooks)
             window.began = time.perf_counter() if window.steps == 0 else window.began
         if saves:
             hooks.save(learner)
@@ -200,6 +204,11 @@ def training(
             return
         if signal is Signal.LEAVE:
             return
+
+
+def _log_validation(learner: Learner, dataset: Dataset, workers: Workers, hooks: Hooks) -> None:
+    accuracy = validate(learner, dataset, workers)
+    hooks.log(learner.record({"val/accuracy": accuracy.mean, "val/interval": accuracy.interval}))
 
 
 def should_stop(history: list[dict[str, float]], patience: int | None) -> bool:
