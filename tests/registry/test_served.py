@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from pipeline.inference.requests import ENROLMENTS
 from pipeline.model import build_model
 from pipeline.registry.classify import classify
 from pipeline.registry.package import save_model
+from tests.test_documentation import ROOT, blocks
 
 SHAPE = (3, 16, 20)
 SPEC = {
@@ -192,6 +194,18 @@ def test_forms_of_a_request(
         {**row, "support_labels": index % 2} if "support_labels" in row else row for index, row in enumerate(rows)
     ]
     assert set(model.predict(pd.DataFrame(numbered))["label"]) <= {0, 1}
+
+
+def test_the_documented_request(ask: Ask, tmp_path: Path) -> None:
+    (request,) = [text for text in blocks(ROOT / "docs" / "your_images.md", "bash") if text.startswith("curl")]
+    for number, name in enumerate(("known/pear", "known/plum", "new")):
+        (tmp_path / name).mkdir(parents=True)
+        Image.new("RGB", (40, 30), (90 * number, 0, 200)).save(tmp_path / name / "1.jpg")
+    body = subprocess.run(
+        ["bash", "-c", f"curl() {{ cat; }}\n{request}"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    status, answer = ask(json.loads(body.stdout))
+    assert status == 200 and set(answer["predictions"][0]["top_labels"]) == {"pear", "plum"}
 
 
 def wrong_requests(good: dict[str, Any]) -> dict[str, tuple[dict[str, Any], dict[str, Any], str]]:
