@@ -9,7 +9,7 @@ import numpy as np
 from pipeline.data.dataset import ClassTable
 from pipeline.data.episodes import EpisodeSpec, ImagePlan, Plan, plan_episodes, plan_groups, plan_images
 
-TASK_CPUS = 0.25  # what a task that plans reserves: it computes for milliseconds
+TASK_CPUS = 0.25  # what a task that gathers pixels in the cluster reserves
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from pipeline.data.planners import TASK_CPUS, Planner
 from pipeline.ray_internals import rest_between_turns
 
 MATERIALIZE = ("worker", "cluster", "device")
+PLANNERS = 4  # tasks at once that plan for one worker
 _AHEAD = 2  # batches that wait, gathered, for the training step
 
 
@@ -116,7 +117,12 @@ class Stream:
             first = source.last
 
     def _plans_of(self, source: PlanSource, stop: threading.Event) -> Iterator[tuple[int, int, AnyPlan, Any]]:
-        blocks = ray.data.read_datasource(source, override_num_blocks=source.blocks, num_cpus=TASK_CPUS)
+        """Planning takes milliseconds and reserves nothing, or runs that share a cluster would take its last CPU from
+        each other's planning and stand still together; gathering and decoding take what others could use."""
+        share: dict[str, Any] = {"num_cpus": 0, "concurrency": min(PLANNERS, source.blocks)}
+        if self.materialize == "cluster":
+            share = {"num_cpus": TASK_CPUS}
+        blocks = ray.data.read_datasource(source, override_num_blocks=source.blocks, **share)
         blocks.context.execution_options.preserve_order = True
         blocks.context.enable_progress_bars = False
         blocks.context.print_on_execution_start = False

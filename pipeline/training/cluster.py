@@ -56,7 +56,7 @@ def start_ray(cluster: Cluster) -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody reclaims this machine
     with _environment(WITHOUT_DASHBOARD):  # Ray's processes inherit it
-        # One more than there are: planning tasks compute for milliseconds, and share the workers' cores.
+        # One more than there are: tasks beside the workers compute for milliseconds, and share their cores.
         start_here(cores + 1, cluster.object_store_mb, log_to_driver=output)
 
 
@@ -73,8 +73,10 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
                 os.environ[key] = value
 
 
-def check_resources(cluster: Cluster) -> None:
+def check_resources(cluster: Cluster, decoding: bool = False) -> None:
     """Refuse what the cluster cannot give now and its autoscaler cannot bring: it would be waited for without end.
+
+    ``decoding``: whether Ray Data decodes images beside the workers (``materialize=cluster``), which takes a CPU.
 
     Raises:
         Unavailable: a node of a cluster that was joined, and does not grow, may be away just now.
@@ -95,10 +97,10 @@ def check_resources(cluster: Cluster) -> None:
             f"cluster.workers={cluster.workers} of cluster.cpus_per_worker={cluster.cpus_per_worker:g} need "
             f"{need_cpus:g} CPUs; the cluster has {cpus:g}: lower one of them"
         )
-    if need_cpus + TASK_CPUS > cpus:
+    if decoding and need_cpus + TASK_CPUS > cpus:
         raise PipelineError(
-            f"the workers take all {cpus:g} CPUs of the cluster and leave none for Ray Data, which plans the episodes: "
-            f"set cluster.cpus_per_worker so that {TASK_CPUS:g} CPU is left"
+            f"the workers take all {cpus:g} CPUs of the cluster and leave none for Ray Data, which gathers the pixels: "
+            f"set cluster.cpus_per_worker so that {TASK_CPUS:g} CPU is left, or materialize=worker"
         )
 
 

@@ -146,7 +146,7 @@ def launch(
     ask the workers to leave.
     """
     start_ray(config.cluster)
-    check_resources(config.cluster)
+    check_resources(config.cluster, decoding=config.materialize == "cluster")
     write_run(run)
     start = store.join(run.uri, START)
     monitor = monitor or start_monitor()

@@ -207,7 +207,7 @@ def test_a_run_from_before_a_key_was_there_is_resumed_with_its_default(small_run
     [
         (["cluster.workers=64", "train.meta_batch_size=64"],
             "cluster.workers=64 of cluster.cpus_per_worker=1 need 64 CPUs; the cluster has 4"),
-        (["cluster.workers=4"], "leave none for Ray Data"),
+        (["cluster.workers=4", "materialize=cluster"], "leave none for Ray Data"),
         (["cluster.gpus_per_worker=1"], "need 2 GPUs; the cluster has 0"),
     ],
 )  # fmt: skip
@@ -216,3 +216,10 @@ def test_what_the_cluster_cannot_give_is_refused(ray_session, small_run, overrid
     with pytest.raises(PipelineError, match="cluster") as error:
         launch(config, run)
     assert says in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_run_that_has_every_cpu_plans_and_trains(ray_session, small_run):
+    """As two runs that fill a cluster together: no CPU is left for planning, and none is needed."""
+    config, _, run = prepare(small_run("prototypical", "cluster.workers=1", "cluster.cpus_per_worker=4", "name=full"))
+    launch(config, run)
+    assert checkpoints(run.uri)[-1].endswith(f"step_{config.steps:08d}")
