@@ -29,8 +29,7 @@ _SETTINGS = {
 
 
 def room(cluster: Cluster, resources: dict[str, float]) -> int:
-    """How many trials the cluster takes at once, each with its workers and a share of a CPU for what else runs beside them.
-    """
+    """How many trials the cluster takes at once, each with its workers and a share of a CPU for the rest."""
     cpus = cluster.workers * cluster.cpus_per_worker + LAUNCHER_CPUS + TASK_CPUS
     places = math.floor(resources.get("CPU", 0.0) / cpus + 1e-9)
     if cluster.gpus_per_worker:
