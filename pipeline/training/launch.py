@@ -150,7 +150,8 @@ def launch(
     write_run(run)
     start = store.join(run.uri, START)
     monitor = monitor or start_monitor()
-    telemetry = Telemetry(run.name, str(config.method["name"]), str(run.dataset["name"]), config.steps)
+    done = max((step_of(uri) for uri in checkpoints(run.uri)), default=0)
+    telemetry = Telemetry(run.name, str(config.method["name"]), str(run.dataset["name"]), config.steps, done)
     hooks: list[Any] = [Restarts(monitor)]
     trainer = TorchTrainer(
         train_worker,
@@ -178,7 +179,8 @@ def launch(
             **_storage(config.storage),
         ),
     )
-    display = Display(monitor, config.steps, run.name, telemetry.beside(on_log))
+    needs = {kind: share * config.cluster.workers for kind, share in _resources(config).items()}
+    display = Display(monitor, config.steps, run.name, telemetry.beside(on_log), needs)
     with telemetry, display, leaving_on_sigterm(monitor):
         try:
             trainer.fit()

@@ -7,12 +7,13 @@ wrong with them is logged once and never reaches the training.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
@@ -23,6 +24,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 POLL_SECONDS = 0.5
 LINE_SECONDS = 10.0  # between plain lines, where the output is no terminal
+WAIT_SECONDS = 30.0  # without a step after which a run says what it waits for; twice as long each time
 Entry = dict[str, float]
 
 TAGS = ("run", "method", "dataset")
@@ -53,8 +55,15 @@ class Monitor:
         self._entries: list[Entry] = []
         self._step = 0
         self._stopped = ""
-        self._leave = False
+        self._leave = self._begun = False
         self._said: list[str] = []
+
+    def begin(self) -> None:
+        """The workers are there."""
+        self._begun = True
+
+    def begun(self) -> bool:
+        return self._begun
 
     def say(self, line: str) -> None:
         """A line for whoever watches."""
@@ -96,11 +105,21 @@ def start_monitor() -> Any:
 class Display:
     """A bar on a terminal, plain lines elsewhere, drawn by a thread from what the monitor holds.
 
-    ``on_log`` gets every logged entry once.
+    ``on_log`` gets every logged entry once. ``needs``: the resources of all workers, to say what a run waits for that
+    does not begin.
     """
 
-    def __init__(self, monitor: Any, steps: int, label: str, on_log: Callable[[Entry], None] | None = None) -> None:
+    def __init__(
+        self,
+        monitor: Any,
+        steps: int,
+        label: str,
+        on_log: Callable[[Entry], None] | None = None,
+        needs: Mapping[str, float] | None = None,
+    ) -> None:
         self._monitor, self._steps, self._label, self._on_log = monitor, steps, label, on_log
+        self._needs = dict(needs or {})
+        self._patience, self._entered = WAIT_SECONDS, time.monotonic()
         self._console = Console(file=sys.stdout)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
@@ -138,6 +157,8 @@ class Display:
         while True:
             stopping = self._stop.wait(POLL_SECONDS)
             self._read()
+            if self._began is None and time.monotonic() - self._entered > self._patience and not stopping:
+                self._say_waiting()
             draw()
             if stopping:
                 return
@@ -150,7 +171,7 @@ class Display:
         self._seen += len(entries)
         self._shown += len(lines)
         for line in lines:
-            self._console.print(f"{self._label}  {line}", markup=False, highlight=False, soft_wrap=True)
+            self._say(line)
         for entry in entries:
             self._figures.update(entry)
             if self._on_log:
@@ -158,6 +179,22 @@ class Display:
         self._step = max(step, int(self._figures.get("step", 0)))
         if self._step and self._began is None:
             self._began = (time.monotonic(), self._step)
+
+    def _say(self, line: str) -> None:
+        self._console.print(f"{self._label}  {line}", markup=False, highlight=False, soft_wrap=True)
+
+    def _say_waiting(self) -> None:
+        waited, self._patience = self._patience, 2 * self._patience
+        with contextlib.suppress(ray.exceptions.RayError, TimeoutError):
+            if ray.get(self._monitor.begun.remote(), timeout=5):
+                self._say(f"no step after {waited:g} s: its workers are there, and prepare")
+                return
+            free, whole = ray.available_resources(), ray.cluster_resources()
+            wanted = [
+                f"{need:g} {kind}s ({free.get(kind, 0.0):g} of {whole.get(kind, 0.0):g} are free)"
+                for kind, need in self._needs.items()
+            ]
+            self._say(f"no step after {waited:g} s: it waits for its workers, which need {' and '.join(wanted)}")
 
     def line(self) -> str:
         """step 500/2000  left 6:05  4.1 steps/s  16 episodes/s  loss 0.412  acc 86 %  val 87.1 ± 0.9 %  wait 0.4 %"""
@@ -193,14 +230,15 @@ class Telemetry:
     Args:
         run, method, dataset: tags of every metric.
         steps: how many the run is to do.
+        step: how many it has done, from which a run that never does another is seen to stand still.
     """
 
-    def __init__(self, run: str, method: str, dataset: str, steps: int) -> None:
+    def __init__(self, run: str, method: str, dataset: str, steps: int, step: int = 0) -> None:
         self.tags = dict(zip(TAGS, (run, method, dataset), strict=True))
         self._latest: Entry = {}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._repeat, name="telemetry", daemon=True)
-        self({STEPS: steps, RESTARTS: 0})
+        self({"step": step, STEPS: steps, RESTARTS: 0})
 
     def __call__(self, entry: Entry) -> None:
         figures = dict(entry)

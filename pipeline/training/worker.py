@@ -37,6 +37,7 @@ def train_worker(job: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
+    job["monitor"].begin.remote()
     make_deterministic(config.cluster.threads_per_worker, config.deterministic)
     dataset = Dataset(config.dataset_uri)
     if dataset.manifest.fingerprint != job["dataset"]["fingerprint"]:

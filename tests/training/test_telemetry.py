@@ -53,11 +53,12 @@ def test_every_logged_figure_has_its_value(monkeypatch):
 
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(telemetry, "_gauge", lambda name, meaning: Gauge(name))
-    told = Telemetry("r", "maml", "glyphs", 100)
+    told = Telemetry("r", "maml", "glyphs", 100, step=40)
+    tags = {"run": "r", "method": "maml", "dataset": "glyphs"}
+    assert values["pipeline_step"] == (40, tags)  # before the first step that is logged: a run may never come so far
     told(ENTRY)
     told({"step": 50, "val/accuracy": 0.9, "val/interval": 0.01})
     told({"step": 50, telemetry.CHECKPOINT_SECONDS: 2.0})
-    tags = {"run": "r", "method": "maml", "dataset": "glyphs"}
     assert {name: value for name, (value, _) in values.items()} == {
         "pipeline_step": 50, "pipeline_steps": 100, "pipeline_episodes_per_second": 16.0, "pipeline_step_seconds": 0.25,
         "pipeline_data_wait_share": 0.01, "pipeline_loss": 0.5, "pipeline_validation_accuracy": 0.9,
@@ -118,3 +119,23 @@ def test_a_training_exports_them_all_and_a_lost_worker_is_counted(ray_session, s
     found = exported(run="measured", method="prototypical")
     assert found["ray_pipeline_restarts"] == [1.0] and found["ray_pipeline_steps"] == [60.0]
     assert 0 < found["ray_pipeline_checkpoint_seconds"][0] < 60
+
+
+def test_a_run_that_waits_says_for_what(ray_session, monkeypatch, capsys):
+    monkeypatch.setattr(telemetry, "WAIT_SECONDS", 1.0)
+    monitor = telemetry.start_monitor()
+    display = telemetry.Display(monitor, 10, "mine", needs={"CPU": 2.0, "GPU": 1.0})
+    said = ""
+
+    def says(text):
+        nonlocal said
+        said += capsys.readouterr().out
+        return text in said
+
+    with display:
+        wait_for(lambda: says("mine  no step after 1 s: it waits for its workers, which need 2 CPUs ("), 30)
+        ray.get(monitor.begin.remote())
+        wait_for(lambda: says("s: its workers are there, and prepare"), 60)
+        ray.get(monitor.tick.remote(3))
+    whole = ray.cluster_resources()["CPU"]
+    assert f" of {whole:g} are free) and 1 GPUs (0 of 0 are free)" in said.splitlines()[0]
