@@ -24,6 +24,14 @@ os.environ.update(
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.fixture(autouse=True)
+def modules_are_found_where_they_were():
+    """MLflow puts the code of a model that is loaded on the path, for good: its light ``pipeline`` is not ours."""
+    before = list(sys.path)
+    yield
+    sys.path[:] = before
+
+
 @pytest.fixture(scope="session")
 def ray_session(moto_bucket):
     """The session's one Ray cluster, on this machine; its workers know the S3 server."""

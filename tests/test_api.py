@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import subprocess
 import sys
@@ -74,7 +75,7 @@ def test_a_value_arrives_as_it_was_given(value: object) -> None:
 )
 def test_text_stays_text(text: str) -> None:
     config = api._configuration("ingest", (), {"data": "folder", "data.source.path": text})
-    assert config["data"]["source"]["path"] == text
+    assert config["data"]["source"]["path"] == os.path.expanduser(text)
 
 
 def test_arguments_come_in_every_form() -> None:
