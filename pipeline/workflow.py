@@ -14,7 +14,7 @@ import numpy as np
 from pipeline import store
 from pipeline.config import Config, validate
 from pipeline.data.dataset import Dataset, class_table
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, Stopped
 from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.evaluate import EpisodicProtocol, evaluate
 from pipeline.evaluation.model import Model
@@ -25,7 +25,7 @@ from pipeline.nets.preprocess import Preprocess
 from pipeline.pages.record import record
 from pipeline.registry.masking import mask_argument
 from pipeline.registry.tracker import Tracker
-from pipeline.registry.tracking_config import check_tracking
+from pipeline.registry.tracking_config import check_tracking, say_undelivered
 from pipeline.training.checkpoint import load_checkpoint
 from pipeline.training.cluster import check_resources, start_ray
 from pipeline.training.config import TrainConfig
@@ -44,15 +44,18 @@ def train(raw: Config) -> dict[str, Any]:
     status: str | None = "FAILED"
     try:
         launch(config, run, lambda entry: tracker.log(int(entry["step"]), _without_step(entry)))
+        summary: dict[str, Any] = {"run": run.name, "folder": run.uri, "checkpoint": best_checkpoint(run.uri)}
+        model = model_of_run(run)
+        if config.evaluation is not None:
+            summary["evaluation"] = _evaluate_run(config, run, model)
         status = None  # publishing ends it
+    except (Stopped, KeyboardInterrupt):
+        status = "KILLED"
+        raise
     finally:
         delivery = tracker.close(status=status)
     if delivery.message:
         print(delivery.message, flush=True)
-    summary: dict[str, Any] = {"run": run.name, "folder": run.uri, "checkpoint": best_checkpoint(run.uri)}
-    model = model_of_run(run)
-    if config.evaluation is not None:
-        summary["evaluation"] = _evaluate_run(config, run, model)
     summary.update(register(run.uri, config))
     _say_made(summary)
     return summary
@@ -78,8 +81,7 @@ def register(run_uri: str, config: TrainConfig) -> dict[str, Any]:
         set_alias(config.tracking, version.name, CHALLENGER, version.version)
         return {**made, "model": version.uri, "name": version.name, "version": version.version}
     except PipelineError as error:  # the run itself is whole: only what others see of it is missing
-        print(f"not registered: {error}", flush=True)
-        return {"undelivered": str(error)}
+        return say_undelivered(error)
 
 
 def evaluate_job(raw: Config) -> dict[str, Any]:

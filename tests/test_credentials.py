@@ -93,7 +93,7 @@ def test_nothing_that_a_training_writes_holds_a_planted_secret(glyphs: str, tmp_
             command = [sys.executable, "-m", "jobs.train", *small, *tracking]
             done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
             (tmp_path / f"{tracking[0]}.log").write_text(done.stdout + done.stderr)
-            assert done.returncode == 0, done.stdout + done.stderr
+            assert done.returncode == (0 if tracking == ["name=kept"] else 75), done.stdout + done.stderr
         files = [file for folder in (tmp_path, ray_folder) for file in folder.rglob("*") if file.is_file()]
         names = {file.name for file in files}
         assert {"run.json", "state.json", "mlflow.db", "config.yaml", "MLmodel"} <= names, sorted(names)

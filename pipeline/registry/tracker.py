@@ -153,6 +153,7 @@ class Tracker:
             self._store = connect(self._tracking)
         if self._run_id is None:
             self._run_id = open_run(self._store, self.run_name, self._config, self._dataset)
+            self._store.client.update_run(self._run_id, status="RUNNING")  # one that goes on had ended
             self._known = delivered_points(self._store, self._run_id)
         with self._changed:
             self._changed.wait_for(lambda: bool(self._pending) or self._closing)

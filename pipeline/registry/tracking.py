@@ -75,13 +75,13 @@ def make_client(uri: str) -> MlflowClient:
 
 @contextmanager
 def reaching(tracking: Mapping[str, Any], remedy: str) -> Iterator[None]:
-    """Turn a store that is away (``Unavailable``, of a server) or refuses into one line that says what to do."""
+    """Turn a store that is away (``Unavailable``, where it is no file) or refuses into one line: what to do."""
     try:
         yield
     except STORE_ERRORS as error:
         uri = str(tracking.get("uri"))
         refuses = isinstance(error, MlflowException) and error.get_http_status_code() < 500
-        kind = Unavailable if uri.startswith("http") and not refuses else PipelineError
+        kind = PipelineError if uri.startswith("sqlite") or refuses else Unavailable
         raise kind(f"MLflow at {mask_text(uri)}: {first_line(error)}; {remedy}") from error
 
 

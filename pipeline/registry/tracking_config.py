@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pipeline.config import Section, validate
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, Unavailable
 from pipeline.ray_start import in_submitted_job
 from pipeline.registry.masking import mask_text
 
+TRY_LATER, NOT_REGISTERED = os.EX_TEMPFAIL, 6  # exit codes
 _SQLITE = "sqlite:///"
 
 
@@ -45,7 +49,27 @@ def store_uri(config: TrackingConfig) -> str:
 
 
 def check_tracking(tracking: Mapping[str, Any]) -> None:
-    """Refuse a configuration that can never work, without reaching for the store."""
+    """Refuse a configuration that can never work, without reaching for a store elsewhere."""
     config = validate(TrackingConfig, dict(tracking))
-    if config.uri is not None:
-        store_uri(config)
+    if config.uri is None:
+        return
+    store_uri(config)
+    server = urlsplit(config.uri)
+    if in_submitted_job() and server.scheme in ("http", "https") and server.hostname in ("127.0.0.1", "localhost"):
+        port = server.port or (443 if server.scheme == "https" else 80)
+        try:
+            socket.create_connection((server.hostname, port), timeout=5).close()
+        except OSError as error:
+            raise PipelineError(
+                f"tracking.uri={mask_text(config.uri)}: in a submitted job this is the machine of the job, where no "
+                "MLflow server listens; give tracking.uri=http://SERVER:5000, or MLFLOW_TRACKING_URI in its env_vars"
+            ) from error
+
+
+def say_undelivered(error: PipelineError) -> dict[str, Any]:
+    """What a job's summary has of a model that was to be registered and is not; says so.
+
+    The run itself is whole, and the job ends with a status of its own: that of ``Unavailable`` where it may work later.
+    """
+    print(f"not registered: {error}", flush=True)
+    return {"undelivered": str(error), "exit_code": TRY_LATER if isinstance(error, Unavailable) else NOT_REGISTERED}

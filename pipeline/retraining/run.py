@@ -21,11 +21,11 @@ from pipeline.config import Config, compose
 from pipeline.data.dataset import read_manifest
 from pipeline.data.ingest import ingest
 from pipeline.data.manifest import MANIFEST_NAME, Manifest
-from pipeline.errors import Stopped, Unavailable
+from pipeline.errors import PipelineError, Stopped, Unavailable
 from pipeline.registry.aliases import CHAMPION, Decision, alias_version, settle
 from pipeline.registry.promotion import KEPT, measure
 from pipeline.registry.tracking import connect, reaching
-from pipeline.registry.tracking_config import check_tracking
+from pipeline.registry.tracking_config import TRY_LATER, check_tracking
 from pipeline.retraining.champion import champion_of, keep_classes, keep_weights, refuse_seen_classes
 from pipeline.retraining.config import Settings, settings_of
 from pipeline.retraining.journal import Entry, Journal, Outcome
@@ -125,7 +125,8 @@ def _train(settings: Settings, journal: Journal, entry: Entry) -> Entry:
     try:
         made = workflow.train(_training(settings, entry))
         if "version" not in made:
-            raise Unavailable(f"{entry.run} is trained but not registered ({made.get('undelivered')}); run again")
+            kind = Unavailable if made["exit_code"] == TRY_LATER else PipelineError
+            raise kind(f"{entry.run} is trained but not registered ({made['undelivered']}); run again")
     except Exception as error:
         if isinstance(error, Stopped | Unavailable | OSError | RayError) and not isinstance(error, RayTaskError):
             raise

@@ -15,7 +15,7 @@ from pipeline import store
 from pipeline.config import Config, to_yaml
 from pipeline.errors import PipelineError, Stopped
 from pipeline.registry.aliases import CHALLENGER
-from pipeline.registry.tracking_config import check_tracking
+from pipeline.registry.tracking_config import check_tracking, say_undelivered
 from pipeline.registry.versions import register_run, set_alias
 from pipeline.search.asha import ASHA, BRACKETS
 from pipeline.search.campaign import Campaign, begin
@@ -146,7 +146,7 @@ def _conclude(campaign: Campaign, ledger: Ledger, delivery: Delivery, verdict: V
     if verdict is not None and found["mlflow_run"]:
         found.update(_register(campaign, verdict))
     _say_made(campaign, found, verdict, delivery)
-    return {**found, "exit_code": 0 if verdict is not None else NOTHING}
+    return {"exit_code": 0 if verdict is not None else NOTHING, **found}
 
 
 def _seed(ledger: Ledger, run: str | None, campaign: Campaign) -> int:
@@ -174,8 +174,7 @@ def _register(campaign: Campaign, verdict: Verdict) -> dict[str, Any]:
         version = register_run(store.join(campaign.uri, verdict.winner.run), tracking, name)
         set_alias(tracking, version.name, CHALLENGER, version.version)
     except PipelineError as error:
-        print(f"not registered: {error}", flush=True)
-        return {"undelivered": str(error)}
+        return say_undelivered(error)
     return {"model": version.uri, "name": version.name, "version": version.version}
 
 

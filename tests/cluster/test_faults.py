@@ -418,6 +418,7 @@ def test_the_mlflow_server_is_away(
         fault.done()
         said = capfd.readouterr().out
         if away == "end":
+            assert summary["exit_code"] == 75
             assert "undelivered" in summary and f"python -m jobs.register run={RUNS}/{name}" in said
             up()
             publish(f"{RUNS}/{name}", raw["tracking"])

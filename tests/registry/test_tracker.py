@@ -36,6 +36,21 @@ def test_metrics_arrive_in_order_and_once(tracking: dict) -> None:
     assert not [thread for thread in threading.enumerate() if thread.name == "tracker"]
 
 
+def test_the_state_of_a_run_is_that_of_its_training(run: Path, tracking: dict) -> None:
+    """Asked to stop: killed; going on: running; the end is the end's."""
+
+    def state() -> str:
+        return only_run(tracking)[1].info.status
+
+    for status in ("KILLED", None, "FAILED", None):
+        tracker = Tracker("first-run", tracking, CONFIG, DATASET)
+        tracker.log(1, {"train/loss": 1.0})
+        assert tracker.close(status=status).message == ""
+        assert state() == (status or "RUNNING")
+    publish(str(run), tracking)
+    assert state() == "FINISHED"
+
+
 def test_publish_completes_what_the_tracker_began(run: Path, tracking: dict, tmp_path: Path) -> None:
     tracker = Tracker("first-run", tracking, CONFIG, DATASET)
     for step in range(1, 7):

@@ -1,0 +1,91 @@
+"""How a training that ends, in whatever way, stands in MLflow, and with which status its job ends."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipeline import workflow
+from pipeline.errors import Diverged, PipelineError, Stopped, Unavailable
+from pipeline.registry import publish as publish_module
+from pipeline.registry.tracking_config import check_tracking
+from pipeline.training.runs import read_run
+from tests.registry.test_publish import only_run
+
+
+@pytest.fixture
+def trained(run: Path, tracking: dict, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """``workflow.train`` of a run that is trained already, with what its launch raises."""
+    config: Any = SimpleNamespace(
+        tracking=tracking, method={"name": "prototypical"}, steps=12, evaluation=None, register_as=None
+    )
+    found = read_run(str(run))
+    monkeypatch.setattr(workflow, "prepare", lambda raw: (config, {}, found))
+
+    def train(error: BaseException | None = None) -> dict[str, Any]:
+        def launch(config: Any, run: Any, log: Any) -> None:
+            log({"step": 1, "train/loss": 1.0})
+            if error is not None:
+                raise error
+
+        monkeypatch.setattr(workflow, "launch", launch)
+        return workflow.train({})
+
+    return train
+
+
+def test_stopped_is_killed_and_the_end_is_the_ends(trained: Any, tracking: dict) -> None:
+    for error, state in (
+        (Stopped("asked to end"), "KILLED"),
+        (Diverged("the loss is NaN"), "FAILED"),
+        (KeyboardInterrupt(), "KILLED"),
+        (None, "FINISHED"),
+    ):
+        if error is None:
+            assert "exit_code" not in trained()
+        else:
+            with pytest.raises(type(error)):
+                trained(error)
+        assert only_run(tracking)[1].info.status == state
+
+
+def test_an_evaluation_that_fails_ends_the_run(trained: Any, tracking: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(run: Any) -> Any:
+        raise PipelineError("the checkpoint is damaged")
+
+    monkeypatch.setattr(workflow, "model_of_run", fails)
+    with pytest.raises(PipelineError, match="damaged"):
+        trained()
+    assert only_run(tracking)[1].info.status == "FAILED"
+
+
+@pytest.mark.parametrize(("kind", "status"), [(Unavailable, 75), (PipelineError, 6)])
+def test_a_run_that_could_not_be_registered_has_a_status_of_its_own(
+    trained: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: Any, status: int
+) -> None:
+    def publish(uri: str, tracking: Any) -> Any:
+        raise kind("MLflow at http://server: nobody is there; later: python -m jobs.register run=RUN")
+
+    monkeypatch.setattr(publish_module, "publish", publish)
+    made = trained()
+    assert made["exit_code"] == status and "nobody is there" in made["undelivered"]
+    assert "not registered: MLflow at http://server: nobody is there" in capsys.readouterr().out
+
+
+def test_a_server_of_nowhere_is_refused_before_a_submitted_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = {"artifacts": None, "experiment": "few-shot", "timeout": 60}
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        server["uri"] = f"http://127.0.0.1:{place.getsockname()[1]}"
+        check_tracking(server)  # on one's own machine it may be started later
+        monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+        with pytest.raises(PipelineError, match="in a submitted job this is the machine of the job") as refusal:
+            check_tracking(server)
+        assert "\n" not in str(refusal.value) and "MLFLOW_TRACKING_URI" in str(refusal.value)
+        place.listen()
+        check_tracking(server)
+    check_tracking({**server, "uri": "http://mlflow.example:5000"})  # nobody asks there before the training
