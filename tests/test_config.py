@@ -104,7 +104,7 @@ def test_every_key_has_a_comment():
         (["train.ways=3"], "unknown key 'train.ways'; did you mean 'train.way'?"),
         (["method=prototypcal"], "method=prototypcal: there is no such method; choose one of"),
         (["steps"], "'steps' is not key=value"),
-        (["steps=0"], "steps=0: input should be greater than or equal to 1"),
+        (["steps=-1"], "steps=-1: input should be greater than or equal to 0"),
         (["steps=many"], "steps='many'"),
         (["precision=half"], "precision='half'"),
         (["train.shot=[1,2,3]"], "train.shot"),

@@ -13,7 +13,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,10 +34,12 @@ class RayHead:
     address: str
     env: dict[str, str]
 
-    def submit(self, *command: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    def submit(
+        self, *command: str, env: dict[str, str] | None = None, options: Sequence[str] = ()
+    ) -> subprocess.CompletedProcess[str]:
         """``ray job submit --working-dir . -- command``, followed to the job's end: exit code and log."""
         return subprocess.run(
-            ["ray", "job", "submit", "--address", self.address, "--working-dir", ".", "--", *command],
+            ["ray", "job", "submit", "--address", self.address, "--working-dir", ".", *options, "--", *command],
             cwd=ROOT,
             env=self.env | (env or {}),
             text=True,

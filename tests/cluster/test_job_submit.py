@@ -25,7 +25,11 @@ def test_ingest_and_training_as_jobs(head: RayHead, tmp_path: Path) -> None:
     done = head.submit("python", "-m", "jobs.ingest", "data=glyphs", root, "data.source.classes=60")
     assert done.returncode == 0 and "1,200 images of 60 classes" in done.stdout, done.stdout
 
-    done = head.submit(*TRAIN, *SMALL, root, f"storage={tmp_path}/runs", "name=submitted")
+    secret = secrets.token_hex(16)  # the job's own environment has what the training would pass on as well
+    given = json.dumps({"env_vars": {"AWS_REGION": "us-west-2", "AWS_SECRET_ACCESS_KEY": secret}})
+    training = [*TRAIN, *SMALL, root, f"storage={tmp_path}/runs", "name=submitted"]
+    done = head.submit(*training, options=["--runtime-env-json", given])
+    assert secret not in done.stdout and "Traceback" not in done.stdout, done.stdout
     assert done.returncode == 0, done.stdout
     assert "submitted  step 4/4" in done.stdout, "the log is followed to the end"
     run = tmp_path / "runs" / "submitted"
