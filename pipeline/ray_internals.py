@@ -30,6 +30,23 @@ def autoscaler_limits() -> dict[str, float]:
         return _without({}, "the autoscaler's limits")
 
 
+def asks_for_token(address: str) -> bool:
+    """Whether the head at ``address`` refuses who comes without a token.
+
+    ``ray.init`` says of a wrong token what it says of a head that is away. Without this call both are said to be away.
+    """
+    try:
+        import grpc
+
+        with grpc.insecure_channel(address) as channel:
+            channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")(b"", timeout=5)
+    except ImportError:
+        return _without(False, "a head that asks for a token")
+    except grpc.RpcError as error:
+        return bool(error.code() is grpc.StatusCode.UNAUTHENTICATED)
+    return False
+
+
 def node_is_draining() -> bool:
     """Whether Ray has told this training worker that a node of the run is to be taken away.
 

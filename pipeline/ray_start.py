@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline import ray_internals
 from pipeline.errors import PipelineError, Unavailable
 
 KNOCKS = 5  # at an address, a second apart: a head that is started again is away for a moment
@@ -19,7 +20,6 @@ _TOKEN = (
     "this cluster asks for its token, and was given none or another; give RAY_AUTH_MODE=token and "
     "RAY_AUTH_TOKEN_PATH=FILE in the environment"
 )
-_UNKNOWN = re.compile(r"(?i)unauthenticated|auth(entication)? ?token|\b40[13]\b")
 
 
 def in_submitted_job() -> bool:
@@ -55,7 +55,8 @@ def join(address: str, key: str, variables: Mapping[str, str] | None = None, **o
         raise PipelineError(f"{key}={address}: {_TOKEN}") from error
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = _without_values(" ".join(str(error).split()), {**given, **new})
-        if _UNKNOWN.search(reason):
+        tried = re.search(r"Failed to connect to Ray cluster at (\S+)", reason)
+        if tried and ray_internals.asks_for_token(tried[1]):
             raise PipelineError(f"{key}={address}: {_TOKEN}") from None
         if isinstance(error, ValueError):
             raise PipelineError(f"{key}={address}: Ray refuses ({reason})") from None

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import ray
 
-from pipeline import ray_start
+from pipeline import ray_internals, ray_start
 from pipeline.config import compose, validate
 from pipeline.errors import PipelineError, Unavailable
 from pipeline.training import cluster
@@ -79,10 +79,12 @@ def test_no_message_holds_the_value_of_a_variable(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    "error", [ray.exceptions.AuthenticationError("no token"), RuntimeError("rpc error: Unauthenticated: wrong")]
+    "error",
+    [ray.exceptions.AuthenticationError("no token"), ConnectionError("Failed to connect to Ray cluster at head:6379")],
 )
 def test_a_missing_token_is_said_so(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     started(monkeypatch, error)
+    monkeypatch.setattr(ray_internals, "asks_for_token", lambda address: address == "head:6379")
     with pytest.raises(PipelineError, match=r"^cluster.address=auto: this cluster asks for its token") as refusal:
         ray_start.join(ADDRESS, "cluster.address")
     assert not isinstance(refusal.value, Unavailable)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,10 +16,25 @@ from tests.cluster.conftest import MARK, ROOT, RayHead, marked, running_head
 pytestmark = pytest.mark.cluster
 
 TRAIN = ["python", "-m", "jobs.train", "data=glyphs", "method=prototypical"]
+JOIN = """
+import sys
+from pipeline.errors import PipelineError
+from pipeline.ray_start import join
+try:
+    join(sys.argv[1], "cluster.address")
+except PipelineError as error:
+    print(error)
+"""
 SMALL = [
     "steps=4", "cluster.workers=1", "train.meta_batch_size=1", "validation.every=2", "validation.episodes=20",
     "evaluation=null", "tracking=none",
 ]  # fmt: skip
+
+
+def gcs_address(head: RayHead) -> str:
+    """Where drivers join, as the head's processes were told."""
+    commands = [Path(f"/proc/{pid}/cmdline").read_text() for pid in marked(head.env[MARK])]
+    return next(found[1] for text in commands if (found := re.search(r"--gcs-address=([^\0]+:[1-9]\d*)", text)))
 
 
 @pytest.mark.timeout(600)
@@ -64,6 +82,12 @@ def test_a_cluster_with_tokens_lets_only_their_holders_in(tmp_path: Path) -> Non
             assert done.returncode != 0, done.stdout
             assert "uploaded:" not in done.stdout
             assert "401" in done.stdout or "403" in done.stdout or "uthenticat" in done.stdout, done.stdout
+        for refused in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_TOKEN_PATH": str(guess)}):
+            joined = [sys.executable, "-c", JOIN, gcs_address(head)]
+            done = subprocess.run(
+                joined, cwd=ROOT, env=head.env | refused, text=True, capture_output=True, timeout=120, check=False
+            )
+            assert "this cluster asks for its token" in done.stdout, done.stdout + done.stderr
         done = head.submit(*list_upload)
     assert not marked(head.env[MARK]), "a stopped head leaves no process"
     assert done.returncode == 0, done.stdout
