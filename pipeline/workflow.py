@@ -30,6 +30,7 @@ from pipeline.training.checkpoint import load_checkpoint
 from pipeline.training.cluster import check_resources, start_ray
 from pipeline.training.config import TrainConfig
 from pipeline.training.launch import launch, prepare
+from pipeline.training.preemption import stopping_on_sigterm
 from pipeline.training.runs import CALIBRATION, EVALUATION, REPORT, Run, best_checkpoint, find_run
 
 CHALLENGER, CHAMPION = "challenger", "champion"
@@ -45,9 +46,11 @@ def train(raw: Config) -> dict[str, Any]:
     try:
         launch(config, run, lambda entry: tracker.log(int(entry["step"]), _without_step(entry)))
         summary: dict[str, Any] = {"run": run.name, "folder": run.uri, "checkpoint": best_checkpoint(run.uri)}
-        model = model_of_run(run)
-        if config.evaluation is not None:
-            summary["evaluation"] = _evaluate_run(config, run, model)
+        asked = f"run {run.name}: stopped after its training as asked; measure and register it with: {run.resume}"
+        with stopping_on_sigterm(asked):
+            model = model_of_run(run)
+            if config.evaluation is not None:
+                summary["evaluation"] = _evaluate_run(config, run, model)
         status = None  # publishing ends it
     except (Stopped, KeyboardInterrupt):
         status = "KILLED"

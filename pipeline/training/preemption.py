@@ -20,6 +20,7 @@ import ray
 import torch
 import torch.distributed as dist
 
+from pipeline.errors import Stopped
 from pipeline.ray_internals import node_is_draining
 
 _TERMINATED = threading.Event()  # of this process
@@ -109,6 +110,25 @@ def leaving_on_sigterm(monitor: Any) -> Iterator[None]:
         monitor.leave.remote()
 
     signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def stopping_on_sigterm(message: str) -> Iterator[None]:
+    """In here, where there is nothing to save, the first SIGTERM raises Stopped; the second one does what it did."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+
+    def stop(*_: object) -> None:
+        signal.signal(signal.SIGTERM, before)
+        raise Stopped(message)
+
+    signal.signal(signal.SIGTERM, stop)
     try:
         yield
     finally:

@@ -7,6 +7,7 @@ import re
 import secrets
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,14 @@ def test_ingest_and_training_as_jobs(head: RayHead, tmp_path: Path) -> None:
     state = json.loads((run / "step_00000004" / "state.json").read_text())
     assert state["step"] == 4 and "val/accuracy" in state["history"][-1]
     assert (run / "step_00000004" / "model.safetensors").stat().st_size > 0
+
+    def together(name: str) -> subprocess.CompletedProcess[str]:
+        half = "cluster.cpus_per_worker=1.5"  # of the head: two of them leave no CPU for planning
+        return head.submit(*TRAIN, *SMALL, "steps=40", half, root, f"storage={tmp_path}/runs", f"name={name}")
+
+    with ThreadPoolExecutor() as pool:
+        for name, done in zip("ab", pool.map(together, "ab"), strict=True):
+            assert done.returncode == 0 and f"{name}  step 40/40" in done.stdout, done.stdout
 
 
 def test_a_mistake_fails_the_job_with_its_one_line(head: RayHead, tmp_path: Path) -> None:

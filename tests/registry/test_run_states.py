@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -61,6 +64,19 @@ def test_an_evaluation_that_fails_ends_the_run(trained: Any, tracking: dict, mon
     with pytest.raises(PipelineError, match="damaged"):
         trained()
     assert only_run(tracking)[1].info.status == "FAILED"
+
+
+def test_asked_to_end_while_it_is_measured(trained: Any, tracking: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    def measured(run: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    monkeypatch.setattr(workflow, "model_of_run", measured)
+    with pytest.raises(Stopped, match=r"measure and register it with: python -m jobs.train resume=/\S+/first-run$"):
+        trained()
+    assert only_run(tracking)[1].info.status == "KILLED" and signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.parametrize(("kind", "status"), [(Unavailable, 75), (PipelineError, 6)])
