@@ -208,6 +208,8 @@ def _resumed(raw: Config) -> tuple[TrainConfig, Config, Run]:
     stored = _completed(run.config)
     if "steps" in given:
         _lengthen(run, stored, raw["steps"])
+        kept = [argument for argument in run.arguments if not argument.startswith("steps=")]
+        run = replace(run, arguments=(*kept, f"steps={raw['steps']}"))
     if "data.root" in given:
         stored["data"]["root"] = absolute("data.root", str(raw["data"]["root"]))
     run = replace(run, config=stored)

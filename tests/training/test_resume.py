@@ -39,7 +39,8 @@ def test_a_run_may_become_longer(begun: Run, capsys) -> None:
     write_run(run)
     assert config.steps == run.config["steps"] == 20
     assert resumed(begun)[0].steps == 20, "the run's folder says so from here on"
-    assert json.loads(Path(run.uri, RUN_FILE).read_text())["spec"] == begun.spec
+    kept = json.loads(Path(run.uri, RUN_FILE).read_text())
+    assert kept["spec"] == begun.spec and kept["arguments"] == ["steps=20"], "the command that a table shows"
 
 
 @pytest.mark.parametrize("steps", [1, 3])
