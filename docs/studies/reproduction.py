@@ -188,16 +188,18 @@ def _rows(entry: Entry) -> list[list[str]]:
 
 
 def _core_minutes(run: dict[str, Any]) -> float:
-    """Of training: wall-clock minutes times the cores of all workers."""
+    """Of training, and of that of the weights it began with: wall-clock minutes times the cores of all workers."""
     cluster = run["config"].get("cluster", {})
     cores = cluster.get("workers", 1) * cluster.get("cpus_per_worker", run["machine"]["cores"])
-    return float(run["train_seconds"] / 60 * cores)
+    begun = _core_minutes(run["initial"]) if "initial" in run else 0.0
+    return float(run["train_seconds"] / 60 * cores) + begun
 
 
 def _made(run: dict[str, Any]) -> str:
     machine = run["machine"]
     about = [f"seed {run['seed']}", machine.get("processor"), machine.get("vectors"), run.get("code")]
-    return f"`{run['command']}` ({', '.join(filter(None, about))})"
+    begun = f", begun with the weights of `{run['initial']['command']}`" if "initial" in run else ""
+    return f"`{run['command']}`{begun} ({', '.join(filter(None, about))})"
 
 
 def _form(content: dict[str, Any]) -> str:
@@ -226,8 +228,9 @@ def _printed(row: Row | None) -> str:
 
 
 def steps_text(run: dict[str, Any]) -> str:
-    """The steps of a run, and those of its recipe where it has others."""
+    """The steps of a run, after those of the weights it began with, and those of its recipe where it has others."""
     named = re.search(r"\brecipe=(\w+)", run["command"])
     path = CONF / "recipe" / f"{named[1]}.yaml" if named else None
     whole = yaml.safe_load(path.read_text()).get("steps") if path and path.exists() else None
-    return f"{run['steps']:,}" + (f" of {whole:,}" if whole not in (None, run["steps"]) else "")
+    begun = f"{run['initial']['steps']:,} + " if "initial" in run else ""
+    return f"{begun}{run['steps']:,}" + (f" of {whole:,}" if whole not in (None, run["steps"]) else "")

@@ -10,8 +10,8 @@ from typing import Any
 
 from pipeline import store
 from pipeline.environment import code_version, machine
-from pipeline.training.checkpoint import Checkpoint
-from pipeline.training.runs import Run
+from pipeline.training.checkpoint import Checkpoint, load_checkpoint
+from pipeline.training.runs import Run, read_run
 
 _HERE = ("storage", "data", "name", "tracking", "resume", "register_as")  # of the machine, not of the measurement
 # The same on a command line.
@@ -76,7 +76,16 @@ def _about(checkpoint: Checkpoint) -> dict[str, Any]:
         "train_seconds": round(_seconds(checkpoint.history, checkpoint.config["log_every"])),
         "machine": machine(),
         "config": {key: value for key, value in checkpoint.config.items() if key not in _HERE},
+        **_begun_with(checkpoint.config.get("initial")),
     }
+
+
+def _begun_with(initial: str | None) -> dict[str, Any]:
+    """The training of the run whose weights a run began with, which its own goes on from."""
+    if initial is None:
+        return {}
+    run, checkpoint = read_run(initial.rpartition("/")[0]), load_checkpoint(initial)
+    return {"initial": {"command": _trained_by(run), **_about(checkpoint)}}
 
 
 def _seconds(history: list[dict[str, float]], log_every: int) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -15,9 +16,10 @@ from pipeline.evaluation.evaluate import EpisodicProtocol, Result
 from pipeline.evaluation.model import Model
 from pipeline.pages.record import record
 from pipeline.renamed import current
+from pipeline.training.checkpoint import save_checkpoint
 from pipeline.training.config import TrainConfig
 from pipeline.training.learner import Learner
-from pipeline.training.runs import Run
+from pipeline.training.runs import Run, write_run
 
 
 @pytest.mark.parametrize("path", pages(), ids=lambda path: path.name)
@@ -95,3 +97,10 @@ def test_a_record_is_rendered(tmp_path, monkeypatch, glyphs):
     assert "60.00 ± 19.60" in text and "98.8" in text and "98.4" in text
     assert "`python -m jobs.train recipe=demo`, 100 steps, 0 minutes" in text and str(root) not in text
     assert json.loads((tmp_path / "case.json").read_text())["train_seconds"] == 25  # 50 logged steps at 2 a second
+    write_run(replace(run, uri=str(tmp_path / "first"), config={**raw, "steps": 100}))
+    save_checkpoint(tmp_path / "first" / "step_00000100", learner.checkpoint(raw, dataset))
+    later = learner.checkpoint({**raw, "initial": str(tmp_path / "first" / "step_00000100")}, dataset)
+    record(str(tmp_path / "later.json"), run, later, rows, "episodic")
+    begun = json.loads((tmp_path / "later.json").read_text())["initial"]
+    assert begun["command"] == "python -m jobs.train recipe=demo"
+    assert (begun["steps"], begun["train_seconds"]) == (100, 25)
