@@ -181,7 +181,8 @@ def launch(
     )
     needs = {kind: share * config.cluster.workers for kind, share in _resources(config).items()}
     display = Display(monitor, config.steps, run.name, telemetry.beside(on_log), needs)
-    with telemetry, display, leaving_on_sigterm(monitor):
+    asked = f"run {run.name}: stopped while it waited for its workers, as asked; go on with it: {run.resume}"
+    with telemetry, display, leaving_on_sigterm(monitor, lambda: display.begun, asked):
         try:
             trainer.fit()
         except (ray.train.TrainingFailedError, ray.exceptions.ActorDiedError) as error:

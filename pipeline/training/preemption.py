@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 from typing import Any
@@ -98,39 +98,58 @@ def _note(*_: Any) -> None:
 
 
 @contextmanager
-def leaving_on_sigterm(monitor: Any) -> Iterator[None]:
-    """In here the first SIGTERM asks the workers to save and to end; the second one does what it did before."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGTERM)
+def leaving_on_sigterm(monitor: Any, begun: Callable[[], bool], message: str) -> Iterator[None]:
+    """In here the first SIGTERM asks the workers to save and to end; the second one does what it did before.
 
-    def leave(*_: object) -> None:
-        signal.signal(signal.SIGTERM, before)
+    Where the workers have not ``begun``, and may wait for a place without end, it raises Stopped with ``message``.
+    """
+
+    def leave() -> None:
+        if not begun():
+            raise _Asked
         monitor.leave.remote()
 
-    signal.signal(signal.SIGTERM, leave)
-    try:
+    with _on_first_sigterm(leave, message):
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
 def stopping_on_sigterm(message: str) -> Iterator[None]:
     """In here, where there is nothing to save, the first SIGTERM raises Stopped; the second one does what it did."""
+
+    def stop() -> None:
+        raise _Asked
+
+    with _on_first_sigterm(stop, message):
+        yield
+
+
+class _Asked(KeyboardInterrupt):
+    """SIGTERM was met. Ray, where it waits, lets this one kind of exception through, and exits at any other."""
+
+
+@contextmanager
+def _on_first_sigterm(action: Callable[[], None], message: str) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.getsignal(signal.SIGTERM)
+    before, raised = signal.getsignal(signal.SIGTERM), threading.Event()
 
-    def stop(*_: object) -> None:
+    def handle(*_: object) -> None:
         signal.signal(signal.SIGTERM, before)
-        raise Stopped(message)
+        try:
+            action()
+        except _Asked:
+            raised.set()
+            raise
 
-    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGTERM, handle)
     try:
         yield
+    except KeyboardInterrupt as error:  # Ray raises one of its own for it
+        if raised.is_set():
+            raise Stopped(message) from error
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -29,7 +29,6 @@ class Run:
     dataset: dict[str, Any]
     arguments: tuple[str, ...] = ()  # of the command that began it
 
-
     @property
     def resume(self) -> str:
         """The command that goes on with the run, from any folder."""

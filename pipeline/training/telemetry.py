@@ -62,9 +62,6 @@ class Monitor:
         """The workers are there."""
         self._begun = True
 
-    def begun(self) -> bool:
-        return self._begun
-
     def say(self, line: str) -> None:
         """A line for whoever watches."""
         self._said.append(line)
@@ -91,9 +88,9 @@ class Monitor:
         """Why training ended before its time, if it did."""
         return self._stopped
 
-    def read(self, after: int, said: int = 0) -> tuple[int, list[Entry], list[str]]:
-        """The latest step, the entries from number ``after`` on, and the lines from number ``said`` on."""
-        return self._step, self._entries[after:], self._said[said:]
+    def read(self, after: int, said: int = 0) -> tuple[bool, int, list[Entry], list[str]]:
+        """Whether the workers are there, the latest step, entries from number ``after`` on, lines from ``said`` on."""
+        return self._begun, self._step, self._entries[after:], self._said[said:]
 
 
 def start_monitor() -> Any:
@@ -126,6 +123,7 @@ class Display:
         self._figures: Entry = {}
         self._seen = self._shown = 0
         self._step = 0
+        self.begun = False  # whether the workers are there
         self._began: tuple[float, int] | None = None  # time and step of the first sign of life
 
     def __enter__(self) -> Display:
@@ -165,7 +163,7 @@ class Display:
 
     def _read(self) -> None:
         try:
-            step, entries, lines = ray.get(self._monitor.read.remote(self._seen, self._shown), timeout=5)
+            self.begun, step, entries, lines = ray.get(self._monitor.read.remote(self._seen, self._shown), timeout=5)
         except (ray.exceptions.RayError, TimeoutError):
             return  # the next reading tells
         self._seen += len(entries)
@@ -185,8 +183,8 @@ class Display:
 
     def _say_waiting(self) -> None:
         waited, self._patience = self._patience, 2 * self._patience
-        with contextlib.suppress(ray.exceptions.RayError, TimeoutError):
-            if ray.get(self._monitor.begun.remote(), timeout=5):
+        with contextlib.suppress(ray.exceptions.RayError):
+            if self.begun:
                 self._say(f"no step after {waited:g} s: its workers are there, and prepare")
                 return
             free, whole = ray.available_resources(), ray.cluster_resources()
