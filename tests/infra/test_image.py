@@ -81,8 +81,10 @@ def write_command(file: Path, code: str) -> None:
     file.chmod(0o755)
 
 
-@pytest.mark.parametrize(("status", "submitted", "stopped"), [(2, True, True), (2, False, False), (1, True, False),
-                                                               (75, True, False), (143, True, False)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("status", "submitted", "stopped"),
+    [(2, True, True), (2, False, False), (6, True, True), (1, True, False), (75, True, False), (143, True, False)],
+)
 def test_a_job_that_would_end_alike_again_is_stopped_and_not_failed(
     tmp_path: Path, status: int, submitted: bool, stopped: bool
 ) -> None:
