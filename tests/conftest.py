@@ -22,14 +22,15 @@ os.environ.update(
 )
 
 ROOT = Path(__file__).resolve().parent.parent
+PATH = tuple(sys.path)
 
 
 @pytest.fixture(autouse=True)
 def modules_are_found_where_they_were():
     """MLflow puts the code of a model that is loaded on the path, for good: its light ``pipeline`` is not ours."""
-    before = list(sys.path)
+    sys.path[:] = PATH
     yield
-    sys.path[:] = before
+    sys.path[:] = PATH
 
 
 @pytest.fixture(scope="session")
