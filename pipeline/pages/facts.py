@@ -6,6 +6,8 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
+from pipeline.search.ledger import accuracy_of
+
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Place = Annotated[int, Field(ge=0, le=10**6)]
@@ -196,9 +198,7 @@ class Trial(Facts):
         return self.curve[-1][0] if self.curve else 0
 
     def score(self, select: str) -> float | None:
-        if not self.curve:
-            return None
-        return self.curve[-1][1] if select == "last" else max(accuracy for _, accuracy in self.curve)
+        return accuracy_of(self.curve, select)
 
 
 class Dimension(Facts):

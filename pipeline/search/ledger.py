@@ -16,6 +16,13 @@ LEDGER_FILE = "ledger.jsonl"
 Status = Literal["running", "finished", "stopped", "failed"]
 
 
+def accuracy_of(curve: Sequence[tuple[int, float]], select: str) -> float | None:
+    """Of the checkpoint that a run of these validations (step, accuracy) stands for: its "last" or its best one."""
+    if not curve:
+        return None
+    return curve[-1][1] if select == "last" else max(accuracy for _, accuracy in curve)
+
+
 @dataclass(frozen=True)
 class Record:
     """A trial.
@@ -42,9 +49,7 @@ class Record:
 
     def score(self, select: str) -> float | None:
         """Validation accuracy of the checkpoint that the run stands for; None: not one validation."""
-        if not self.curve:
-            return None
-        return self.curve[-1][1] if select == "last" else max(accuracy for _, accuracy in self.curve)
+        return accuracy_of(self.curve, select)
 
     def known(self, select: str) -> Known:
         """As the search sees it."""
