@@ -43,7 +43,7 @@ class Embeddings:
 def possible(method: Method, table: ClassTable, images: int) -> bool:
     """Whether ``images`` images of episodes cost more than every image of the split once, and the method allows it."""
     total = int(table.counts.sum())
-    fits = total * int(method.backbone.out_features) * 4 <= MOST_BYTES  # type: ignore[arg-type]
+    fits = total * method.width * 4 <= MOST_BYTES
     return method.embeds_once and images > total and fits and not looks_at_the_batch(method.backbone)
 
 

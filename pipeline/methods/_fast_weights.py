@@ -59,7 +59,7 @@ class _FastWeights(Method):
         replace_native(backbone)
         for layer in batch_norms(backbone).values():
             layer.use_batch_statistics()
-        self.head = nn.Linear(int(backbone.out_features), way)  # type: ignore[arg-type]
+        self.head = nn.Linear(self.width, way)
         self.fixed_way = way
         self.inner_loop = choose("inner_loop", inner_loop, ("auto", "loop", "vmap"))
         self._convolutional = any(isinstance(m, nn.modules.conv._ConvNd) for m in backbone.modules())

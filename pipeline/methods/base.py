@@ -38,6 +38,11 @@ class Method(nn.Module):
         super().__init__()
         self.backbone = backbone
 
+    @property
+    def width(self) -> int:
+        """D, of the backbone's features."""
+        return int(self.backbone.out_features)  # type: ignore[arg-type]
+
     def adapt(self, support: Tensor, labels: Tensor, way: int | None = None) -> State:
         """Learn from the support sets of T tasks.
 

@@ -82,13 +82,10 @@ class Baseline(ClassicalMethod):
         norm: str | None = None,
         tasks: str = "auto",
     ) -> None:
-        super().__init__(backbone)
-        features = int(backbone.out_features)  # type: ignore[arg-type]
-        self.classifier: nn.Module = (
-            nn.Linear(features, classes)
-            if choose("classifier", classifier, ("linear", "cosine")) == "linear"
-            else _CosineLayer(features, classes, scale)
-        )
+        linear = choose("classifier", classifier, ("linear", "cosine")) == "linear"
+        super().__init__(backbone, classes if linear else None)
+        if not linear:
+            self.classifier = _CosineLayer(self.width, classes, scale)
         if not 0 <= label_smoothing < 1 or mixup < 0:
             raise PipelineError(f"label_smoothing={label_smoothing} must be in [0, 1), mixup={mixup} at least 0")
         self.label_smoothing, self.mixup = label_smoothing, mixup
@@ -113,22 +110,23 @@ class Baseline(ClassicalMethod):
         by_batch = norm == "batch" or (norm is None and head == "finetune_all")
         start = "random" if head == "finetune_all" else initialisation
         self.extendable = head == "prototype"
-        self._frozen = frozen.get(head)
+        self.new_classes = frozen.get(head, Prototype())
         self._tuner = Tuner(self, start, epochs, lr, lr_decay, entropy, entropy_weight, by_batch, tasks)
-        self.embeds_once = head in FROZEN or epochs == 0
+        self.frozen = head in FROZEN
+        self.embeds_once = self.frozen or epochs == 0
         if not self.embeds_once and by_batch:
             replace_native(backbone)
 
     def fit(self, features: Tensor, labels: Tensor, way: int) -> State:
         """What the head keeps; where all weights are tuned, the classifier that they start with."""
-        if self._frozen is not None:
-            return self._frozen.fit(features, labels, way)
+        if self.frozen:
+            return super().fit(features, labels, way)
         return self._tuner.start(self._tuner.representation(features), labels, way)
 
     def scores(self, state: State, query: Tensor) -> Tensor:
         """Of the head; where all weights are tuned, of the classifier that they start with."""
-        if self._frozen is not None:
-            return self._frozen.scores(state, query)
+        if self.frozen:
+            return super().scores(state, query)
         return self._tuner.scores(state, self._tuner.representation(query))
 
     @torch.no_grad()

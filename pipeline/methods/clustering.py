@@ -15,9 +15,8 @@ from pipeline.functional.clustering import (
     official_feature_clustering,
     official_hyperplane_variation,
 )
-from pipeline.functional.heads import HEADS, Head
+from pipeline.functional.heads import HEADS
 from pipeline.functional.losses import accuracy, cross_entropy
-from pipeline.methods.base import State
 from pipeline.methods.head import ClassicalMethod
 from pipeline.nets.by_name import choose
 
@@ -56,8 +55,7 @@ class Clustering(ClassicalMethod):
         group: Sequence[int] = (2, 2),
         head: str = "svm",
     ) -> None:
-        super().__init__(backbone)
-        self.classifier = nn.Linear(int(backbone.out_features), classes)  # type: ignore[arg-type]
+        super().__init__(backbone, classes)
         self.feature_weight, self.hyperplane_weight = feature_clustering, hyperplane_variation
         self.official = choose("form", form, ("paper", "official")) == "official"
         self.prefactor = choose("prefactor", prefactor, PREFACTORS)
@@ -66,14 +64,8 @@ class Clustering(ClassicalMethod):
             raise PipelineError(f"group={list(group)} must be [classes, images], at least 2 of each")
         if self.group != (2, 2) and (self.official or hyperplane_variation):
             raise PipelineError(f"group={list(group)}: hyperplane variation and the official forms need [2, 2]")
-        self._head: Head = HEADS[choose("head", head, HEADS)]()
+        self.new_classes = HEADS[choose("head", head, HEADS)]()
         self._grouped = False  # whether a batch was seen to come in groups
-
-    def fit(self, features: Tensor, labels: Tensor, way: int) -> State:
-        return self._head.fit(features, labels, way)
-
-    def scores(self, state: State, query: Tensor) -> Tensor:
-        return self._head.scores(state, query)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy and penalties; the figures have each penalty before its coefficient."""

@@ -69,9 +69,8 @@ class ConditionallyShifted(Method):
         self.similarity = choose("similarity", similarity, SIMILARITIES)
         self.inside = choose("shift", shift, ("outside", "inside")) == "inside"
         self.first = depth - (depth if shifted is None else shifted)  # of the shifted layers
-        features = int(backbone.out_features)  # type: ignore[arg-type]
-        self.keys = nn.Sequential(fresh_copy(backbone), nn.Linear(features, key_features))
-        self.head = nn.Linear(features, way)
+        self.keys = nn.Sequential(fresh_copy(backbone), nn.Linear(self.width, key_features))
+        self.head = nn.Linear(self.width, way)
         self.value = nn.Sequential(
             nn.Linear(way if self.direct else 1, units),
             nn.ReLU(),

@@ -56,7 +56,7 @@ class DiscriminativeKShot(ClassicalMethod):
         self.prior_strength, self.prior_scale = prior_strength, prior_scale
         self.inference = choose("inference", inference, ("map", "laplace"))
         self.samples = samples
-        self.head = nn.Linear(int(backbone.out_features), classes)  # type: ignore[arg-type]
+        self.head = nn.Linear(self.width, classes)
 
     @torch.no_grad()
     def fit(self, features: Tensor, labels: Tensor, way: int) -> State:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.batch import Batch, Episodes, Images
+from pipeline.functional.heads import Head, Prototype
 from pipeline.functional.losses import accuracy, cross_entropy
 from pipeline.methods.base import Method, State, embed
 
@@ -83,11 +84,43 @@ class HeadMethod(Method, ABC):
 class ClassicalMethod(HeadMethod):
     """Trained as a classifier of the training classes, by their images without tasks; its features are for new classes.
 
-    A subclass has a ``classifier`` or its own :meth:`base_scores`.
+    New classes are learnt by ``new_classes``, unless :meth:`fit` and :meth:`scores` are a subclass's own.
+
+    Args:
+        backbone: the features.
+        classes: number of training classes, of which a linear ``classifier`` is made; None: the subclass sets another
+            one, or has its own :meth:`base_scores`.
     """
 
     regime = "classical"
     classifier: nn.Module
+    new_classes: Head = Prototype()
+    keeps_mean = False  # the backbone's features of all training images are averaged before a checkpoint, to ``mean``
+    mean: Tensor
+
+    @abstractmethod  # a method has options of its own
+    def __init__(self, backbone: nn.Module, classes: int | None = None) -> None:
+        super().__init__(backbone)
+        if classes is not None:
+            self.classifier = nn.Linear(self.width, classes)
+        if self.keeps_mean:
+            self.register_buffer("mean", torch.zeros(self.width))
+
+    def represent(self, features: Tensor) -> Tensor:
+        """What new classes are learnt by and answered for: [..., D] to [..., D']."""
+        return features
+
+    def fit(self, features: Tensor, labels: Tensor, way: int) -> State:
+        return self.new_classes.fit(self.represent(features), labels, way)
+
+    def scores(self, state: State, query: Tensor) -> Tensor:
+        return self.new_classes.scores(state, self.represent(query))
+
+    def summarise(self, features: Tensor, labels: Tensor) -> Tensor | None:
+        return features.double().sum(0) if self.keeps_mean else None
+
+    def keep_summary(self, total: Tensor, images: int) -> None:
+        self.mean.copy_(total / images)
 
     def base_scores(self, features: Tensor) -> Tensor:
         """Logits [N, classes] of the training classes from features [N, D]."""

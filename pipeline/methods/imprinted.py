@@ -47,9 +47,8 @@ class Imprinted(ClassicalMethod):
         head_lr_scale: float = 1.0,
     ) -> None:
         super().__init__(backbone)
-        features = int(backbone.out_features)  # type: ignore[arg-type]
-        self.embedding = nn.Identity() if embedding_dim is None else nn.Linear(features, embedding_dim)
-        self.weight = nn.Parameter(normalise(torch.randn(classes, embedding_dim or features)))
+        self.embedding = nn.Identity() if embedding_dim is None else nn.Linear(self.width, embedding_dim)
+        self.weight = nn.Parameter(normalise(torch.randn(classes, embedding_dim or self.width)))
         self.scale = nn.Parameter(torch.tensor(float(scale)), requires_grad=learn_scale)
         self.head_lr_scale = head_lr_scale
 

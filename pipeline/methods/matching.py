@@ -67,9 +67,8 @@ class Matching(HeadMethod):
             raise PipelineError(f"prediction={prediction} has a sharpness of its own and takes no scale")
         self.scale: Tensor | float = nn.Parameter(torch.tensor(float(scale))) if learn_scale else float(scale)
         choose("reading", reading, READINGS)
-        features = int(backbone.out_features)  # type: ignore[arg-type]
-        self.support_context = SupportContext(features, aligned) if full_context else None
-        self.query_context = QueryContext(features, reading, unrolls) if full_context else None
+        self.support_context = SupportContext(self.width, aligned) if full_context else None
+        self.query_context = QueryContext(self.width, reading, unrolls) if full_context else None
         self.shuffle_support, self.joint_forward = shuffle_support, joint_forward
 
     def fit(self, features: Tensor, labels: Tensor, way: int) -> State:

@@ -42,8 +42,7 @@ class NCA(HeadMethod):
         answer: str = "soft",
     ) -> None:
         super().__init__(backbone)
-        features = int(backbone.out_features)  # type: ignore[arg-type]
-        self.transform = nn.Linear(features, features if dim is None else dim, bias=False)  # A
+        self.transform = nn.Linear(self.width, self.width if dim is None else dim, bias=False)  # A
         nn.init.orthogonal_(self.transform.weight)
         self.objective_name = choose("objective", objective, OBJECTIVES)
         self.answer = choose("answer", answer, ANSWERS)

@@ -57,9 +57,8 @@ class ProxyNCA(ClassicalMethod):
         if not 0 <= smoothing < 1 or (smoothing and not self.with_positive):
             raise PipelineError(f"smoothing={smoothing} must be in [0, 1), and 0 unless form=softmax")
         self.smoothing, self.scale_x, self.scale_p = smoothing, scale_x, scale_p
-        features = int(backbone.out_features)  # type: ignore[arg-type]
-        self.embedding = nn.Identity() if embedding_dim is None else nn.Linear(features, embedding_dim)
-        self.proxies = nn.Parameter(torch.randn(classes, embedding_dim or features) / 8)
+        self.embedding = nn.Identity() if embedding_dim is None else nn.Linear(self.width, embedding_dim)
+        self.proxies = nn.Parameter(torch.randn(classes, embedding_dim or self.width) / 8)
         self.proxy_lr_scale = proxy_lr_scale
 
     def project(self, features: Tensor) -> Tensor:

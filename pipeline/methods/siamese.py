@@ -55,8 +55,7 @@ class Siamese(HeadMethod):
         self.contrastive = choose("loss", loss, ("bce", "contrastive")) == "contrastive"
         self.shots = choose("shots", shots, ("mean", "max"))
         if not self.contrastive:
-            features = int(backbone.out_features)  # type: ignore[arg-type]
-            self.alpha = nn.Parameter(torch.randn(features) * 0.2)
+            self.alpha = nn.Parameter(torch.randn(self.width) * 0.2)
             self.bias = nn.Parameter(torch.randn(()) * 0.01 + 0.5)
         layers = len(self._layers())
         self.l2 = [float(x) for x in l2] if isinstance(l2, Sequence) else [float(l2)] * layers

@@ -1,13 +1,8 @@
 """SimpleShot (Wang, Chao, Weinberger & van der Maaten 2019)."""
 
-from __future__ import annotations
-
-import torch
 from torch import Tensor, nn
 
 from pipeline.functional.distances import unit
-from pipeline.functional.heads import Prototype
-from pipeline.methods.base import State
 from pipeline.methods.head import ClassicalMethod
 from pipeline.nets.by_name import choose
 
@@ -24,29 +19,12 @@ class SimpleShot(ClassicalMethod):
         normalise: features have unit length at test.
     """
 
-    extendable = True
-    mean: Tensor
+    extendable = keeps_mean = True
 
     def __init__(self, backbone: nn.Module, classes: int, centring: str = "train_mean", normalise: bool = True) -> None:
-        super().__init__(backbone)
-        features = int(backbone.out_features)  # type: ignore[arg-type]
-        self.classifier = nn.Linear(features, classes)
-        self.register_buffer("mean", torch.zeros(features))
-        self.centred = choose("centring", centring, ("train_mean", "none")) == "train_mean"
-        self.normalise, self.nearest = normalise, Prototype()
+        super().__init__(backbone, classes)
+        self.centring, self.normalise = choose("centring", centring, ("train_mean", "none")), normalise
 
-    def summarise(self, features: Tensor, labels: Tensor) -> Tensor:
-        return features.double().sum(0)
-
-    def keep_summary(self, total: Tensor, images: int) -> None:
-        self.mean.copy_(total / images)
-
-    def fit(self, features: Tensor, labels: Tensor, way: int) -> State:
-        return self.nearest.fit(self._transformed(features), labels, way)
-
-    def scores(self, state: State, query: Tensor) -> Tensor:
-        return self.nearest.scores(state, self._transformed(query))
-
-    def _transformed(self, features: Tensor) -> Tensor:
-        centred = features - self.mean if self.centred else features
+    def represent(self, features: Tensor) -> Tensor:
+        centred = features - self.mean if self.centring == "train_mean" else features
         return unit(centred) if self.normalise else centred

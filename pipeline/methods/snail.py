@@ -53,7 +53,7 @@ class Snail(HeadMethod):
         if not attention or any(len(sizes) != 2 for sizes in attention):
             raise PipelineError(f"attention={list(attention)}: give [key size, value size] for every attention block")
         self.fixed_way, self.repo_softmax = way, repo_softmax
-        channels = int(backbone.out_features) + way  # type: ignore[arg-type]
+        channels = self.width + way
         over = "queries" if repo_softmax else "keys"
         self.network = SnailNetwork(channels, way * shot + 1, way, attention, filters, over)
 

@@ -62,7 +62,6 @@ class TADAM(Method):
         auxiliary_decay: float = 0.9,
     ) -> None:
         super().__init__(backbone)
-        features = int(backbone.out_features)  # type: ignore[arg-type]
         self.distance = METRICS[choose("metric", metric, METRICS)]
         self.scale = nn.Parameter(torch.tensor(float(scale)), requires_grad=learn_scale)
         self.multiplier_decay = multiplier_decay
@@ -76,13 +75,13 @@ class TADAM(Method):
                     f"backbone {type(backbone).__name__} cannot be modulated: choose resnet12_tadam, conv4 or another "
                     "with film_widths, or set method.conditioning=false"
                 )
-            self.task_embedding = TaskEmbedding(features, widths)
+            self.task_embedding = TaskEmbedding(self.width, widths)
         self.embeds_once = not conditioning
         self.extendable = not conditioning  # new classes make another task, which moves all prototypes
         if auxiliary:
             if classes is None:
                 raise PipelineError("method.auxiliary=true needs the number of training classes")
-            self.classifier = nn.Linear(features, classes)
+            self.classifier = nn.Linear(self.width, classes)
             nn.init.xavier_uniform_(self.classifier.weight)
             nn.init.zeros_(self.classifier.bias)
         self.regime = "both" if auxiliary else "episodic"

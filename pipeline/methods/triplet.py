@@ -49,8 +49,7 @@ class Triplet(HeadMethod):
         self.extendable = answer == "class_mean"
         self.distance = squared_euclidean if squared else euclidean
         self.normalise = normalise
-        features = int(backbone.out_features)  # type: ignore[arg-type]
-        self.embedding = nn.Identity() if embedding_dim is None else nn.Linear(features, embedding_dim)
+        self.embedding = nn.Identity() if embedding_dim is None else nn.Linear(self.width, embedding_dim)
 
     def project(self, features: Tensor) -> Tensor:
         found = self.embedding(features)

@@ -120,7 +120,7 @@ def survey(learner: Learner, dataset: Dataset, workers: Workers) -> None:
     checkpoint.
     """
     method, how, device = learner.method, learner.config.train, learner.device
-    width = int(method.backbone.out_features)  # type: ignore[arg-type]
+    width = method.width
     labels = torch.zeros(0, dtype=torch.int64, device=device)
     with evaluating(method):
         total = method.summarise(torch.zeros(0, width, device=device), labels)
