@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.inference.rates import equal_error_rate, error_rates, threshold_at
+from pipeline.inference.rates import (
+    Asked,
+    auroc,
+    equal_error_rate,
+    error_rates,
+    measure_rates,
+    oscr,
+    share_of,
+    threshold_at,
+)
 
 SCORES = st.lists(st.sampled_from([x / 4 for x in range(-12, 13)]), min_size=1, max_size=40)  # ties are common
 
@@ -41,3 +52,63 @@ def test_error_rates_count_the_threshold_itself_as_accepted() -> None:
 def test_separable_scores_have_no_errors() -> None:
     enrolled, strangers = np.asarray([3.0, 4.0, 5.0]), np.asarray([0.0, 1.0, 2.0])
     assert equal_error_rate(enrolled, strangers) == pytest.approx(0.0)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(SCORES.map(lambda s: s[0]), st.booleans()), min_size=1, max_size=30), SCORES)
+def test_areas_are_shares_of_pairs(queries: list[tuple[float, bool]], strangers: list[float]) -> None:
+    scores, right = np.asarray([q[0] for q in queries]), np.asarray([q[1] for q in queries])
+    pairs = [((s > t) + (s == t) / 2, r) for s, r in queries for t in strangers]
+    assert auroc(scores, np.asarray(strangers)) == pytest.approx(np.mean([won for won, _ in pairs]))
+    assert oscr(scores, right, np.asarray(strangers)) == pytest.approx(np.mean([won * r for won, r in pairs]))
+
+
+def test_oscr_is_the_area_under_the_curve_of_accepted_right_answers() -> None:
+    rng = np.random.default_rng(0)
+    enrolled, strangers, right = rng.normal(1, 1, 300), rng.normal(0, 1, 200), rng.random(300) < 0.8
+    thresholds = np.sort(np.concatenate([enrolled, strangers, [-np.inf, np.inf]]))[::-1]
+    passed = [np.mean(strangers >= t) for t in thresholds]
+    named = [np.mean((enrolled >= t) & right) for t in thresholds]
+    assert oscr(enrolled, right, strangers) == pytest.approx(np.trapezoid(named, passed))
+
+
+def asked(scores: np.ndarray) -> Asked:
+    """Scores [classes, images], each image asked once."""
+    return Asked(scores.ravel(), np.repeat(np.arange(len(scores)), scores.shape[1]), scores.size)
+
+
+def test_intervals_hold_for_new_classes() -> None:
+    """Strangers of a class have a part of their score in common; so does the promise for classes not yet seen."""
+    rng = np.random.default_rng(1)
+
+    def draw(classes: int) -> np.ndarray:
+        return rng.normal(0, 1, (classes, 1)) + rng.normal(0, 1, (classes, 20))
+
+    held, naive = [], []
+    for trial in range(300):
+        mine = asked(draw(30))
+        [rate] = measure_rates(asked(draw(30) + 3), mine, [0.1], seed=trial)
+        truth = float(np.mean(draw(2000) >= rate.threshold))
+        half = 1.96 * math.sqrt(0.09 / mine.scores.size)
+        held.append(rate.passed.low <= truth <= rate.passed.high)
+        naive.append(abs(truth - 0.1) <= half)
+    assert np.mean(held) >= 0.9 > np.mean(naive)
+
+
+def test_share_of_independent_images_is_wilsons() -> None:
+    counted = np.arange(100) < 5
+    found = share_of(counted, np.arange(100), 100)
+    assert (found.value, found.low, found.high) == pytest.approx((0.05, 0.0215, 0.1118), abs=1e-3)
+    repeated = share_of(np.tile(counted, 10), np.tile(np.arange(100), 10), 100)
+    assert (repeated.low, repeated.high) == pytest.approx((found.low, found.high), abs=2e-3)
+    none = share_of(np.zeros(50, bool), np.arange(50), 50)
+    assert none.low == 0 and none.high == pytest.approx(3.84 / 53.84, abs=1e-3)
+
+
+def test_rates_are_of_classes_that_the_threshold_was_not_set_on() -> None:
+    """Each class of strangers has a score of its own: no threshold of others says what it does."""
+    scores = np.repeat(np.arange(10.0)[:, None], 4, 1)
+    [rate] = measure_rates(asked(scores + 100), asked(scores), [0.1])
+    assert rate.threshold == pytest.approx(8) and np.mean(scores >= rate.threshold) == 0.1
+    assert rate.passed.value >= 0.1 and rate.passed.high > 0.3 and rate.refused.value == 0
+    assert measure_rates(asked(scores), asked(scores[:1]), [0.1]) == ()
