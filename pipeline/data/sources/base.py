@@ -23,7 +23,7 @@ class Skip(NamedTuple):
 
 
 # Reasons that do not speak against the input: they are listed, but not held against ``max_skipped_fraction``.
-HARMLESS = frozenset({"hidden", "linked_again", "small_class", "not_in_split", "empty_class"})
+HARMLESS = frozenset({"hidden", "linked_again", "small_class", "not_in_split", "empty_class", "near_copy"})
 
 
 def small_class(name: str, images: int, least: int) -> Skip:

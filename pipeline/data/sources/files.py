@@ -36,6 +36,18 @@ class Rule:
     invert: bool = False  # ink becomes bright
     max_pixels: int = images.MAX_PIXELS  # of one image: larger ones are left out
 
+    @classmethod
+    def asked(cls, shape: Sequence[int], encoding: str, min_images: int, max_pixels: int = images.MAX_PIXELS) -> Rule:
+        """Of what a user asked for a source of photographs; refuses what cannot be."""
+        if len(shape) != 3 or shape[0] not in (1, 3) or any(not isinstance(n, int) or n < 1 for n in shape):
+            raise PipelineError(f"data.source.shape={list(shape)} is not [1 or 3, height, width]")
+        if encoding not in ("raw", "encoded"):
+            raise PipelineError(f"data.source.encoding={encoding!r} is none of raw, encoded")
+        for key, number in (("max_pixels", max_pixels), ("min_images", min_images)):
+            if type(number) is not int or number < 1:
+                raise PipelineError(f"data.source.{key}={number} is no positive whole number")
+        return cls(shape=(shape[0], shape[1], shape[2]), max_pixels=max_pixels)
+
 
 class Unusable(Exception):
     """An image that is left out: the reason's name and its detail."""

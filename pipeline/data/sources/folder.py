@@ -45,19 +45,12 @@ class Folder(FileSource):
     ) -> None:
         if path is None:
             raise PipelineError("data.source.path must be given: a folder, or a zip archive, with one folder a class")
-        if len(shape) != 3 or shape[0] not in (1, 3) or any(not isinstance(n, int) or n < 1 for n in shape):
-            raise PipelineError(f"data.source.shape={list(shape)} is not [1 or 3, height, width]")
-        if encoding not in ("raw", "encoded"):
-            raise PipelineError(f"data.source.encoding={encoding!r} is none of raw, encoded")
+        self.rule = Rule.asked(shape, encoding, min_images, max_pixels)
         if not rotations or any(angle % 90 for angle in rotations):
             raise PipelineError(f"data.source.rotations={list(rotations)} are not multiples of 90")
         if any(angle % 180 for angle in rotations) and shape[1] != shape[2]:
             raise PipelineError(f"data.source.rotations={list(rotations)} need square images, not {list(shape)}")
-        for key, number in (("max_pixels", max_pixels), ("min_images", min_images)):
-            if type(number) is not int or number < 1:
-                raise PipelineError(f"data.source.{key}={number} is no positive whole number")
         self.given, self.path = path, absolute(path)
-        self.rule = Rule(shape=(shape[0], shape[1], shape[2]), max_pixels=max_pixels)
         self.encoding, self.keep_duplicates, self.grows = encoding, keep_duplicates, grows
         self.splits_file, self.fractions, self.seed = splits, dict(fractions or FRACTIONS), seed
         self.rotations, self.min_images, self.same_names = tuple(rotations), min_images, same_names

@@ -1,0 +1,71 @@
+"""Published sets of photographs, read from where the user has them, with splits of classes that come with the package.
+
+Images are turned, cut and resized as those of a folder; duplicates are left out, because they leak into the queries.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from pipeline.data.sources import splits
+from pipeline.data.sources.base import Plan, Report, Skip, small_class
+from pipeline.data.sources.files import FileSource, Rule, cut
+from pipeline.data.sources.tree import Entry, absolute, list_tree
+from pipeline.errors import PipelineError
+
+Classes = dict[str, list[Entry]]
+
+
+class Photographs(FileSource):
+    """``path``: a folder or a zip archive in the set's ``layout``."""
+
+    kind: str
+    layout: str  # for messages
+    suffixes: tuple[str, ...]  # of its images' names
+    keep_duplicates = False
+
+    def __init__(
+        self,
+        path: str | None,
+        shape: Sequence[int] = (3, 84, 84),
+        encoding: str = "raw",
+        min_images: int = 1,
+    ) -> None:
+        if path is None:
+            raise PipelineError(f"data.source.path must be given: {self.layout}")
+        self.rule = Rule.asked(shape, encoding, min_images)
+        self.given, self.path = path, absolute(path)
+        self.encoding, self.min_images = encoding, min_images
+
+    def plan(self, chunk_rows: int, report: Report) -> Plan:
+        if self.path.endswith((".gz", ".tgz", ".tar", ".Z")):
+            raise PipelineError(f"data.source.path={self.given} is packed: unpack it, and give its folder")
+        listed, skipped = list_tree(self.path)
+        chosen = splits.published(self.kind)
+        entries, others = self.classes(listed, {name for names in chosen.values() for name in names})
+        skipped += others
+        if not entries:
+            raise PipelineError(f"data.source.path={self.given} does not hold {self.layout}")
+        splits.require(chosen, set(entries), self.given)
+        small = {name: files for name, files in entries.items() if len(files) < self.min_images}
+        skipped += [small_class(name, len(files), self.min_images) for name, files in small.items()]
+        chosen = {split: [name for name in names if name not in small] for split, names in chosen.items()}
+        classes = sorted(entries.keys() - small.keys())
+        images = sum(len(entries[name]) for name in classes)
+        source = {"kind": self.kind, "path": self.given}
+        archives = [self.path] if os.path.isfile(self.path) else []
+        orders = cut(entries, classes, chunk_rows)
+        return Plan(classes, chosen, orders, source, images=images, skipped=skipped, archives=archives)
+
+    def classes(self, listed: Sequence[Entry], known: set[str]) -> tuple[Classes, list[Skip]]:
+        """The files of every class, and what is left out: a class is the folder of that name that files lie in."""
+        found: Classes = {}
+        skipped = []
+        for entry in listed:
+            folder = entry.name.split("/")[-2] if "/" in entry.name else ""
+            if folder in known and entry.name.casefold().endswith(self.suffixes):
+                found.setdefault(folder, []).append(entry)
+            else:
+                skipped.append(Skip(entry.name, "", "not_in_split", "is no image of a class"))
+        return found, skipped
