@@ -13,16 +13,17 @@ import numpy as np
 
 from pipeline import store
 from pipeline.config import Config, validate
-from pipeline.data.dataset import Dataset, class_table
+from pipeline.data.dataset import Dataset
 from pipeline.errors import PipelineError, Stopped
 from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.evaluate import EpisodicProtocol, evaluate
 from pipeline.evaluation.model import Model
 from pipeline.evaluation.protocols import compare, figures, measure, print_episodic
-from pipeline.inference.calibration import calibrate, class_images
+from pipeline.inference.calibration import Calibration
 from pipeline.methods.base import Method
 from pipeline.nets.preprocess import Preprocess
 from pipeline.pages.record import record
+from pipeline.pages.strangers import calibrate_on
 from pipeline.registry.masking import mask_argument
 from pipeline.registry.tracker import Tracker
 from pipeline.registry.tracking_config import check_tracking, say_undelivered
@@ -166,23 +167,21 @@ def _evaluate_run(config: TrainConfig, run: Run, model: Model) -> list[dict[str,
     _write_report(run, EVALUATION, json.dumps(trained, indent=1).encode())
     method, preprocess = model.build()
     dataset = Dataset(config.dataset_uri, verify=False)
-    table = class_table(dataset.manifest, config.validation.split)
-    turns = np.asarray(dataset.manifest.rotations)[table.ids % len(dataset.manifest.rotations)] // 90
-    calibration = calibrate(
-        method, preprocess, class_images(dataset.gather, table.starts, turns), table.counts,
-        seed=config.validation.seed, split=config.validation.split,
-    )  # fmt: skip
+    calibration = calibrate_on(
+        method, preprocess, dataset, config.validation.split, config.train.split, config.validation.seed
+    )
     if calibration is not None:
         _write_report(run, CALIBRATION, json.dumps(calibration.to_dict(), indent=1).encode())
     for name, content in draw_pictures(method, preprocess, dataset, how.split, trained).items():
         _write_report(run, name, content)
-    _write_card(run, method, preprocess, dataset, protocols[0], measured[0][1][0].accuracies)
+    _write_card(run, method, preprocess, dataset, protocols[0], measured[0][1][0].accuracies, calibration)
     return results
 
 
 def _publish_evaluation(config: EvaluateConfig, model: Model, run: Run, summary: dict[str, Any]) -> None:
     """Figures and model card into the run's report, beside or instead of what is there, and to the tracking store."""
     from pipeline.registry.publish import evaluation_of, publish
+    from pipeline.registry.versions import calibration_of
 
     mine = [entry for entry in summary["results"] if entry["model"] == model.label]
     known = {(entry["split"], entry["way"], entry["shot"]): entry for entry in evaluation_of(run)}
@@ -195,7 +194,8 @@ def _publish_evaluation(config: EvaluateConfig, model: Model, run: Run, summary:
         str(model.dataset), config.split, config.way[0], config.shot[0], config.query, config.episodes, config.seed
     )
     accuracies = np.asarray(mine[0]["accuracies"])
-    _write_card(run, method, preprocess, Dataset(str(model.dataset), verify=False), protocol, accuracies)
+    dataset = Dataset(str(model.dataset), verify=False)
+    _write_card(run, method, preprocess, dataset, protocol, accuracies, calibration_of(run.uri))
     published = publish(run.uri, config.tracking)
     print(f"published in MLflow run {published.run_id}; for its model's tags: python -m jobs.register run={run.uri}")
 
@@ -207,12 +207,14 @@ def _write_card(
     dataset: Dataset,
     protocol: EpisodicProtocol,
     accuracies: np.ndarray,
+    calibration: Calibration | None,
 ) -> None:
     from pipeline.pages.card import draw_card
 
     origin: dict[str, Any] = {"run": run.name, "step": load_checkpoint(best_checkpoint(run.uri)).step}
     origin["arguments"] = [mask_argument(argument) for argument in run.arguments]
-    for name, content in draw_card(method, preprocess, dataset, protocol, accuracies, origin).items():
+    temperature = 1.0 if calibration is None else calibration.nearest(protocol.way, protocol.shot).temperature
+    for name, content in draw_card(method, preprocess, dataset, protocol, accuracies, origin, temperature).items():
         _write_report(run, name, content)
 
 

@@ -4,7 +4,8 @@ Needs torch, numpy, safetensors and Pillow only, so that a registered model carr
 """
 
 from pipeline.inference.answers import Answers
-from pipeline.inference.calibration import Calibration, CalibrationPoint, calibrate, class_images
+from pipeline.inference.calibrating import calibrate, class_images
+from pipeline.inference.calibration import Calibration, CalibrationPoint
 from pipeline.inference.classifier import FewShotClassifier
 from pipeline.inference.enrolment import Enrolment, Label
 

@@ -15,10 +15,11 @@ class Answers:
 
     labels: list[Label]  # [N] the most probable enrolled class of every query, also of those that are not known
     probabilities: np.ndarray  # [N, way] float32, softmax over the enrolled classes, in the order of ``classes``
-    scores: np.ndarray  # [N] float32, the maximum logit: how near the query is to its class
+    scores: np.ndarray  # [N] float32, how much the query is one of an enrolled class, by ``score``
     known: np.ndarray  # [N] bool: score >= threshold; all true without a threshold
     classes: list[Label]  # [way]
     threshold: float | None
+    score: str = "logit"  # what ``scores`` are, see pipeline.inference.scores
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -1,29 +1,26 @@
-"""Where 'unknown' begins: thresholds on the score, set on episodes with enrolled classes and strangers."""
+"""What calibration found: the score that tells strangers best, its thresholds, and what they cost."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
 
 from pipeline.errors import PipelineError
-from pipeline.inference.rates import equal_error_rate, error_rates, threshold_at
-from pipeline.methods.base import Method
+from pipeline.inference.background import Background
+from pipeline.inference.rates import Rate, Share
+from pipeline.inference.scores import OF_BACKGROUND, SCORES
 
-ClassImages = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Class numbers int64 [N] and image numbers within the class int64 [N] to uint8 images [N, C, H, W]."""
-
-_PIXELS_AT_ONCE = 2**20
+REPORTED = (0.01, 0.05, 0.2)  # shares of strangers that pass, at which figures are told
+FEWEST = 3  # strangers that a share has to mean: of so many, none passes in one validation of twenty
 
 
 @dataclass(frozen=True)
 class CalibrationPoint:
-    """The threshold for one number of enrolled classes and images per class, and what it costs."""
+    """What was found for one number of enrolled classes and images per class, at the calibration's target."""
 
     way: int
     shot: int
@@ -34,216 +31,127 @@ class CalibrationPoint:
     accuracy: float  # share of the enrolled classes' queries with the right class, before any is rejected
     enrolled_queries: int
     stranger_queries: int
+    score: str = "logit"  # that the threshold is of, see pipeline.inference.scores
+    temperature: float = 1.0  # of the softmax that makes probabilities
+    auroc: Mapping[str, float] = field(default_factory=dict)  # of every score that was compared
+    oscr: float | None = None  # of the score
+    rates: tuple[Rate, ...] = ()  # of the score, for growing shares of strangers that pass
+    stranger_images: int = 0  # different ones among the strangers
+    stranger_classes: int = 0
+
+    @property
+    def least_share(self) -> float:
+        """The least share of passing strangers that so many of them can tell."""
+        return FEWEST / max(self.stranger_images, 1)
+
+    def rate(self, share: float) -> Rate:
+        """The threshold for a share of strangers that are to pass, between those that are stored.
+
+        Raises:
+            PipelineError: a share that this validation says nothing about.
+        """
+        if not self.rates:
+            raise PipelineError(
+                f"unknown.pass={share:g}: this model was calibrated by an earlier version, for one rate only; "
+                "evaluate and register it again, or give a threshold"
+            )
+        if share < self.least_share:
+            raise PipelineError(
+                f"unknown.pass={share:g}: validation had {self.stranger_images} strangers, too few to tell a rate "
+                f"under {math.ceil(1000 * self.least_share) / 1000:g}; give at least that"
+            )
+        low, high = self.rates[0].asked, self.rates[-1].asked
+        if not low <= share <= high:
+            raise PipelineError(f"unknown.pass={share:g}: give a share of strangers from {low:g} to {high:g}")
+        asked = [rate.asked for rate in self.rates]
+        place = int(np.searchsorted(asked, share))
+        if asked[place] == share:
+            return self.rates[place]
+        before, after = self.rates[place - 1], self.rates[place]
+        return _between(before, after, (share - before.asked) / (after.asked - before.asked))
+
+
+def _between(a: Rate, b: Rate, part: float) -> Rate:
+    def mixed(x: float, y: float) -> float:
+        return x + part * (y - x)
+
+    def shares(x: Share, y: Share) -> Share:
+        return Share(mixed(x.value, y.value), mixed(x.low, y.low), mixed(x.high, y.high))
+
+    threshold = mixed(a.threshold, b.threshold)
+    return Rate(mixed(a.asked, b.asked), threshold, shares(a.passed, b.passed), shares(a.refused, b.refused))
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Thresholds at one false-acceptance rate over a grid of ways and shots."""
+    """A score and its thresholds over a grid of ways and shots."""
 
-    target: float
+    target: float  # share of strangers that pass, unless another is asked for
     split: str
     seed: int
     points: tuple[CalibrationPoint, ...]
+    background: Background | None = None  # where the score needs the training classes
 
     def nearest(self, way: int, shot: float) -> CalibrationPoint:
-        """The point nearest in (log way, log shot): the score's distribution moves with the ratios of both."""
-        return min(
-            self.points, key=lambda p: (math.log(p.way / way) ** 2 + math.log(p.shot / shot) ** 2, p.way, p.shot)
-        )
+        """The point nearest in (log way, log shot): the score's distribution moves with the ratios of both.
+
+        One class alone has scores of its own, which no other number of classes has anything to say about.
+        """
+        like = [p for p in self.points if (p.way == 1) == (way == 1)] or self.points
+        return min(like, key=lambda p: (math.log(p.way / way) ** 2 + math.log(p.shot / shot) ** 2, p.way, p.shot))
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "points": [asdict(point) for point in self.points]}
+        """Plain values: of a calibration of old, which has one rate, the same as were read."""
+        points = [asdict(point) for point in self.points]
+        if not any(point.rates for point in self.points):
+            points = [{key: point[key] for key in _OLD} for point in points]
+        found = {"target": self.target, "split": self.split, "seed": self.seed, "points": points}
+        return found if self.background is None else {**found, "background": self.background.to_dict()}
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Calibration:
         """Inverse of :meth:`to_dict`; raises ValueError, TypeError or KeyError for anything else."""
-        points = tuple(CalibrationPoint(**point) for point in content["points"])
+        points = tuple(_point_from(point) for point in content["points"])
         if not points:
             raise ValueError("a calibration without points")
-        for point in points:
-            for field in fields(point):
-                value = getattr(point, field.name)
-                if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                    raise ValueError(f"calibration {field.name} is {value!r}")
-            if point.way < 1 or point.shot < 1:
-                raise ValueError(f"calibration for {point.way} classes of {point.shot} images")
-        return cls(float(content["target"]), str(content["split"]), int(content["seed"]), points)
-
-
-def class_images(
-    gather: Callable[[np.ndarray], np.ndarray], starts: np.ndarray, quarter_turns: np.ndarray | None = None
-) -> ClassImages:
-    """Images by class from images by row.
-
-    Args:
-        gather: rows int64 [N] to uint8 [N, C, H, W].
-        starts: int64 [classes], the first row of every class.
-        quarter_turns: int64 [classes], how often every class is turned counter-clockwise; not at all by default.
-    """
-
-    def images(classes: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-        out = gather(starts[classes] + numbers)
-        if quarter_turns is None:
-            return out
-        turns = quarter_turns[classes] % 4
-        for turn in range(1, 4):
-            chosen = np.flatnonzero(turns == turn)
-            if len(chosen):
-                out[chosen] = np.rot90(out[chosen], turn, axes=(2, 3))
-        return out
-
-    return images
-
-
-def calibrate(
-    method: Method,
-    preprocess: nn.Module,
-    images: ClassImages,
-    counts: Sequence[int] | np.ndarray,
-    *,
-    ways: Sequence[int] = (5, 20, 50),
-    shots: Sequence[int] = (1, 2, 5),
-    queries: int = 1000,
-    target: float = 0.05,
-    seed: int = 0,
-    split: str = "val",
-) -> Calibration | None:
-    """Set the threshold of every point of the grid that the classes can serve.
-
-    An episode enrols ``way`` classes by ``shot`` images each and asks about other images of these classes and, as
-    often, about images of classes that are not enrolled. The threshold is set on all of a point's scores; its error
-    rates are measured on each half of the episodes at the threshold that the other half gives.
-
-    Args:
-        method, preprocess: the model, in evaluation mode on its device.
-        images: the classes' images, see :data:`ClassImages`; classes must be unseen in training.
-        counts: [classes] images of every class.
-        ways, shots: the grid. A way that leaves fewer than a quarter of the classes as strangers is reduced to the
-            largest that leaves them; a shot that leaves no query image is left out. A method with a fixed way has it
-            as its only one.
-        queries: least number of enrolled and of stranger queries a point.
-        target: false-acceptance rate, 0 < target < 1.
-        seed: equal seeds draw equal episodes.
-        split: the name of the split, to be told with the figures.
-
-    Returns:
-        None when the split is too small for any point.
-    """
-    if not 0 < target < 1:
-        raise PipelineError(f"target={target}: a false-acceptance rate lies between 0 and 1")
-    counts = np.asarray(counts, dtype=np.int64)
-    was_training = method.training
-    method.eval()
-    try:
-        points = [
-            _point(method, preprocess, images, np.flatnonzero(counts > shot), counts, way, shot, queries, target, seed)
-            for shot in sorted(set(shots))
-            for way in _ways(ways, int((counts > shot).sum()), method.fixed_way)
-        ]
-    finally:
-        method.train(was_training)
-    return Calibration(target, split, seed, tuple(points)) if points else None
-
-
-def _ways(ways: Sequence[int], classes: int, fixed: int | None) -> list[int]:
-    strangers = max(1, classes // 4)
-    largest = classes - strangers
-    if fixed is not None:
-        return [fixed] if fixed <= largest else []
-    return sorted({min(way, largest) for way in ways if min(way, largest) >= 1})
-
-
-def _point(
-    method: Method,
-    preprocess: nn.Module,
-    images: ClassImages,
-    usable: np.ndarray,
-    counts: np.ndarray,
-    way: int,
-    shot: int,
-    queries: int,
-    target: float,
-    seed: int,
-) -> CalibrationPoint:
-    rng = np.random.default_rng([seed, way, shot])
-    each = int(min(2, counts[usable].min() - shot))  # queries per class: few, so that many classes are drawn
-    strangers = min(way, len(usable) - way)
-    episodes = max(2, math.ceil(queries / (strangers * each)))
-    plans = [_plan(rng, usable, counts, way, strangers, shot, each) for _ in range(episodes)]
-    inside, outside, right = [], [], []
-    for logits in _logits(method, preprocess, images, plans, way, shot):
-        enrolled = logits[: way * each]
-        inside.append(enrolled.max(axis=1))
-        outside.append(logits[way * each :].max(axis=1))
-        right.append(enrolled.argmax(axis=1) == np.repeat(np.arange(way), each))
-    enrolled_scores, stranger_scores = np.stack(inside).astype(np.float64), np.stack(outside).astype(np.float64)
-    if not (np.isfinite(enrolled_scores).all() and np.isfinite(stranger_scores).all()):
-        raise PipelineError(
-            f"the model gives scores that are NaN or infinite ({way} classes, {shot} images): train it again"
+        background = content.get("background")
+        if background is None and any(point.score in OF_BACKGROUND for point in points):
+            raise ValueError("its score needs a background, which is not there")
+        return cls(
+            float(content["target"]),
+            str(content["split"]),
+            int(content["seed"]),
+            points,
+            None if background is None else Background.from_dict(background),
         )
-    false_acceptance, false_rejection = _cross_measured(enrolled_scores, stranger_scores, target)
-    return CalibrationPoint(
-        way=way,
-        shot=shot,
-        threshold=threshold_at(stranger_scores.ravel(), target),
-        false_acceptance=false_acceptance,
-        false_rejection=false_rejection,
-        equal_error=equal_error_rate(enrolled_scores.ravel(), stranger_scores.ravel()),
-        accuracy=float(np.mean(right)),
-        enrolled_queries=enrolled_scores.size,
-        stranger_queries=stranger_scores.size,
+
+
+_OLD = [entry.name for entry in fields(CalibrationPoint)][:9]  # of the first format
+
+
+def _point_from(content: dict[str, Any]) -> CalibrationPoint:
+    rates = tuple(
+        Rate(_number(r["asked"]), _number(r["threshold"]), _share_from(r["passed"]), _share_from(r["refused"]))
+        for r in content.get("rates", [])
     )
+    areas = {str(name): _number(value) for name, value in content.get("auroc", {}).items()}
+    point = CalibrationPoint(**{**content, "rates": rates, "auroc": areas})
+    for name in (*_OLD, "temperature", "stranger_images", "stranger_classes"):
+        _number(getattr(point, name), name)
+    if point.way < 1 or point.shot < 1 or point.temperature <= 0:
+        raise ValueError(f"calibration for {point.way} classes of {point.shot} images at {point.temperature}")
+    if point.score not in SCORES:
+        raise ValueError(f"calibration of the score {point.score!r}; there are {', '.join(SCORES)}")
+    if [rate.asked for rate in rates] != sorted({rate.asked for rate in rates}):
+        raise ValueError("rates that do not grow")
+    return point
 
 
-def _plan(
-    rng: np.random.Generator,
-    usable: np.ndarray,
-    counts: np.ndarray,
-    way: int,
-    strangers: int,
-    shot: int,
-    each: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Class and image numbers, each [way * shot + (way + strangers) * each]: support, enrolled queries, strangers."""
-    drawn = rng.permutation(usable)[: way + strangers]
-    numbers = np.stack([rng.permutation(counts[c])[: shot + each] for c in drawn])  # [way + strangers, shot + each]
-    classes = np.concatenate([np.repeat(drawn[:way], shot), np.repeat(drawn, each)])
-    return classes, np.concatenate([numbers[:way, :shot].ravel(), numbers[:, shot:].ravel()])
+def _share_from(content: dict[str, Any]) -> Share:
+    return Share(*(_number(content[key]) for key in ("value", "low", "high")))
 
 
-def _logits(
-    method: Method,
-    preprocess: nn.Module,
-    images: ClassImages,
-    plans: list[tuple[np.ndarray, np.ndarray]],
-    way: int,
-    shot: int,
-) -> Iterator[np.ndarray]:
-    """Logits [queries, way] of every plan, several episodes at a time."""
-    device = next(method.parameters()).device
-    support = way * shot
-    labels = torch.arange(way, device=device).repeat_interleave(shot)[None]
-    together = 1
-    start = 0
-    while start < len(plans):
-        part = plans[start : start + together]
-        classes, numbers = (np.concatenate([plan[i] for plan in part]) for i in (0, 1))
-        pixels = torch.from_numpy(images(classes, numbers)).to(device)
-        together = max(1, _PIXELS_AT_ONCE // (pixels.shape[-1] * pixels.shape[-2] * len(plans[0][0])))
-        batch = preprocess(pixels.unflatten(0, (len(part), -1)))
-        with torch.no_grad():
-            state = method.adapt(batch[:, :support], labels.expand(len(part), -1), way)
-            logits = method.classify(state, batch[:, support:])
-        yield from logits.float().cpu().numpy()
-        start += len(part)
-
-
-def _cross_measured(enrolled: np.ndarray, strangers: np.ndarray, target: float) -> tuple[float, float]:
-    """Error rates of scores [episodes, queries] at thresholds that were set on other episodes."""
-    accepted, rejected = 0.0, 0.0
-    for half in (0, 1):
-        threshold = threshold_at(strangers[1 - half :: 2].ravel(), target)
-        false_acceptance, false_rejection = error_rates(enrolled[half::2], strangers[half::2], threshold)
-        accepted += false_acceptance * strangers[half::2].size
-        rejected += false_rejection * enrolled[half::2].size
-    return accepted / strangers.size, rejected / enrolled.size
+def _number(value: Any, name: str = "rate") -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"calibration {name} is {value!r}")
+    return value

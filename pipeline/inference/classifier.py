@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from pipeline.errors import PipelineError
 from pipeline.files import file_sha256, write_atomic
 from pipeline.inference.answers import Answers
-from pipeline.inference.calibration import Calibration
+from pipeline.inference.background import Background
+from pipeline.inference.calibration import Calibration, CalibrationPoint
 from pipeline.inference.enrolment import Enrolment, Label, label_kind, plain_labels
 from pipeline.inference.files import model_fingerprint, read_json, read_tensors, tensors_to_bytes
+from pipeline.inference.scores import OF_BACKGROUND, OF_ONE_CLASS, Evidence, gather_evidence, score_queries
 from pipeline.methods.base import Method, State
 from pipeline.model import build_model, build_preprocess
 
@@ -166,7 +168,13 @@ class FewShotClassifier:
         note = f"all {len(classes)} classes learnt anew from {len(all_images)} images: {why}"
         return self._adapt(classes, all_images, all_positions, True, note)
 
-    def classify(self, enrolment: Enrolment, images: np.ndarray, threshold: float | str | None = "auto") -> Answers:
+    def classify(
+        self,
+        enrolment: Enrolment,
+        images: np.ndarray,
+        threshold: float | str | None = "auto",
+        unknown_pass: float | None = None,
+    ) -> Answers:
         """Answer queries.
 
         Args:
@@ -174,54 +182,86 @@ class FewShotClassifier:
             images: uint8 [N, C, H, W] of the model's shape; embedded in chunks, so memory does not grow with N.
             threshold: least score of a known query. "auto" is the calibrated one of the nearest number of classes and
                 images per class, and none where the model was not calibrated; "none" or None knows every query.
+            unknown_pass: share of strangers that the calibrated threshold is to let pass; None: the calibration's own.
 
-        The score is the maximum logit and not the maximum probability: softmax only compares the enrolled classes
-        with each other, so a stranger who is far from all of them but least far from one gets a high probability.
-        The logit keeps the distance itself.
+        The score is the one that told strangers best in calibration, without one the maximum logit; probabilities have
+        the calibrated temperature.
         """
-        limit = self.threshold_for(enrolment, threshold)
-        logits = self.logits(enrolment, images)
-        scores = logits.max(axis=1)
+        limit = self.threshold_for(enrolment, threshold, unknown_pass)
+        point = self.point_for(enrolment)
+        name, temperature = ("logit", 1.0) if point is None else (point.score, point.temperature)
+        logits, scores = self._told(enrolment, images, name, temperature)
         known = np.ones(len(scores), dtype=bool) if limit is None else scores.astype(np.float64) >= limit
-        probabilities = torch.softmax(torch.from_numpy(logits), dim=1).numpy()
+        probabilities = torch.softmax(torch.from_numpy(logits) / temperature, dim=1).numpy()
         labels = [enrolment.classes[index] for index in logits.argmax(axis=1)]
-        return Answers(labels, probabilities, scores, known, list(enrolment.classes), limit)
+        return Answers(labels, probabilities, scores, known, list(enrolment.classes), limit, name)
 
     def logits(self, enrolment: Enrolment, images: np.ndarray) -> np.ndarray:
         """Logits float32 [N, way] of queries uint8 [N, C, H, W]."""
+        return self._told(enrolment, images, "logit", 1.0)[0]
+
+    def _told(
+        self, enrolment: Enrolment, images: np.ndarray, score: str, temperature: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Logits float32 [N, way] and scores float32 [N] of queries."""
         self._check_enrolment(enrolment)
         self._check_images(images)
         device = self._device()
         state = {name: tensor.to(device) for name, tensor in enrolment.state.items()}
+        background = self.calibration.background if self.calibration and score in OF_BACKGROUND else None
         at_once = max(1, PIXELS_AT_ONCE // (self.shape[1] * self.shape[2]))
-        out = np.empty((len(images), enrolment.way), dtype=np.float32)
+        logits, scores = np.empty((len(images), enrolment.way), np.float32), np.empty(len(images), np.float32)
         # Chunks of one size, but for one image: a transductive method normalises each by itself.
         edges = np.linspace(0, len(images), math.ceil(len(images) / at_once) + 1).astype(int)
         for start, end in pairwise(edges):
-            out[start:end] = self._answer(state, self.preprocess(self._tensor(images[start:end])))
-        if not np.isfinite(out).all():
+            told = self._answer(state, self.preprocess(self._tensor(images[start:end])), background)
+            value = score_queries(score, told, temperature)
+            if value is None:
+                raise PipelineError(f"calibrated by a score, {score!r}, that this method cannot tell; {_REMEDY}")
+            logits[start:end], scores[start:end] = told.logits[0].cpu().numpy(), value[0].cpu().numpy()
+        if not (np.isfinite(logits).all() and np.isfinite(scores).all()):
             raise PipelineError("the model answers with NaN or infinite scores, which mean nothing: train it again")
-        return out
+        return logits, scores
 
-    def _answer(self, state: State, query: Tensor) -> np.ndarray:
-        """Logits [N, way] of one chunk; a state that is not of this method is refused."""
+    def _answer(self, state: State, query: Tensor, background: Background | None) -> Evidence:
+        """What the model says about one chunk; a state that is not of this method is refused."""
         try:
             with self._turn, torch.no_grad():
-                return self.method.classify(state, query)[0].float().cpu().numpy()
+                return gather_evidence(self.method, state, query, background)
         except torch.OutOfMemoryError:
             raise
         except (KeyError, IndexError, RuntimeError) as error:
             why = " ".join(f"{type(error).__name__}: {error}".split())
             raise PipelineError(f"this enrolment holds nothing that this model learnt ({why}); enrol again") from error
 
-    def threshold_for(self, enrolment: Enrolment, threshold: float | str | None = "auto") -> float | None:
+    def point_for(self, enrolment: Enrolment) -> CalibrationPoint | None:
+        """What calibration found for a number of classes and images like the enrolment's.
+
+        None without a calibration, and for one class where only several were calibrated, by a score that compares them.
+        """
+        if self.calibration is None:
+            return None
+        found = self.calibration.nearest(enrolment.way, enrolment.shot)
+        return None if enrolment.way == 1 and found.score not in OF_ONE_CLASS else found
+
+    def threshold_for(
+        self, enrolment: Enrolment, threshold: float | str | None = "auto", unknown_pass: float | None = None
+    ) -> float | None:
         """The number that ``threshold`` stands for with this enrolment; None when every query is known."""
+        if unknown_pass is not None and threshold != "auto":
+            raise PipelineError(f"unknown.pass={unknown_pass:g} sets the threshold: leave out threshold={threshold}")
         if threshold is None or threshold == "none":
             return None
         if threshold == "auto":
-            if self.calibration is None:
-                return None
-            return self.calibration.nearest(enrolment.way, enrolment.shot).threshold
+            point = self.point_for(enrolment)
+            if unknown_pass is None:
+                return None if point is None else point.threshold
+            if point is None:
+                raise PipelineError(
+                    f"unknown.pass={unknown_pass:g}: this model has no calibration for {enrolment.way} classes, since "
+                    "its data set has too few for validation; give a threshold"
+                )
+            return point.rate(unknown_pass).threshold
         try:
             limit = float(threshold)
         except (TypeError, ValueError) as error:

@@ -87,24 +87,25 @@ class Classifier:
         """
         return self._ask(images).probabilities[:, self._columns]
 
-    def known(self, images: Any, threshold: float | str = "auto") -> np.ndarray:
+    def known(self, images: Any, threshold: float | str = "auto", unknown_pass: float | None = None) -> np.ndarray:
         """Whether every image belongs to one of the classes at all: bool [N]; False is a stranger.
 
         Args:
             images: N images, see the class.
             threshold: least score of a known image: "auto", the calibrated one (all are known where the model was not
                 calibrated), "none" or a number.
+            unknown_pass: share of strangers that "auto" is to let pass: 0.2 knows more of what is enrolled than 0.05.
         """
-        return self._ask(images, threshold).known
+        return self._ask(images, threshold, unknown_pass).known
 
     def score(self, images: Any, labels: Iterable[Hashable]) -> float:
         """The fraction of images that ``predict`` names as ``labels`` do."""
         return float(np.mean([a == b for a, b in zip(self.predict(images), labels, strict=True)]))
 
-    def _ask(self, images: Any, threshold: float | str = "none") -> Answers:
+    def _ask(self, images: Any, threshold: float | str = "none", unknown_pass: float | None = None) -> Answers:
         if not self._labels:
             raise PipelineError("the classifier knows no classes yet: call fit(images, labels) first")
-        return self.model.classify(self.enrolment_, read(images, self.model.shape), threshold)
+        return self.model.classify(self.enrolment_, read(images, self.model.shape), threshold, unknown_pass)
 
     def _learn(self, before: Enrolment | None, images: Any, labels: Iterable[Hashable]) -> Classifier:
         given = [label.item() if hasattr(label, "item") else label for label in labels]

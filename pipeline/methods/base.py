@@ -57,6 +57,10 @@ class Method(nn.Module):
         """Logits [T, Q, way] of the queries [T, Q, C, H, W], for a state that ``adapt`` returned."""
         raise NotImplementedError
 
+    def distances(self, logits: Tensor) -> Tensor | None:
+        """The distances [T, Q, way] behind ``logits``, up to a factor; None where the method measures none."""
+        return None
+
     def extend(self, state: State, support: Tensor, labels: Tensor) -> State | None:
         """Add classes to a state without touching those it has; None where the method is not ``extendable``.
 

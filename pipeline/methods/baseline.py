@@ -129,6 +129,9 @@ class Baseline(ClassicalMethod):
             return super().scores(state, query)
         return self._tuner.scores(state, self._tuner.representation(query))
 
+    def distances(self, logits: Tensor) -> Tensor | None:
+        return super().distances(logits) if self.frozen else None
+
     @torch.no_grad()
     def adapt(self, support: Tensor, labels: Tensor, way: int | None = None) -> State:
         """The fitted head or the tuned weights; where queries take part in tuning, what it begins with."""

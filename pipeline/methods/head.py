@@ -116,6 +116,9 @@ class ClassicalMethod(HeadMethod):
     def scores(self, state: State, query: Tensor) -> Tensor:
         return self.new_classes.scores(state, self.represent(query))
 
+    def distances(self, logits: Tensor) -> Tensor | None:
+        return -logits if isinstance(self.new_classes, Prototype) else None  # Nearest is one too
+
     def summarise(self, features: Tensor, labels: Tensor) -> Tensor | None:
         return features.double().sum(0) if self.keeps_mean else None
 

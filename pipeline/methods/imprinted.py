@@ -71,6 +71,9 @@ class Imprinted(ClassicalMethod):
     def scores(self, state: State, query: Tensor) -> Tensor:
         return cosine_logits(query, state["weights"], self.scale, class_by_class=not self.training)
 
+    def distances(self, logits: Tensor) -> Tensor:
+        return 1 - logits / self.scale
+
     def joint_state(self, support: Tensor, labels: Tensor, way: int | None = None) -> State:
         """As ``adapt``, to answer over the training classes and, after them, the new: [T, classes + way, D]."""
         new = self.adapt(support, labels, way)["weights"]

@@ -62,6 +62,9 @@ class NCA(HeadMethod):
         """Logits [T, Q, way] whose softmax is, for "soft", the probability of the class."""
         return recall(state, query, self.distance, self.answer, class_by_class=not self.training)
 
+    def distances(self, logits: Tensor) -> Tensor | None:
+        return None if self.answer == "soft" else -logits
+
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean over tasks, and over their images or pairs. Images without another of their class count nowhere."""
         assert isinstance(batch, Episodes)

@@ -50,3 +50,6 @@ class Prototypical(HeadMethod):
         if self.training:
             return -self.scale * self.distance(query, state["prototypes"])
         return -self.scale * by_class(self.distance, query, state["prototypes"])  # so that `extend` touches no class
+
+    def distances(self, logits: Tensor) -> Tensor | None:
+        return None if self.distance is DISTANCES["dot"] else -logits

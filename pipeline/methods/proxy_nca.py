@@ -81,6 +81,9 @@ class ProxyNCA(ClassicalMethod):
         """Minus the distance to the proxies, class by class, so that a new class changes no other's logit."""
         return -by_class(self._distances, query, state["proxies"])
 
+    def distances(self, logits: Tensor) -> Tensor:
+        return -logits
+
     def parameter_groups(self) -> Iterator[dict[str, Any]]:
         yield {"params": [*self.backbone.parameters(), *self.embedding.parameters()], "lr_scale": 1.0}
         yield {"params": [self.proxies], "lr_scale": self.proxy_lr_scale}

@@ -104,6 +104,9 @@ class TADAM(Method):
             return -self.scale * self.distance(embeddings, state["prototypes"])
         return -self.scale * by_class(self.distance, embeddings, state["prototypes"])  # `extend` touches no class
 
+    def distances(self, logits: Tensor) -> Tensor:
+        return -logits
+
     def auxiliary_loss(self, images: Images) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy over all training classes, of features that are not modulated."""
         assert self.classifier is not None

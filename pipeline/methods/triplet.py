@@ -63,6 +63,9 @@ class Triplet(HeadMethod):
         """Minus the distance to the class's mean or nearest image."""
         return recall(state, query, self.distance, self.answer, class_by_class=not self.training)
 
+    def distances(self, logits: Tensor) -> Tensor:
+        return -logits
+
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean over tasks of their triplets' loss; ``active`` is the share of triplets that still have one."""
         assert isinstance(batch, Episodes)

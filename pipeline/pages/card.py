@@ -48,6 +48,7 @@ def draw_card(
     protocol: EpisodicProtocol,
     accuracies: np.ndarray,
     origin: dict[str, Any],
+    temperature: float = 1.0,
 ) -> dict[str, bytes]:
     """File name to content.
 
@@ -55,10 +56,11 @@ def draw_card(
         method: in evaluation mode or not, on the CPU.
         protocol: whose episodes are examined, the first of them; the same that ``accuracies`` [episodes] are of.
         origin: what else the card is to tell: of which run and step it is, and by which command that was trained.
+        temperature: of the stated probabilities, as calibration found it.
     """
     table = class_table(dataset.manifest, protocol.split)
     with evaluating(method):
-        looker = _Looker(method, preprocess, dataset, table)
+        looker = _Looker(method, preprocess, dataset, table, temperature)
         numbers = np.arange(min(protocol.episodes, looker.episodes(protocol)))
         examined = looker.answer(table, protocol, numbers)
         sheet = _Sheet(dataset, table)
@@ -106,8 +108,10 @@ class _Answered:
 class _Looker:
     """A model that answers episodes; where it can be, every image of the split goes through its backbone once."""
 
-    def __init__(self, method: Method, preprocess: Preprocess, dataset: Dataset, table: ClassTable) -> None:
-        self.method, self._preprocess, self._dataset = method, preprocess, dataset
+    def __init__(
+        self, method: Method, preprocess: Preprocess, dataset: Dataset, table: ClassTable, temperature: float
+    ) -> None:
+        self.method, self._preprocess, self._dataset, self._temperature = method, preprocess, dataset, temperature
         self._embeddings: Embeddings | None = None
         if possible(method, table, MOST_IMAGES):
             total = range(int(table.counts.sum()))
@@ -134,7 +138,8 @@ class _Looker:
         with torch.no_grad():
             images = self._images(plan)
             state = self.method.adapt(images[:, : plan.support], labels, plan.way)
-            probabilities = self.method.classify(state, images[:, plan.support :]).float().softmax(-1)
+            logits = self.method.classify(state, images[:, plan.support :]).float()
+            probabilities = (logits / self._temperature).softmax(-1)
         confidence, answers = (part.numpy() for part in probabilities.max(-1))
         place = {int(number): position for position, number in enumerate(table.ids)}
         for i, number in enumerate(plan.numbers):

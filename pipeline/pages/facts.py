@@ -41,6 +41,21 @@ class Result(Facts):
     interval: FiniteFloat
 
 
+class Interval(Facts):
+    value: Share
+    low: Share
+    high: Share
+
+
+class Rate(Facts):
+    """Of a threshold that lets a share of the strangers pass."""
+
+    asked: Share
+    threshold: FiniteFloat
+    passed: Interval
+    refused: Interval
+
+
 class Point(Facts):
     way: Count
     shot: Count
@@ -51,6 +66,12 @@ class Point(Facts):
     accuracy: Share
     enrolled_queries: Count
     stranger_queries: Count
+    score: Name = "logit"
+    auroc: Annotated[dict[Name, Share], Field(max_length=50)] = {}
+    oscr: Share | None = None
+    rates: Annotated[list[Rate], Field(max_length=100)] = []
+    stranger_images: Count = 0
+    stranger_classes: Count = 0
 
 
 class Calibration(Facts):

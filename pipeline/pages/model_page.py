@@ -12,8 +12,9 @@ from markupsafe import Markup
 
 from pipeline.charts.accuracy import accuracy_by_shot, error_rates, learning_curve, lines_of, reliability
 from pipeline.charts.classes import projection
+from pipeline.inference.calibration import FEWEST, REPORTED
 from pipeline.pages.card import CARD, SHEET
-from pipeline.pages.facts import Calibration, Card, Decision, Failure, Result, checked
+from pipeline.pages.facts import Calibration, Card, Decision, Failure, Point, Result, checked
 from pipeline.pages.images import Sheet
 from pipeline.pages.inline import inline
 from pipeline.pages.leaderboard import paper_rows, parameters, results_of
@@ -223,7 +224,44 @@ def _calibration(found: Calibration) -> dict[str, Any]:
         "split": found.split,
         "plot": inline(error_rates(marks, "svg"), "Error rates of the threshold for unknown"),
         "table": Table(header, rows, "Thresholds and their error rates", name="calibration"),
+        "strangers": _strangers(points),
+        "scores": _scores(points),
     }
+
+
+def _strangers(points: Sequence[Point]) -> Table | None:
+    """How well strangers are told, and what it costs to keep most of them out."""
+    rows = []
+    for p in points:
+        if not p.rates or p.score not in p.auroc:
+            continue
+        least = FEWEST / max(p.stranger_images, 1)
+        by_share = {rate.asked: rate for rate in p.rates}
+        cells = [number(p.way, "d"), number(p.shot, "d"), Cell(p.score), share(p.auroc[p.score]), share(p.oscr)]
+        for asked in REPORTED:
+            rate = by_share.get(asked)
+            if rate is None or asked < least:
+                cells.append(Cell("too few strangers"))
+            else:
+                refused, passed = (f"{100 * s.low:.1f} to {100 * s.high:.1f}" for s in (rate.refused, rate.passed))
+                cells.append(share(rate.refused.value, note=f"{refused}; strangers that pass {passed}"))
+        rows.append([*cells, number(p.stranger_images, ",", note=f"of {p.stranger_classes} classes")])
+    header = ["classes", "images each", "score", "AUROC, %", "OSCR, %"]
+    header += [f"enrolled that fail at {100 * asked:.0f} % of strangers, %" for asked in REPORTED]
+    caption = "How strangers are told, with 95 % intervals over classes that no threshold was set on"
+    return Table([*header, "strangers"], rows, caption, name="strangers") if rows else None
+
+
+def _scores(points: Sequence[Point]) -> Table | None:
+    """AUROC of every score that was compared."""
+    names = list(dict.fromkeys(name for p in points for name in p.auroc))
+    rows = [
+        [number(p.way, "d"), number(p.shot, "d"), *(share(p.auroc.get(name)) for name in names)]
+        for p in points
+        if p.auroc
+    ]
+    header = ["classes", "images each", *names]
+    return Table(header, rows, "AUROC of the scores that were compared, %", name="scores") if rows else None
 
 
 def _card(card: Card, sheet: Sheet) -> dict[str, Any]:

@@ -19,11 +19,17 @@ from pipeline import store
 from pipeline.config import Config, Section, validate
 from pipeline.data.sources.tree import shown
 from pipeline.errors import PipelineError
-from pipeline.inference import Answers, Enrolment, FewShotClassifier
+from pipeline.inference import Answers, CalibrationPoint, Enrolment, FewShotClassifier
 from pipeline.inference.folders import Pictures, read_queries, read_support
+from pipeline.inference.rates import Share
+from pipeline.inference.scores import MEANING
 from pipeline.registry.tracking_config import TrackingConfig
 from pipeline.registry.versions import pull
 from pipeline.tables import text_table
+
+
+class Unknown(Section):
+    share: Annotated[float, Field(gt=0, lt=1)] | None = Field(alias="pass")
 
 
 class ClassifyConfig(Section):
@@ -36,6 +42,7 @@ class ClassifyConfig(Section):
     save_enrolment: str | None
     keep_images: bool
     threshold: str | float | int | None
+    unknown: Unknown
     top_k: Annotated[int, Field(ge=1)]
     invert: bool
     device: str
@@ -54,14 +61,14 @@ def classify(raw: Config) -> dict[str, Any]:
         "model": config.model,
         "classes": enrolment.classes,
         "enrolment": enrolment.note,
-        "threshold": classifier.threshold_for(enrolment, config.threshold),
+        "threshold": classifier.threshold_for(enrolment, config.threshold, config.unknown.share),
         "saved": config.save_enrolment,
     }
     print(f"{enrolment.note}{f', saved to {config.save_enrolment}' if config.save_enrolment else ''}")
     if config.queries is not None:
         pictures = read_queries(config.queries, classifier.shape, config.invert)
         skipped += pictures.skipped
-        answers = classifier.classify(enrolment, pictures.images, config.threshold)
+        answers = classifier.classify(enrolment, pictures.images, config.threshold, config.unknown.share)
         summary["answers"] = _rows(pictures, answers, config.top_k)
         _show(summary["answers"], config.top_k)
         print(_conclusion(classifier, enrolment, answers, config))
@@ -174,13 +181,30 @@ def _conclusion(classifier: FewShotClassifier, enrolment: Enrolment, answers: An
     unknown = int((~answers.known).sum())
     counted = f"{len(answers)} image{'' if len(answers) == 1 else 's'}, {unknown} unknown"
     if answers.threshold is None:
-        why = "the model has no calibration" if config.threshold == "auto" else "threshold=none"
+        why = "the model has no calibration for them" if config.threshold == "auto" else "threshold=none"
         return f"{counted} (every image gets a class: {why})"
-    if config.threshold != "auto" or classifier.calibration is None:
+    point = classifier.point_for(enrolment)
+    if config.threshold != "auto" or point is None:
         return f"{counted} (threshold {answers.threshold:.4g})"
-    point = classifier.calibration.nearest(enrolment.way, enrolment.shot)
-    errors = (
-        f"{100 * point.false_acceptance:.1f} % of strangers pass, {100 * point.false_rejection:.1f} % of enrolled fail"
-    )
-    where = f"calibrated for {point.way} classes of {point.shot} images: {errors}"
-    return f"{counted} (threshold {point.threshold:.4g}, {where})"
+    return f"{counted} (threshold {answers.threshold:.4g}, {_promise(point, enrolment, config.unknown.share)})"
+
+
+def _promise(point: CalibrationPoint, enrolment: Enrolment, share: float | None) -> str:
+    """What the threshold did in validation, how sure that is, and where the enrolment is beyond it."""
+    where = f"calibrated for {point.way} classes of {point.shot} images"
+    if not point.rates:  # of an earlier version
+        passed, refused = 100 * point.false_acceptance, 100 * point.false_rejection
+        return f"{where}: {passed:.1f} % of strangers pass, {refused:.1f} % of enrolled fail"
+    rate = next(r for r in point.rates if r.threshold == point.threshold) if share is None else point.rate(share)
+    told = f"{where} by {MEANING[point.score]}: {_percent(rate.passed)} of strangers pass, {_percent(rate.refused)} "
+    told += "of enrolled fail; 95 % intervals, from "
+    told += f"{point.stranger_images:,} strangers of {point.stranger_classes} classes"
+    if rate.asked < point.least_share:
+        told += f", too few to tell a rate under {100 * point.least_share:.1f} %"
+    if enrolment.way > 1.5 * point.way:
+        told += f"; validation had too few classes to tell about {enrolment.way}, among which more strangers pass"
+    return told
+
+
+def _percent(share: Share) -> str:
+    return f"{100 * share.value:.1f} % ({100 * share.low:.1f} to {100 * share.high:.1f})"

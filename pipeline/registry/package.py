@@ -91,6 +91,7 @@ def signature() -> ModelSignature:
     params = ParamSchema(
         [
             ParamSpec("threshold", "string", "auto"),
+            ParamSpec("unknown_pass", "string", "auto"),
             ParamSpec("enrolment", "string", ""),
             ParamSpec("top_k", "long", 1),
             ParamSpec("invert", "boolean", False),

@@ -54,9 +54,10 @@ class ServedClassifier:
                 (S names or whole numbers) and ``query_images`` (N). Images are files (bytes, or text in base64) of any
                 size, or whole numbers 0 to 255 of the model's shape [C, H, W]; one array [N, C, H, W] will do too.
                 With an enrolment, the support set extends it and may be left out.
-            params: ``threshold`` "auto", "none" or a number as text; ``enrolment`` the name of a file in the folder
-                that the environment variable ``PIPELINE_ENROLMENTS`` names, or ""; ``top_k`` how many classes a query
-                are listed; ``invert`` turns dark ink on bright paper to bright ink, in files.
+            params: ``threshold`` "auto", "none" or a number as text; ``unknown_pass`` the share of strangers that
+                "auto" lets pass, as text, or "auto" for the calibration's own; ``enrolment`` the name of a file in the
+                folder that the environment variable ``PIPELINE_ENROLMENTS`` names, or ""; ``top_k`` how many classes a
+                query are listed; ``invert`` turns dark ink on bright paper to bright ink, in files.
 
         Returns:
             pandas DataFrame of N rows: ``label``, ``probability``, ``score``, ``known``, and ``top_labels`` and
@@ -74,7 +75,7 @@ class ServedClassifier:
             raise Refused("the model failed at this request; the server's log says why", INTERNAL_ERROR) from error
 
     def _answer(self, columns: Mapping[str, Any], params: Mapping[str, Any]) -> pd.DataFrame:
-        options = {"threshold": "auto", "enrolment": "", "top_k": 1, "invert": False, **params}
+        options = {"threshold": "auto", "unknown_pass": "auto", "enrolment": "", "top_k": 1, "invert": False, **params}
         if columns.get(QUERIES) is None:
             raise PipelineError(f"the request asks nothing: give {QUERIES}, a list of images")
         support, queries = (
@@ -88,7 +89,8 @@ class ServedClassifier:
                 enrolment = self.classifier.extend(enrolment, support, labels)
         else:
             enrolment = self.classifier.enrol(support, labels)
-        return _table(self.classifier.classify(enrolment, queries, options["threshold"]), int(options["top_k"]))
+        answers = self.classifier.classify(enrolment, queries, options["threshold"], _share(options["unknown_pass"]))
+        return _table(answers, int(options["top_k"]))
 
     def read_image(self, path: str | os.PathLike[str], invert: bool = False) -> np.ndarray:
         """An image file as the model sees it: uint8 [C, H, W], the central part, turned, cut and resized."""
@@ -105,13 +107,28 @@ class ServedClassifier:
         """Add classes or images: :meth:`pipeline.inference.FewShotClassifier.extend`."""
         return self.classifier.extend(enrolment, images, labels)
 
-    def classify(self, enrolment: Enrolment, images: np.ndarray, threshold: float | str | None = "auto") -> Answers:
+    def classify(
+        self,
+        enrolment: Enrolment,
+        images: np.ndarray,
+        threshold: float | str | None = "auto",
+        unknown_pass: float | None = None,
+    ) -> Answers:
         """Answer queries: :meth:`pipeline.inference.FewShotClassifier.classify`."""
-        return self.classifier.classify(enrolment, images, threshold)
+        return self.classifier.classify(enrolment, images, threshold, unknown_pass)
 
     def load_enrolment(self, path: str) -> Enrolment:
         """Read a file that ``enrolment.save(path)`` wrote."""
         return Enrolment.load(path)
+
+
+def _share(given: Any) -> float | None:
+    if given == "auto":
+        return None
+    try:
+        return float(given)
+    except (TypeError, ValueError):
+        raise PipelineError(f"unknown_pass={given!r:.40}: give auto or a share of strangers, as 0.05") from None
 
 
 def _columns(given: Any) -> dict[str, Any]:

@@ -71,7 +71,9 @@ def test_rates_hold_on_fresh_episodes() -> None:
             shown = np.stack([rng.permutation(20)[: point.shot + 1] for _ in drawn])
             values = values_of(images(np.repeat(drawn, point.shot + 1), shown.ravel())).reshape(len(drawn), -1)
             means, other = values[: point.way, :-1].mean(1), values[:, -1]
-            score = (-((other[:, None] - means[None]) ** 2)).max(1)
+            logits = -((other[:, None] - means[None]) ** 2)
+            scored = {"logit": logits.max(1), "energy": np.logaddexp.reduce(logits / point.temperature, axis=1)}
+            score = scored[point.score] * (point.temperature if point.score == "energy" else 1)
             rejected += (score[: point.way] < point.threshold).tolist()
             accepted += (score[point.way :] >= point.threshold).tolist()
         assert np.mean(accepted) == pytest.approx(0.05, abs=0.025)
@@ -109,10 +111,10 @@ def test_grid_is_what_the_split_allows() -> None:
         calibration = calibrate(method, Value(), value_images(np.zeros(classes), 9), [count] * classes, queries=4)
         return [] if calibration is None else [(p.way, p.shot) for p in calibration.points]
 
-    assert grid(100, 20) == [(5, 1), (20, 1), (50, 1), (5, 2), (20, 2), (50, 2), (5, 5), (20, 5), (50, 5)]
-    assert grid(16, 3) == [(5, 1), (12, 1), (5, 2), (12, 2)]
+    assert grid(100, 20) == [(way, shot) for shot in (1, 2, 5) for way in (1, 5, 20, 50)]
+    assert grid(16, 3) == [(way, shot) for shot in (1, 2) for way in (1, 5, 12)]
     assert grid(16, 20, fixed=5) == [(5, 1), (5, 2), (5, 5)]
-    assert grid(4, 2) == [(3, 1)]
+    assert grid(4, 2) == [(1, 1), (3, 1)]
     assert grid(5, 20, fixed=5) == []
     assert grid(1, 20) == [] and grid(9, 1) == []
 

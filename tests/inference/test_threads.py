@@ -54,7 +54,9 @@ def test_the_last_queries_have_company(monkeypatch: pytest.MonkeyPatch, pictures
     classifier: FewShotClassifier = classifier_of(spec_of("maml", inner_steps_eval=1))
     seen: list[int] = []
     answer = classifier._answer
-    monkeypatch.setattr(classifier, "_answer", lambda state, query: seen.append(query.shape[1]) or answer(state, query))
+    monkeypatch.setattr(
+        classifier, "_answer", lambda state, *asked: seen.append(asked[0].shape[1]) or answer(state, *asked)
+    )
     monkeypatch.setattr("pipeline.inference.classifier.PIXELS_AT_ONCE", 10 * 20 * 20)
     enrolment = classifier.enrol(pictures[:5, 0], list(range(5)))
     classifier.logits(enrolment, pictures[:7, 1:4].reshape(-1, *classifier.shape))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from pipeline.data.dataset import Dataset, class_table, read_manifest
 from pipeline.evaluation.episodic import episode_accuracies
 from pipeline.evaluation.evaluate import EpisodicProtocol
 from pipeline.inference.calibration import Calibration, CalibrationPoint
+from pipeline.inference.rates import Rate, Share
 from pipeline.model import build_model, build_preprocess
 from pipeline.registry.aliases import Decision, settle
 from pipeline.registry.publish import publish
@@ -85,13 +87,18 @@ def write_report(uri: str, glyphs: str) -> None:
         protocol = EpisodicProtocol(glyphs, "test", 5, shot, 3, 12, 7)
         found = episode_accuracies(method, preprocess, dataset, table, protocol.spec, 7, np.arange(12))
         if shot == 1:
-            workflow._write_card(run, method, preprocess, dataset, protocol, found)
+            workflow._write_card(run, method, preprocess, dataset, protocol, found, None)
         shape = {"split": "test", "way": 5, "shot": shot, "query": 3, "episodes": 12, "seed": 7}
         results.append({"model": run.name, **shape, "accuracy": float(found.mean()), "interval": 0.05})
     store.write_bytes(f"{uri}/{REPORT}/{EVALUATION}", json.dumps(results).encode())
     points = [
         CalibrationPoint(way, shot, 1.5, 0.05, 0.3 / shot, 0.1, 0.8, 100, 100) for way in (5, 20) for shot in (1, 5)
     ]
+    told = tuple(Rate(a, 2 - a, Share(a, a / 2, 2 * a), Share(0.5 - a, 0.2, 0.6)) for a in (0.01, 0.05, 0.2))
+    points[0] = replace(
+        points[0], score="energy", auroc={"logit": 0.8, "energy": 0.8712}, oscr=0.7, rates=told, stranger_images=150,
+        stranger_classes=40,
+    )  # fmt: skip
     calibration = Calibration(0.05, "val", 0, tuple(points))
     store.write_bytes(f"{uri}/{REPORT}/{CALIBRATION}", json.dumps(calibration.to_dict()).encode())
 

@@ -121,6 +121,7 @@ def test_a_model_card_has_its_parts(pages):
         "@champion", "Accuracy by way and shot", "Data and recipe", "python -m jobs.train method=prototypical",
         "strangers that pass", "expected calibration error", "What it confuses", "How it sees unseen classes",
         "Episodes it fails on", "there was no champion", "60 train, 40 val, 40 test",
+        "How strangers are told", "87.12", "too few strangers", "AUROC of the scores that were compared",
     ):  # fmt: skip
         assert part in text, part
     assert "data:image/png;base64," in text and text.count("<svg") == 5

@@ -225,6 +225,8 @@ def wrong_requests(good: dict[str, Any]) -> dict[str, tuple[dict[str, Any], dict
         "no query": ({key: value for key, value in good.items() if key[0] == "s"}, {}, "give query_images"),
         "misspelt": ({**good, "suport_images": []}, {}, "unknown column 'suport_images'"),
         "threshold": (good, {"threshold": "nan"}, "threshold='nan'"),
+        "share": (good, {"unknown_pass": "few"}, "unknown_pass='few': give auto or a share of strangers"),
+        "no calibration": (good, {"unknown_pass": "0.1"}, "this model has no calibration for 3 classes"),
         "top_k": (good, {"top_k": 99}, "top_k=99: give 1 to 3"),
     }  # fmt: skip
 
