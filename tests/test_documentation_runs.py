@@ -51,6 +51,16 @@ class Newcomer:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(image.squeeze()).save(path)
 
+    def runs(self, program: str) -> str:
+        """Run a Python program in one process, as a notebook would; what it printed."""
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        environment.pop("PIPELINE_HOME", None)
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", program], cwd=self.folder, env=environment, text=True, capture_output=True
+        )
+        assert done.returncode == 0, f"{program}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
     def types(self, begin: str, *small: str, expect: tuple[int, ...] = (0,), **instead: str) -> str:
         """Run the one documented command that begins so; what it printed."""
         lines = {line.split("  #")[0].strip() for line in JOB_LINES if line.startswith(begin)}
@@ -116,3 +126,12 @@ def test_a_search_of_ones_own_and_its_winner(tmp_path: Path) -> None:
     )  # fmt: skip
     user.types("python -m jobs.train config=runs/CAMPAIGN/best.yaml", "name=winner", CAMPAIGN="mine")
     assert (tmp_path / "runs" / "winner" / "report" / "evaluation.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_python_of_its_page_runs_as_it_stands_in_one_process(tmp_path: Path) -> None:
+    program = "\n".join(blocks(ROOT / "docs" / "python.md", "python"))
+    printed = Newcomer(tmp_path).runs(f"{program}\nprint(*classifier.classes_)")
+    assert "apple pear plum quince" in printed
+    assert (tmp_path / "fruit.enrolment").is_file()
