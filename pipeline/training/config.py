@@ -76,11 +76,12 @@ class Augment(Section):
     crop_padding: Annotated[int, Field(ge=0)]
     flip: bool
     jitter: Share
+    affine: Annotated[float, Field(ge=0, le=2)] = 0.0
 
     def build(self) -> Augmentation:
         from pipeline.data.augment import Augmentation  # and with it torch, while Ray can be starting
 
-        return Augmentation(self.crop_padding, self.flip, self.jitter)
+        return Augmentation(self.crop_padding, self.flip, self.jitter, self.affine)
 
 
 class Input(Section):
