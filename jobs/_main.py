@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -21,6 +22,28 @@ TRY_LATER = os.EX_TEMPFAIL  # 75
 INTERRUPTED = 130
 TERMINATED = 143
 WORD = re.compile(r"[A-Za-z_]+")
+
+
+class _Open(io.FileIO):
+    """A stream of this process whose reader may go away (``| head -1``): what is written then is nobody's, and the
+    work goes on."""
+
+    def write(self, content: Any, /) -> int:
+        try:
+            return super().write(content)
+        except BrokenPipeError:
+            return len(content)
+
+
+def _speak() -> None:
+    """Let no line of a job end it: neither a character that the terminal's encoding lacks, nor a reader that left."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None and stream is getattr(sys, f"__{name}__"):  # a program's own is left alone
+            stream.flush()
+            open_file = io.BufferedWriter(_Open(stream.fileno(), "w", closefd=False))
+            kept = {"encoding": stream.encoding, "line_buffering": stream.line_buffering}
+            setattr(sys, name, io.TextIOWrapper(open_file, errors="backslashreplace", write_through=True, **kept))
 
 
 def main() -> None:
@@ -56,6 +79,7 @@ def run(
     ``word`` is the key that a first argument without "=" is the value of; ``translate`` makes of arguments those that
     Hydra reads.
     """
+    _speak()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if "--help" in arguments or "-h" in arguments:
         print(help_text(job, arguments))

@@ -54,6 +54,11 @@ def compose(job: str, overrides: list[str] | None = None) -> Config:
     for override in overrides:
         if "=" not in override and not override.startswith("~"):
             raise PipelineError(f"{override!r} is not key=value; see: python -m jobs.{job} --help")
+        key = override.lstrip("+~").partition("=")[0]
+        if job == "train" and key.startswith("data.source"):
+            raise PipelineError(
+                f"{key}: jobs.train takes the dataset as it was ingested; this key is for jobs.ingest and jobs.retrain"
+            )
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):

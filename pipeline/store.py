@@ -27,6 +27,7 @@ _PERMANENT = re.compile(
     "ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS|INVALID_CLIENT|INVALID_SIGNATURE|SIGNATURE_DOES_NOT_MATCH|UNRECOGNIZED|"
     "TOKEN_EXPIRED|EXPIRED_TOKEN|MISSING_AUTH|OPT_IN|HTTP status 4(?!08|29)"
 )
+_PASSING = (errno.EIO, errno.ESTALE, errno.EDQUOT, errno.ETIMEDOUT)  # of a disk: another time it may be written
 _logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -106,7 +107,8 @@ def write_bytes(uri: str, content: bytes | pa.Buffer) -> None:
 
     def write() -> None:
         if isinstance(fs, pafs.LocalFileSystem):
-            write_atomic(path, content)
+            with writing(uri, "folder"):
+                write_atomic(path, content)
         else:  # an object appears when its upload ends, never before
             with fs.open_output_stream(path) as stream:
                 stream.write(content)
@@ -173,7 +175,8 @@ def writing(where: str, key: str) -> Iterator[None]:
         if error.errno == errno.ENOSPC:
             raise Unavailable(disk_full(where)) from error
         reason = error.strerror or " ".join(str(error).split())
-        raise PipelineError(f"{where} cannot be written ({reason}); give another {key}") from error
+        kind = Unavailable if error.errno in _PASSING else PipelineError
+        raise kind(f"{where} cannot be written ({reason}); give another {key}") from error
 
 
 def check_output(uri: str, key: str) -> None:
@@ -184,9 +187,20 @@ def check_output(uri: str, key: str) -> None:
     path = Path(open_store(uri)[1])
     if path.is_dir():
         raise PipelineError(f"{key}={uri} is a folder; give the name of a file in it")
-    with writing(f"{key}={uri}", "file"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not os.access(path.parent, os.W_OK):
+    _check_folder(path.parent, f"{key}={uri}", "file")
+
+
+def check_folder(uri: str, key: str) -> None:
+    """Make a folder, or refuse before any work one in which nothing could be written after it; ``key`` named it."""
+    refuse_missing_bucket(uri)
+    if not is_remote(uri):
+        _check_folder(Path(open_store(uri)[1]), f"{key}={uri}", "folder")
+
+
+def _check_folder(path: Path, where: str, key: str) -> None:
+    with writing(where, key):
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK):
             raise PermissionError(errno.EACCES, "Permission denied")
 
 

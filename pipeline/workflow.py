@@ -13,12 +13,13 @@ import numpy as np
 
 from pipeline import store
 from pipeline.config import Config, validate
-from pipeline.data.dataset import Dataset
+from pipeline.data.dataset import Dataset, read_manifest
 from pipeline.errors import PipelineError, Stopped
 from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.evaluate import EpisodicProtocol, evaluate
 from pipeline.evaluation.model import Model
 from pipeline.evaluation.protocols import compare, figures, measure, print_episodic
+from pipeline.evaluation.seen import refuse_seen
 from pipeline.inference.calibration import Calibration
 from pipeline.methods.base import Method
 from pipeline.nets.preprocess import Preprocess
@@ -97,14 +98,17 @@ def evaluate_job(raw: Config) -> dict[str, Any]:
         raise PipelineError("give one of run=NAME and model=models:/NAME@ALIAS; see: python -m jobs.evaluate --help")
     if config.protocol == "generalized" and (config.compare or config.untrained):
         raise PipelineError("protocol=generalized measures one run: leave out compare and untrained")
-    if config.output:
-        store.check_output(config.output, "output")
+    if config.record and config.run is None:
+        raise PipelineError("record needs run=NAME, whose configuration it keeps")
+    for key, file in (("output", config.output), ("record", config.record)):
+        if file:
+            store.check_output(file, key)
     model, run = _subject(config.run or config.model or "", config)
     models = [model]
     if config.untrained:
         models.append(model.untrained())
     if config.compare:
-        models.append(_subject(config.compare, config)[0])
+        models.append(_subject(config.compare, config, config.dataset or model.dataset)[0])
     if config.protocol != "one_shot_runs":  # which is of 800 images, computed here
         start_ray(config.cluster)
         check_resources(config.cluster)
@@ -116,8 +120,7 @@ def evaluate_job(raw: Config) -> dict[str, Any]:
         store.write_bytes(config.output, json.dumps(summary, indent=1).encode())
         print(f"written to {config.output}")
     if config.record:
-        if run is None:
-            raise PipelineError("record needs run=NAME, whose configuration it keeps")
+        assert run is not None
         results = [{k: v for k, v in result.items() if k != "accuracies"} for result in summary["results"]]
         labels = {run.name: "trained"}
         results = [{**result, "model": labels.get(result["model"], result["model"])} for result in results]
@@ -134,16 +137,26 @@ def model_of_run(run: Run) -> Model:
     return Model(checkpoint.spec, checkpoint.model, run.name, checkpoint.dataset["uri"])
 
 
-def _subject(name: str, config: EvaluateConfig) -> tuple[Model, Run | None]:
-    """A model by the name of its run, or from the registry."""
+def _subject(name: str, config: EvaluateConfig, dataset: str | None = None) -> tuple[Model, Run | None]:
+    """A model by the name of its run, or from the registry; refused where it has seen what it is measured on.
+
+    Args:
+        dataset: that it is measured on; None: the configuration's, or its own.
+    """
+    run = None
     if name.startswith("models:"):
         from pipeline.registry.versions import pull
 
         classifier = pull(name, config.tracking)
-        dataset = classifier.origin.get("dataset") or {}
-        return Model(classifier.spec, dict(classifier.method.state_dict()), name, dataset.get("uri")), None
-    run = find_run(name, config.storage)
-    return model_of_run(run), run
+        trained = classifier.origin.get("dataset") or {}
+        model = Model(classifier.spec, dict(classifier.method.state_dict()), name, trained.get("uri"))
+    else:
+        run = find_run(name, config.storage)
+        trained, model = run.dataset, model_of_run(run)
+    measured = dataset or config.dataset or model.dataset
+    if measured is not None and config.protocol != "one_shot_runs" and not config.seen:
+        refuse_seen(model.label, trained, read_manifest(measured), config.split)
+    return model, run
 
 
 def _evaluate_run(config: TrainConfig, run: Run, model: Model) -> list[dict[str, Any]]:

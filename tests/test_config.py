@@ -78,10 +78,13 @@ def test_every_recipe_composes(recipe):
 @pytest.mark.parametrize("group", ["cluster", "tracking", "data"])
 def test_every_group_composes(group):
     for choice in choices(group):
-        overrides = [f"{group}={choice}"]
-        if (group, choice) == ("data", "folder"):
-            overrides.append("data.source.path=/nowhere")
-        validate(TrainConfig, compose("train", overrides))
+        validate(TrainConfig, compose("train", [f"{group}={choice}"]))
+
+
+@pytest.mark.parametrize("override", ["data.source.size=96", "++data.source.new=1", "data.source={kind: folder}"])
+def test_a_training_refuses_keys_of_the_ingest(override):
+    with pytest.raises(PipelineError, match=r"data\.source.*: jobs.train takes the dataset as it was ingested"):
+        compose("train", [override])
 
 
 def test_every_key_has_a_comment():

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from pipeline import store
 from pipeline.config import compose
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, Unavailable
+from pipeline.pages.report import report
 from pipeline.registry.classify import classify
+from pipeline.training.launch import prepare
 from pipeline.workflow import evaluate_job
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_an_output_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
@@ -33,3 +41,50 @@ def test_the_jobs_refuse_before_they_look_for_anything_else(tmp_path: Path) -> N
         classify(compose("classify", given))
     with pytest.raises(PipelineError, match="output=.* is a folder"):
         evaluate_job(compose("evaluate", ["run=nowhere", f"storage={tmp_path}", f"output={tmp_path}"]))
+    with pytest.raises(PipelineError, match="record=/proc/nope/x cannot be written"):
+        evaluate_job(compose("evaluate", ["run=nowhere", f"storage={tmp_path}", "record=/proc/nope/x"]))
+    with pytest.raises(PipelineError, match="record needs run=NAME"):
+        evaluate_job(compose("evaluate", ["model=models:/x/1", f"record={tmp_path}/x"]))
+    with pytest.raises(PipelineError, match="output=/proc/nope cannot be written"):
+        report(compose("report", ["what=pages", "output=/proc/nope"]))
+
+
+@pytest.mark.parametrize("place", ["/proc/nope", "/etc/hostname"])
+def test_a_storage_that_cannot_be_written_is_refused_in_one_line(glyphs: str, place: str) -> None:
+    root, name = glyphs.rsplit("/", 1)
+    with pytest.raises(PipelineError, match=f"storage={place} cannot be written .*; give another folder"):
+        prepare(compose("train", [f"data.root={root}", f"data.name={name}", f"storage={place}", "tracking=none"]))
+    with pytest.raises(PipelineError, match=f"{place}/x.json cannot be written"):
+        store.write_bytes(f"{place}/x.json", b"")
+
+
+def test_a_disk_that_fails_for_a_while_may_be_tried_again() -> None:
+    with pytest.raises(Unavailable, match="cannot be written"), store.writing("/mnt/share", "folder"):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+
+JOB = """
+from jobs._main import run
+
+def speak(config):
+    for _ in range(20_000):
+        print("57.63 \u00b1 2.02 of caf\u00e9")
+    open({done!r}, "w").close()
+    return {{}}
+
+run("replay", speak, ["run=x", "step=1"])
+"""
+
+
+@pytest.mark.parametrize("told", ["", "--json"])
+def test_neither_a_closed_pipe_nor_a_poor_encoding_ends_a_job(tmp_path: Path, told: str) -> None:
+    done = tmp_path / "done"
+    program = JOB.format(done=str(done)).replace('"step=1"', f'"step=1", {told!r}' if told else '"step=1"')
+    (tmp_path / "job.py").write_text(program)
+    shell = f"{sys.executable} {tmp_path}/job.py 2>{tmp_path}/errors | head -1; echo ${{PIPESTATUS[0]}}"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
+    found = subprocess.run(["bash", "-c", shell], text=True, capture_output=True, env=environment, check=True)
+    shown = "{}" if told else r"57.63 \xb1 2.02 of caf\xe9"
+    assert found.stdout.splitlines() == [shown, "0"], found
+    assert done.exists()
+    assert "Traceback" not in (tmp_path / "errors").read_text()

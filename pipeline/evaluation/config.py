@@ -34,6 +34,7 @@ class EvaluateConfig(Section):
     untrained: bool
     storage: str
     dataset: str | None
+    seen: bool
     protocol: Literal["episodic", "generalized", "one_shot_runs"]
     runs: str | None
     split: str

@@ -10,6 +10,7 @@ import ray
 
 from pipeline.data.dataset import class_table, open_dataset, read_manifest
 from pipeline.data.episodes import EpisodeSpec, check_spec
+from pipeline.data.manifest import Manifest
 from pipeline.errors import PipelineError
 from pipeline.evaluation.embedded import Embeddings, possible
 from pipeline.evaluation.episodic import episode_accuracies
@@ -83,12 +84,24 @@ def evaluate(model: Model, protocols: list[EpisodicProtocol], gpus: float = 0.0,
 
 def check(model: Model, protocol: EpisodicProtocol) -> None:
     """Refuse what the split or the method cannot serve, before anything is computed."""
-    table = class_table(read_manifest(protocol.dataset), protocol.split)
-    check_spec(table, protocol.spec, "evaluation")
+    manifest = read_manifest(protocol.dataset)
+    check_images(model, manifest)
+    check_spec(class_table(manifest, protocol.split), protocol.spec, "evaluation")
     fixed = build_model(model.spec).fixed_way
     if fixed is not None and fixed != protocol.way:
         name = model.spec["method"]["name"]
         raise PipelineError(f"way={protocol.way}: {name} trained with {fixed} ways answers for {fixed} classes only")
+
+
+def check_images(model: Model, manifest: Manifest) -> None:
+    """Refuse a dataset whose images are not of the shape that the model was trained on."""
+    shape = tuple(model.spec["input"]["shape"])
+    if shape != manifest.shape:
+        want, got = (" x ".join(map(str, sizes)) for sizes in (shape, manifest.shape))
+        raise PipelineError(
+            f"dataset {manifest.name!r} has images of {got} (channels x height x width), {model.label} takes {want}: "
+            "ingest it again in that shape, under another data.name"
+        )
 
 
 def _embed(held: Any, model: Model, protocols: list[EpisodicProtocol], gpus: float, seed: int) -> Any:

@@ -17,6 +17,7 @@ from pipeline.data.batches import class_turns
 from pipeline.data.dataset import ClassTable, Dataset, class_table, open_dataset, read_manifest
 from pipeline.data.episodes import EpisodeSpec, Plan, check_spec, plan_episodes
 from pipeline.errors import PipelineError
+from pipeline.evaluation.evaluate import check_images
 from pipeline.evaluation.model import Model, build_on_worker
 from pipeline.evaluation.spread import cores, parts
 from pipeline.evaluation.statistics import Estimate, estimate
@@ -81,6 +82,7 @@ def evaluate_joint(model: Model, protocol: GeneralizedProtocol, gpus: float = 0.
             f"protocol=generalized needs a method with weights for its base classes, which {name} has not"
         )
     manifest = read_manifest(protocol.dataset)
+    check_images(model, manifest)
     base = class_table(manifest, protocol.base_split, "held", protocol.holdout)
     if int(base.counts.min()) < protocol.query:
         raise PipelineError(

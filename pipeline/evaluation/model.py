@@ -20,7 +20,7 @@ class Model:
     spec: dict[str, Any]
     weights: dict[str, Tensor] | None  # None: untrained, as the seed makes it
     label: str = "model"
-    dataset: str | None = None  # what it was trained on
+    dataset: str | None = None  # folder or URI of what it was trained on
 
     def untrained(self) -> Model:
         return Model(self.spec, None, "untrained", self.dataset)

@@ -28,6 +28,7 @@ from pipeline.evaluation.episodic import evaluating
 from pipeline.evaluation.evaluate import EpisodicProtocol
 from pipeline.methods.base import Method
 from pipeline.nets.preprocess import Preprocess
+from pipeline.registry.masking import mask
 
 CARD, SHEET = "card.json", "card.png"  # files of a run's report
 FORMAT = 1
@@ -282,6 +283,7 @@ def _data(dataset: Dataset, sheet: _Sheet) -> dict[str, Any]:
         "name": manifest.name,
         "fingerprint": manifest.fingerprint,
         "images": manifest.rows,
+        "source": mask({key: value for key, value in manifest.source.items() if key != "archives"}),
         "shape": list(manifest.shape),
         "rotations": list(manifest.rotations),
         "classes": {split: len(members) * turns for split, members in manifest.splits.items()},

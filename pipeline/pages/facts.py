@@ -100,6 +100,7 @@ class Data(Facts):
     images: Count
     shape: tuple[Count, Count, Count]
     rotations: Annotated[list[int], Field(max_length=8)] = []
+    source: Annotated[dict[Name, Any], Field(max_length=20)] = {}
     classes: dict[Name, Count]
     counts: tuple[Count, Count] | None = None
 

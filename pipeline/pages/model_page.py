@@ -302,12 +302,21 @@ def _data(card: Card) -> list[tuple[str, str]]:
         ("classes", ", ".join(f"{count:,} {split}" for split, count in splits.items())),
         ("fingerprint", data.fingerprint),
     ]
+    source = {key: value for key, value in data.source.items() if value is not None}
+    if source:
+        rows.insert(1, ("source", "; ".join(f"{key} {_text(value)}" for key, value in source.items())))
     if data.counts:
         few, many = data.counts
         rows.insert(2, ("images of a class", f"{few:,}" if few == many else f"{few:,} to {many:,}"))
     if len(data.rotations) > 1:
         rows.insert(3, ("turned copies", "each class turned by " + ", ".join(f"{turn}°" for turn in data.rotations)))
     return rows
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {part}" for key, part in value.items())
+    return str(value)
 
 
 def _matrix(card: Card, names: Sequence[str], samples: Sequence[tuple[str, ...]]) -> dict[str, Any]:

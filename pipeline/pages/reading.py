@@ -19,7 +19,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from pipeline.config import validate
-from pipeline.registry.tracking import STORE_ERRORS, make_client
+from pipeline.registry.tracking import STORE_ERRORS, all_models, make_client
 from pipeline.registry.tracking_config import TrackingConfig, store_uri
 
 CAMPAIGN_TAG, RUN_TAG = "pipeline.campaign", "pipeline.run"
@@ -68,10 +68,9 @@ class Site:
 def read_site(tracking: Mapping[str, Any]) -> Site:
     """Read the store that ``tracking`` names. Nothing is made there, not even the store."""
     config = validate(TrackingConfig, dict(tracking))
-    uri = store_uri(config)
-    if uri.startswith("sqlite:///") and not os.path.exists(uri.removeprefix("sqlite:///")):
+    if (config.uri or "").startswith("sqlite:///") and not os.path.exists(str(config.uri).removeprefix("sqlite:///")):
         return Site(Files(None))
-    client = make_client(uri)
+    client = make_client(store_uri(config, make=False))
     site = Site(Files(client))
     runs: dict[str, Run] = {}
     experiment = client.get_experiment_by_name(config.experiment)
@@ -83,7 +82,7 @@ def read_site(tracking: Mapping[str, Any]) -> Site:
     for parent in parents:
         mine = [run for run in runs.values() if run.data.tags.get(MLFLOW_PARENT_RUN_ID) == parent.info.run_id]
         site.campaigns.append((parent, mine))
-    site.models = [_registered(client, model, runs) for model in _all_models(client)]
+    site.models = [_registered(client, model, runs) for model in all_models(client) if not model.name.endswith(LOCK)]
     return site
 
 
@@ -103,17 +102,6 @@ def _all_runs(client: MlflowClient, experiment: str) -> list[Run]:
             [experiment], max_results=PAGE, order_by=["attributes.start_time DESC"], page_token=token
         )
         found += page
-        token = page.token
-        if not token:
-            return found
-
-
-def _all_models(client: MlflowClient) -> list[RegisteredModel]:
-    found: list[RegisteredModel] = []
-    token: str | None = None
-    while True:
-        page = client.search_registered_models(max_results=PAGE, order_by=["name ASC"], page_token=token)
-        found += [model for model in page if not model.name.endswith(LOCK)]
         token = page.token
         if not token:
             return found

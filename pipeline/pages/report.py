@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipeline import store
 from pipeline.config import Config, validate
 from pipeline.pages.build import make_pages
 from pipeline.pages.compare import compare
@@ -19,7 +20,9 @@ def report(raw: Config) -> dict[str, Any]:
 
 def _pages(config: ReportConfig) -> dict[str, Any]:
     papers = read_published(config.published) if config.published else []
-    found = make_pages(config.tracking.model_dump(), config.output or "pages", papers)
+    output = config.output or "pages"
+    store.check_folder(output, "output")
+    found = make_pages(config.tracking.model_dump(), output, papers)
     for problem in found["problems"]:
         print(f"left out: {problem}")
     print(f"{len(found['pages'])} pages; begin with {found['index']}")

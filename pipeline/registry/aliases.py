@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 
 from pipeline.errors import PipelineError
 from pipeline.registry.locks import Taken, locked
-from pipeline.registry.tracking import Store, connect, reaching
+from pipeline.registry.tracking import Store, connect, reaching, unknown_model
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 DECISION_TAG = "pipeline.promotion"
@@ -45,8 +45,7 @@ def alias_version(client: MlflowClient, name: str, alias: str) -> int | None:
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        known = ", ".join(sorted(model.name for model in client.search_registered_models(max_results=100)))
-        raise PipelineError(f"there is no registered model {name!r}; there is {known or 'none'}") from error
+        raise PipelineError(unknown_model(client, name)) from error
     return int(aliases[alias]) if alias in aliases else None
 
 
@@ -65,7 +64,7 @@ def settle(
         PipelineError: another version became champion meanwhile, or the store is away.
     """
     with reaching(tracking, "nothing was decided; try again"):
-        store = connect(tracking)
+        store = connect(tracking, make=False)
         with promotion_lock(store.client, decision.name, lock_wait) as still_held:
             now = alias_version(store.client, decision.name, CHAMPION)
             moved = again and decision.promoted and now == decision.challenger
@@ -85,7 +84,7 @@ def settle(
 def roll_back(tracking: Mapping[str, Any], name: str, lock_wait: float = LOCK_WAIT) -> Decision:
     """Let the previous champion be champion again; the one it replaces becomes the previous."""
     with reaching(tracking, "nothing was changed; try again"):
-        store = connect(tracking)
+        store = connect(tracking, make=False)
         with promotion_lock(store.client, name, lock_wait) as still_held:
             now = alias_version(store.client, name, CHAMPION)
             before = alias_version(store.client, name, PREVIOUS)

@@ -58,7 +58,7 @@ def promote(config: PromoteConfig) -> Decision:
     """The challenger replaces the champion if the whole paired interval of its advantage lies above the margin."""
     tracking = config.tracking.model_dump()
     with reaching(tracking, "nothing was decided; try again"):
-        client = connect(tracking).client
+        client = connect(tracking, make=False).client
         champion = alias_version(client, config.name, CHAMPION)
         version = int(config.challenger) if config.challenger.isdigit() else None
         challenger = version or alias_version(client, config.name, config.challenger)
@@ -130,5 +130,3 @@ def _summary(decision: Decision) -> dict[str, Any]:
         "reason": decision.reason,
         **decision.figures,
     }
-
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,7 @@ from typing import Any
 import requests
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -22,6 +24,7 @@ from pipeline.registry.masking import first_line, mask_text
 from pipeline.registry.tracking_config import TrackingConfig, store_uri
 
 RUN_TAG = "pipeline.run"
+_PAGE, _SHOWN = 200, 10  # models of one answer of the store, and names in a message
 STORE_ERRORS = (MlflowException, requests.RequestException, SQLAlchemyError, OSError)
 
 
@@ -34,15 +37,18 @@ class Store:
     experiment_id: str
 
 
-def connect(tracking: Mapping[str, Any]) -> Store:
+def connect(tracking: Mapping[str, Any], make: bool = True) -> Store:
     """Reach the store and make the experiment where it is missing.
+
+    Args:
+        make: whether the store itself may be made, where it is a file; else it must be there.
 
     Raises:
         PipelineError: the configuration is wrong, or names no store.
         MlflowException, ...: one of ``STORE_ERRORS``, the store is away.
     """
     config = validate(TrackingConfig, dict(tracking))
-    uri = store_uri(config)
+    uri = store_uri(config, make)
     client = make_client(uri)
     experiment = client.get_experiment_by_name(config.experiment)
     if experiment is None:
@@ -83,6 +89,26 @@ def reaching(tracking: Mapping[str, Any], remedy: str) -> Iterator[None]:
         refuses = isinstance(error, MlflowException) and error.get_http_status_code() < 500
         kind = PipelineError if uri.startswith("sqlite") or refuses else Unavailable
         raise kind(f"MLflow at {mask_text(uri)}: {first_line(error)}; {remedy}") from error
+
+
+def all_models(client: MlflowClient) -> Iterator[RegisteredModel]:
+    """Every registered model, by name; a store gives them out in pages."""
+    token: str | None = None
+    while True:
+        page = client.search_registered_models(max_results=_PAGE, order_by=["name ASC"], page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def unknown_model(client: MlflowClient, name: str) -> str:
+    """That there is no such registered model, with the names that are nearest, for messages."""
+    known = [str(model.name) for model in all_models(client)]
+    shown = difflib.get_close_matches(name, known, n=_SHOWN) + known
+    listed = ", ".join(list(dict.fromkeys(shown))[:_SHOWN])
+    more = f" and {len(known) - _SHOWN:,} more" if len(known) > _SHOWN else ""
+    return f"there is no registered model {name!r}; there is {listed or 'none'}{more}"
 
 
 def find_run(store: Store, name: str) -> Run | None:

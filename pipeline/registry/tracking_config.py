@@ -28,8 +28,12 @@ class TrackingConfig(Section):
     timeout: int | float
 
 
-def store_uri(config: TrackingConfig) -> str:
-    """The store's URI; a SQLite file's path made absolute and its folder made."""
+def store_uri(config: TrackingConfig, make: bool = True) -> str:
+    """The store's URI; a SQLite file's path made absolute and its folder made.
+
+    Args:
+        make: whether a SQLite file may be made; else it must be there.
+    """
     if config.uri is None:
         raise PipelineError("tracking.uri is null: there is no MLflow store; give tracking=embedded or tracking=server")
     if not config.uri.startswith(_SQLITE):
@@ -44,7 +48,10 @@ def store_uri(config: TrackingConfig) -> str:
             "thrown away: give sqlite:////absolute/path, a server, or tracking=none"
         )
     path = path.resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if not make and not path.is_file():
+        raise PipelineError(f"tracking.uri={config.uri}: there is no such file, and so no model; mend the path")
+    if make:
+        path.parent.mkdir(parents=True, exist_ok=True)
     return f"{_SQLITE}{path}"
 
 

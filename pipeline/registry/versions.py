@@ -25,7 +25,7 @@ from pipeline.registry.masking import mask
 from pipeline.registry.package import ARTIFACT, save_model
 from pipeline.registry.publish import evaluation_of, result_name
 from pipeline.registry.record import open_run
-from pipeline.registry.tracking import RUN_TAG, Store, connect, make_client, reaching
+from pipeline.registry.tracking import RUN_TAG, Store, connect, make_client, reaching, unknown_model
 from pipeline.registry.tracking_config import TrackingConfig, store_uri
 from pipeline.training.checkpoint import Checkpoint, load_checkpoint
 from pipeline.training.runs import CALIBRATION, REPORT, best_checkpoint, read_run
@@ -140,7 +140,7 @@ def calibration_of(run_uri: str) -> Calibration | None:
 
 
 def _client(tracking: Mapping[str, Any]) -> MlflowClient:
-    return make_client(store_uri(validate(TrackingConfig, dict(tracking))))
+    return make_client(store_uri(validate(TrackingConfig, dict(tracking)), make=False))
 
 
 def _make_version(
@@ -190,10 +190,13 @@ def _find_version(client: MlflowClient, match: re.Match[str]) -> ModelVersion:
 
 
 def _known_versions(client: MlflowClient, name: str) -> str:
-    models = {model.name: model for model in client.search_registered_models(max_results=100)}
-    if name not in models:
-        return f"there is no registered model {name!r}; there is {', '.join(sorted(models)) or 'none'}"
-    aliases = [f"@{alias} (version {version})" for alias, version in sorted(models[name].aliases.items())]
+    try:
+        model = client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return unknown_model(client, name)
+    aliases = [f"@{alias} (version {version})" for alias, version in sorted(model.aliases.items())]
     latest = max((int(v.version) for v in client.search_model_versions(f"name='{name}'")), default=0)
     return (
         f"there is no such version of {name!r}; it has versions up to {latest} and {', '.join(aliases) or 'no alias'}"

@@ -12,6 +12,7 @@ from mlflow.exceptions import MlflowException
 from pipeline import store
 from pipeline.data.manifest import Manifest
 from pipeline.errors import PipelineError
+from pipeline.evaluation.seen import TRAINED
 from pipeline.registry.aliases import CHAMPION
 from pipeline.registry.tracking import connect, reaching
 from pipeline.registry.versions import pull
@@ -88,7 +89,8 @@ def keep_weights(folder: str, champion: Champion, tracking: Mapping[str, Any]) -
     if not store.exists(store.join(uri, STATE)):
         classifier = pull(champion.uri, tracking)
         weights = dict(classifier.method.state_dict())
-        origin = {"name": "", "fingerprint": champion.fingerprint, "uri": ""}
+        trained = (classifier.origin.get("dataset") or {}).get(TRAINED, [])
+        origin = {"name": "", "fingerprint": champion.fingerprint, "uri": "", TRAINED: trained}
         save_checkpoint(uri, Checkpoint(0, classifier.spec, {}, origin, {}, [], weights))
     return uri
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import re
 import sys
@@ -22,6 +23,7 @@ from pipeline.data.episodes import EpisodeSpec, bounds, check_spec
 from pipeline.data.manifest import Manifest
 from pipeline.environment import bfloat16_instructions
 from pipeline.errors import PipelineError, Stopped
+from pipeline.evaluation.seen import TRAINED, trained_classes
 from pipeline.model import build_model, build_preprocess
 from pipeline.ray_start import in_submitted_job
 from pipeline.training.checkpoint import STATE
@@ -73,9 +75,23 @@ def prepare(raw: Config) -> tuple[TrainConfig, Config, Run]:
     uri = store.join(config.storage, name)
     if store.exists(store.join(uri, RUN_FILE)):
         raise PipelineError(f"name={name}: a run in {config.storage} has this name; go on with it: resume={uri}")
-    dataset = {"name": manifest.name, "fingerprint": manifest.fingerprint, "uri": config.dataset_uri}
+    store.check_folder(config.storage, "storage")
+    dataset = {
+        "name": manifest.name,
+        "fingerprint": manifest.fingerprint,
+        "uri": config.dataset_uri,
+        TRAINED: trained_classes(manifest, config.train.split, _trained_before(config.initial)),
+    }
     run = Run(name, uri, {**raw, "name": name}, spec, dataset, _arguments())
     return config, run.config, run
+
+
+def _trained_before(initial: str | None) -> list[str]:
+    """Digests of the classes that the weights were trained on which a run begins with."""
+    if initial is None:
+        return []
+    state = json.loads(store.read_bytes(store.join(initial, STATE)))
+    return list(state["dataset"].get(TRAINED, []))
 
 
 def _with_precision(raw: Config) -> Config:
@@ -281,7 +297,8 @@ def absolute(key: str, value: str) -> str:
 
 
 def _absolute(raw: Config) -> Config:
-    data = {**raw["data"], "root": absolute("data.root", str(raw["data"]["root"]))}
+    data = {key: value for key, value in raw["data"].items() if key != "source"}  # its manifest tells that
+    data["root"] = absolute("data.root", str(data["root"]))
     placed = {**raw, "data": data, "storage": absolute("storage", str(raw["storage"]))}
     if raw.get("initial") is not None:
         placed["initial"] = _initial(str(raw["initial"]), placed["storage"])

@@ -14,7 +14,10 @@ from mlflow.exceptions import MlflowException
 from pipeline import store
 from pipeline.errors import PipelineError
 from pipeline.inference import Calibration, CalibrationPoint, FewShotClassifier
+from pipeline.pages.reading import read_site
+from pipeline.registry.aliases import alias_version, roll_back
 from pipeline.registry.publish import publish
+from pipeline.registry.tracking import all_models
 from pipeline.registry.versions import pull, register, register_run, set_alias
 from pipeline.training.checkpoint import load_checkpoint
 from tests.registry.conftest import DATASET, SPEC, add_checkpoint
@@ -98,6 +101,38 @@ def test_pull_by_alias_number_and_mistake(run: Path, tracking: dict, pictures: n
     ]:
         with pytest.raises(PipelineError, match=message):
             pull(uri, tracking)
+
+
+def test_models_beyond_a_page_of_the_store_are_known(
+    run: Path, tracking: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.registry.tracking._PAGE", 3)
+    register_run(str(run), tracking, "people")
+    client = MlflowClient(tracking_uri=tracking["uri"])
+    for number in range(12):
+        client.create_registered_model(f"model-{number:02d}")
+    assert len(list(all_models(client))) == 13
+    for name, message in (
+        ("people/7", "no such version of 'people'; it has versions up to 1"),
+        ("peopel/1", "no registered model 'peopel'; there is people, model-00, .* and 3 more"),
+    ):
+        with pytest.raises(PipelineError, match=message):
+            pull(f"models:/{name}", tracking)
+    with pytest.raises(PipelineError, match="no registered model 'model-99'; there is model-09, .* and 3 more"):
+        alias_version(client, "model-99", "champion")
+
+
+def test_looking_for_a_model_makes_no_store(tmp_path: Path, tracking: dict) -> None:
+    mistyped = {**tracking, "uri": f"sqlite:///{tmp_path}/mistyped/mlflow.db"}
+    for look in (
+        lambda: pull("models:/people/1", mistyped),
+        lambda: roll_back(mistyped, "people"),
+        lambda: set_alias(mistyped, "people", "champion", 1),
+    ):
+        with pytest.raises(PipelineError, match="mistyped/mlflow.db: there is no such file, and so no model"):
+            look()
+    read_site(mistyped)
+    assert not (tmp_path / "mistyped").exists()
 
 
 def test_aliases_can_only_name_what_is_there(run: Path, tracking: dict) -> None:
