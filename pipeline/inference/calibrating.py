@@ -98,7 +98,7 @@ def calibrate(
         asked = [
             ask_strangers(method, preprocess, images, counts, way, shot, queries, seed, background)
             for shot in sorted(set(shots))
-            for way in _ways(ways, int((counts > shot).sum()), method.fixed_way)
+            for way in ways_of(ways, int((counts > shot).sum()), method.fixed_way)
         ]
     finally:
         method.train(was_training)
@@ -110,9 +110,9 @@ def calibrate(
     return Calibration(target, split, seed, points, kept)
 
 
-def _ways(ways: Sequence[int], classes: int, fixed: int | None) -> list[int]:
-    strangers = max(1, classes // 4)
-    largest = classes - strangers
+def ways_of(ways: Sequence[int], classes: int, fixed: int | None) -> list[int]:
+    """The numbers of classes that a split of so many can enrol, with a quarter left as strangers."""
+    largest = classes - max(1, classes // 4)
     if fixed is not None:
         return [fixed] if fixed <= largest else []
     return sorted({min(way, largest) for way in ways if min(way, largest) >= 1})
@@ -170,21 +170,23 @@ def ask_strangers(
         )
     if temperature is None:
         temperature = fit_temperature(logits[:, :inside].reshape(-1, way), np.tile(labels, episodes))
+    queried = np.stack([plan.queries for plan in plans])  # [episodes, queries, 2]
+    enrolled = np.stack([plan.classes[: way * shot : shot] for plan in plans])  # [episodes, way]
+    answers = np.take_along_axis(enrolled, logits.argmax(-1), axis=1)
     scores = {}
     for name in SCORES:
         found = [score_queries(name, one, temperature) for one in told]
         values = np.concatenate([one.double().numpy() for one in found if one is not None] or [np.empty((0, 0))])
         if len(values) == episodes and np.isfinite(values).all():
-            scores[name] = (
-                _asked(values[:, :inside], [plan.queries[:inside] for plan in plans]),
-                _asked(values[:, inside:], [plan.queries[inside:] for plan in plans]),
-            )
+            kinds = slice(inside), slice(inside, None)
+            mine, others = (_asked(values[:, kind], queried[:, kind], answers[:, kind]) for kind in kinds)
+            scores[name] = (mine, others)
     return Answered(way, shot, temperature, (logits[:, :inside].argmax(-1) == labels).ravel(), scores)
 
 
-def _asked(scores: np.ndarray, queries: list[np.ndarray]) -> Asked:
-    asked = np.concatenate(queries)
-    return Asked(scores.ravel(), asked[:, 0], len(np.unique(asked, axis=0)))
+def _asked(scores: np.ndarray, queried: np.ndarray, answers: np.ndarray) -> Asked:
+    images = queried.reshape(-1, 2)
+    return Asked(scores.ravel(), images[:, 0], answers.ravel(), len(np.unique(images, axis=0)))
 
 
 def _best(asked: Sequence[Answered]) -> list[str]:

@@ -65,28 +65,43 @@ class Share:
     high: float
 
 
-def share_of(counted: np.ndarray, groups: np.ndarray, distinct: int) -> Share:
-    """The share of ``counted`` bool [N], whose members come in groups.
+@dataclass(frozen=True)
+class Asked:
+    """Queries of one kind, over all episodes."""
 
-    Images of a class, and the same image asked twice, tell less than as many independent ones: Wilson's interval
-    is for the effective number of observations, from the variance between groups (Korn & Graubard 1998), which is
-    at most ``distinct``, the number of different images.
+    scores: np.ndarray  # [N] float64
+    classes: np.ndarray  # [N] int64, true class of every query
+    answers: np.ndarray  # [N] int64, the enrolled class that it was taken for
+    distinct: int  # different images among them
 
-    Args:
-        groups: int64 [N], the class of every image.
-        distinct: different images among them.
+
+def share_of(counted: np.ndarray, asked: Asked) -> Share:
+    """The share of ``counted`` bool [N] among queries.
+
+    Images of a class, images that the same enrolled class attracts, and one image asked twice, tell less than as many
+    independent ones. Wilson's interval is for the effective number of observations (Korn & Graubard 1998), at most the
+    number of different images, from the variance between classes, true and answered (Cameron, Gelbach & Miller 2011).
     """
     value = float(np.mean(counted))
-    _, group = np.unique(groups, return_inverse=True)
-    totals, hits = np.bincount(group), np.bincount(group, counted)
-    effective = float(distinct)
-    if len(totals) < 2:
+    effective = float(asked.distinct)
+    if len(np.unique(asked.classes)) < 2:
         effective = 1.0
     elif 0 < value < 1:
-        spread = float(np.square(hits - value * totals).sum()) * len(totals) / (len(totals) - 1)
-        if spread > 0:
-            effective = min(effective, value * (1 - value) * float(totals.sum()) ** 2 / spread)
+        one_way = [_spread(counted, groups) for groups in (asked.classes, asked.answers)]
+        both = sum(one_way) - _spread(counted, np.stack([asked.classes, asked.answers], axis=1))
+        variance = max(both, *one_way) / len(counted) ** 2
+        if variance > 0:
+            effective = max(1.0, min(effective, value * (1 - value) / variance))
     return _wilson(value, effective)
+
+
+def _spread(counted: np.ndarray, groups: np.ndarray) -> float:
+    """Variance of the number that is ``counted`` [N], between groups [N] or [N, keys]; 0 for a single one."""
+    _, group = np.unique(groups, axis=0, return_inverse=True)
+    totals, hits = np.bincount(group), np.bincount(group, counted)
+    if len(totals) < 2:
+        return 0.0
+    return float(np.square(hits - counted.mean() * totals).sum()) * len(totals) / (len(totals) - 1)
 
 
 def _wilson(value: float, n: float) -> Share:
@@ -106,45 +121,46 @@ class Rate:
     refused: Share  # of enrolled queries
 
 
-@dataclass(frozen=True)
-class Asked:
-    """Queries of one kind, over all episodes."""
-
-    scores: np.ndarray  # [N] float64
-    classes: np.ndarray  # [N] int64, true class of every query
-    distinct: int  # different images among them
-
-
 def measure_rates(enrolled: Asked, strangers: Asked, shares: Sequence[float], seed: int = 0) -> tuple[Rate, ...]:
     """A threshold for every share, set on all strangers and measured on the strangers of other classes.
 
     The classes are dealt into :data:`FOLDS`; the strangers of a fold, and the enrolled queries of its classes, are
-    judged by the thresholds that the strangers of the other folds give. With fewer than two classes of strangers there
-    is nothing to measure: an empty tuple.
+    judged by the thresholds that the strangers of the other folds give. A single class of strangers tells nothing about
+    others: its intervals say so.
     """
-    members = np.unique(strangers.classes)
-    if len(members) < 2:
-        return ()
     rng = np.random.default_rng(seed)
+    members = np.unique(strangers.classes)
     dealt = [*rng.permutation(members), *rng.permutation(np.setdiff1d(enrolled.classes, members))]
     folds = min(FOLDS, len(members))
     fold = {int(member): place % folds for place, member in enumerate(dealt)}
-    fold_of = [np.asarray([fold[int(member)] for member in asked.classes]) for asked in (enrolled, strangers)]
+    of_enrolled, of_stranger = (
+        np.asarray([fold[int(member)] for member in asked.classes]) for asked in (enrolled, strangers)
+    )
     out = []
     for share in shares:
-        passed = np.empty(len(strangers.scores), dtype=bool)
-        refused = np.empty(len(enrolled.scores), dtype=bool)
-        for number in range(folds):
-            inside, outside = (one == number for one in fold_of)
-            threshold = threshold_at(strangers.scores[~outside], share)
-            refused[inside] = enrolled.scores[inside] < threshold
-            passed[outside] = strangers.scores[outside] >= threshold
-        out.append(
-            Rate(
-                share,
-                threshold_at(strangers.scores, share),
-                share_of(passed, strangers.classes, strangers.distinct),
-                share_of(refused, enrolled.classes, enrolled.distinct),
-            )
+        thresholds = np.asarray(
+            [threshold_at(strangers.scores[(of_stranger != number) | (folds == 1)], share) for number in range(folds)]
         )
+        passed = strangers.scores >= thresholds[of_stranger]
+        refused = enrolled.scores < thresholds[of_enrolled]
+        threshold = threshold_at(strangers.scores, share)
+        out.append(Rate(share, threshold, share_of(passed, strangers), share_of(refused, enrolled)))
     return tuple(out)
+
+
+def auroc_of(enrolled: Asked, strangers: Asked, draws: int = 500, seed: int = 0) -> Share:
+    """AUROC and its 95 % interval for other classes: percentiles over classes drawn anew, with all their queries."""
+    members, places = np.unique(np.concatenate([enrolled.classes, strangers.classes]), return_inverse=True)
+    of_enrolled, of_stranger = np.split(places, [len(enrolled.classes)])
+    won = np.zeros((len(members), len(members)))  # [class enrolled, class of the stranger]
+    for stranger in np.unique(of_stranger):
+        above = _above(enrolled.scores, strangers.scores[of_stranger == stranger])
+        won[:, stranger] = np.bincount(of_enrolled, above, len(members)) * np.count_nonzero(of_stranger == stranger)
+    asked = np.outer(*(np.bincount(of, minlength=len(members)) for of in (of_enrolled, of_stranger)))
+    chances = np.full(len(members), 1 / len(members))
+    weights = np.random.default_rng(seed).multinomial(len(members), chances, draws).astype(float)
+    pairs = np.einsum("bc,cd,bd->b", weights, asked, weights)
+    found = np.einsum("bc,cd,bd->b", weights, won, weights)[pairs > 0] / pairs[pairs > 0]
+    low, high = np.quantile(found, (0.025, 0.975)) if len(found) else (0.0, 1.0)
+    value = auroc(enrolled.scores, strangers.scores)
+    return Share(value, min(float(low), value), max(float(high), value))

@@ -1,14 +1,16 @@
-"""Trained runs beside each other on one dataset: extractors crossed with classifiers; clustered features."""
+"""Trained runs beside each other on one dataset: extractors crossed with classifiers; clustered features; strangers."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from pipeline.data.dataset import read_manifest
 from pipeline.errors import PipelineError
 from pipeline.evaluation import clustering, cross_table
 from pipeline.evaluation.evaluate import EpisodicProtocol
 from pipeline.evaluation.extractor import kind, matched
 from pipeline.evaluation.model import Model
+from pipeline.pages import strangers
 from pipeline.pages.comparison_tables import COMPARISONS
 from pipeline.pages.config import ReportConfig
 from pipeline.pages.record import record_comparison
@@ -21,9 +23,12 @@ from pipeline.training.runs import Run, best_checkpoint, find_run
 def compare(config: ReportConfig) -> dict[str, Any]:
     """The comparison ``config.what``, printed as a table."""
     subjects = Subjects(config)
-    start_ray(config.cluster)
-    check_resources(config.cluster)
-    found = (_cross_table if config.what == "cross_table" else _clustering)(config, subjects)
+    if config.what == "strangers":  # which one process computes
+        found = _strangers(config, subjects)
+    else:
+        start_ray(config.cluster)
+        check_resources(config.cluster)
+        found = (_cross_table if config.what == "cross_table" else _clustering)(config, subjects)
     content = {"runs": subjects.described(), **found}
     print(COMPARISONS[config.what](content, text_table), flush=True)
     subjects.record(config, found)
@@ -93,3 +98,15 @@ def _clustering(config: ReportConfig, subjects: Subjects) -> dict[str, Any]:
         for measure, comparison in clustering.compare(found[meta.label], found[classical.label]).items()
     ]
     return {"results": results, "comparisons": comparisons}
+
+
+def _strangers(config: ReportConfig, subjects: Subjects) -> dict[str, Any]:
+    results = [
+        row
+        for model, (_, checkpoint, _) in zip(subjects.models, subjects.trained, strict=True)
+        for row in strangers.measure(
+            model, checkpoint.config, subjects.dataset, config.split, config.strangers, config.seed
+        )
+    ]
+    asked = {"dataset": read_manifest(subjects.dataset).name, "split": config.split, "strangers": config.strangers}
+    return {"question": {**asked, "seed": config.seed}, "results": results, "comparisons": []}

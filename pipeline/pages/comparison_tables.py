@@ -52,6 +52,34 @@ def clustering(content: dict[str, Any], table: Table) -> str:
     return "\n\n".join(parts)
 
 
+def strangers(content: dict[str, Any], table: Table) -> str:
+    """How strangers are told, by run and by the number of classes and images; then what calibration promised."""
+    told, promised = [], []
+    for row in content["results"]:
+        setting, of = [row["run"], f"{row['way']} × {row['shot']}"], row["calibrated"]
+        area = "{value:.3f} ({low:.3f} to {high:.3f})".format(**row["auroc"])
+        refused = [_whole(rate["refused"]) for rate in row["rates"]]
+        told.append([*setting, row["score"], f"{100 * row['accuracy']:.1f}", area, f"{row['oscr']:.3f}", *refused])
+        kept = {rate["asked"]: f"{_whole(rate['passed'], 1)}; {_whole(rate['refused'])}" for rate in row["promised"]}
+        cells = [kept.get(rate["asked"], "too few strangers") for rate in row["rates"]]
+        promised.append([*setting, f"{of['way']} × {of['shot']}", *cells])
+    shares = [f"{100 * rate['asked']:g} %" for rate in content["results"][0]["rates"]]
+    header = ["run", "classes × images", "score", "accuracy, %", "AUROC", "OSCR"]
+    return "\n\n".join(
+        [
+            table([*header, *(f"refused at {share} of strangers, %" for share in shares)], told),
+            "With the thresholds of validation, set for so many strangers to pass: strangers that passed; enrolled "
+            "that were refused, %",
+            table(["run", "classes × images", "calibrated for", *shares], promised),
+        ]
+    )
+
+
+def _whole(share: dict[str, float], digits: int = 0) -> str:
+    """A share in percent with its interval."""
+    return "{value:.{d}f} ({low:.{d}f} to {high:.{d}f})".format(d=digits, **{k: 100 * v for k, v in share.items()})
+
+
 def _named(run: dict[str, Any]) -> list[str]:
     return [run["name"], f"{run['method']} ({run['kind']})"]
 
@@ -104,4 +132,4 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names) if names else "none"
 
 
-COMPARISONS = {"cross_table": cross_table, "clustering": clustering}
+COMPARISONS = {"cross_table": cross_table, "clustering": clustering, "strangers": strangers}

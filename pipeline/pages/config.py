@@ -20,12 +20,15 @@ class FineTune(Section):
 
 
 class ReportConfig(Section):
-    what: Literal["pages", "cross_table", "clustering", "results", "reproduction", "campaign", "embeddings"]
+    what: Literal[
+        "pages", "cross_table", "clustering", "strangers", "results", "reproduction", "campaign", "embeddings"
+    ]
     published: str | None
     runs: list[Name]
     storage: str
     dataset: str | None
     split: str
+    strangers: str | None
     way: Count
     shot: Count
     query: Count

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from pipeline.config import Config
 from pipeline.data.dataset import ClassTable, Dataset, class_table
+from pipeline.errors import PipelineError
 from pipeline.evaluation.embedded import embed_part, given_embeddings, possible
 from pipeline.evaluation.episodic import evaluating
+from pipeline.evaluation.model import Model
 from pipeline.inference.background import Background, survey
-from pipeline.inference.calibrating import ClassImages, calibrate, class_images
-from pipeline.inference.calibration import Calibration
+from pipeline.inference.calibrating import Answered, ClassImages, ask_strangers, calibrate, class_images, ways_of
+from pipeline.inference.calibration import REPORTED, Calibration, CalibrationPoint
+from pipeline.inference.rates import auroc_of, measure_rates, oscr, share_of
 from pipeline.methods.base import Method
 from pipeline.nets.preprocess import Preprocess
 
 ASKED = 30_000  # images that the episodes of a calibration show, more or less
+WAYS, SHOTS, QUERIES = (5, 20, 50), (1, 2, 5), 2000  # of a report
 
 
 @dataclass(frozen=True)
@@ -72,3 +78,74 @@ def background_of(
     images = class_images(dataset.gather, table.starts[apart], turns[apart])
     with evaluating(method):
         return survey(method, preprocess, images, table.counts[apart], seed)
+
+
+def measure(
+    model: Model, trained: Config, dataset: str, split: str, strangers: str | None, seed: int
+) -> list[dict[str, Any]]:
+    """What a model's calibration is worth on the classes of another split, or of another dataset.
+
+    Args:
+        trained: the configuration that the model was trained with, on whose validation classes it is calibrated.
+        strangers: a split whose images are strangers too, each of a class of its own; None: only the classes that an
+            episode does not enrol.
+
+    Returns:
+        A row for each number of classes and images: AUROC, OSCR and the share of enrolled that is refused, with
+        thresholds set on other classes of this split (``rates``) and with those of the calibration (``promised``).
+    """
+    method, preprocess = model.build()
+    own = Dataset(str(model.dataset), verify=False)
+    how = trained["validation"]
+    calibration = calibrate_on(method, preprocess, own, how["split"], trained["train"]["split"], how["seed"])
+    if calibration is None:
+        raise PipelineError(f"{model.label}: split {how['split']!r} has too few classes to calibrate on")
+    data = Dataset(dataset, verify=False)
+    classes = len(class_table(data.manifest, split))
+    table = class_table(data.manifest, split if strangers is None else f"{split}+{strangers}")
+    if len(np.unique(table.ids)) < len(table):
+        raise PipelineError(
+            f"strangers={strangers} has classes of split={split}, which are enrolled: give another split"
+        )
+    apart = [(number, image) for number in range(classes, len(table)) for image in range(table.counts[number])]
+    rows = []
+    with asking(method, preprocess, data, table) as ask:
+        for shot in SHOTS:
+            for way in ways_of(WAYS, int((ask.counts[:classes] > shot).sum()), method.fixed_way):
+                point = calibration.nearest(way, shot)
+                found = ask_strangers(
+                    ask.method, ask.preprocess, ask.images, ask.counts[:classes], way, shot, QUERIES, seed,
+                    calibration.background, point.temperature, np.asarray(apart) if apart else None,
+                )  # fmt: skip
+                rows.append({"run": model.label, **_figures(found, point)})
+    if not rows:
+        raise PipelineError(f"split={split}: it has too few classes for strangers beside enrolled ones")
+    return rows
+
+
+def _figures(found: Answered, point: CalibrationPoint) -> dict[str, Any]:
+    enrolled, strangers = found.scores[point.score]
+    return {
+        "way": found.way,
+        "shot": found.shot,
+        "calibrated": {"way": point.way, "shot": point.shot, "strangers": point.stranger_images},
+        "score": point.score,
+        "temperature": point.temperature,
+        "accuracy": float(found.right.mean()),
+        "auroc": vars(auroc_of(enrolled, strangers)),
+        "oscr": oscr(enrolled.scores, found.right, strangers.scores),
+        "scores": {name: found.auroc(name) for name in found.scores},
+        "strangers": strangers.distinct,
+        "rates": [asdict(rate) for rate in measure_rates(enrolled, strangers, REPORTED)],
+        "promised": [
+            {
+                "asked": asked,
+                "threshold": threshold,
+                "passed": vars(share_of(strangers.scores >= threshold, strangers)),
+                "refused": vars(share_of(enrolled.scores < threshold, enrolled)),
+            }
+            for asked in REPORTED
+            if asked >= point.least_share
+            for threshold in [point.rate(asked).threshold]
+        ],
+    }

@@ -14,6 +14,7 @@ from pipeline import store
 from pipeline.config import compose, validate
 from pipeline.data.dataset import class_table, read_manifest
 from pipeline.errors import PipelineError
+from pipeline.pages import strangers
 from pipeline.training.checkpoint import save_checkpoint
 from pipeline.training.config import TrainConfig
 from pipeline.training.learner import Learner
@@ -85,6 +86,30 @@ def test_clustering(ray_session, runs, tmp_path, capsys):
     assert json.loads((tmp_path / "clustering_x.json").read_text())["protocol"] == "clustering"
 
 
+def test_strangers(runs, tmp_path, capsys, monkeypatch):
+    """Embedded once or with every episode, the figures are the same; they come back from the file as a page."""
+    monkeypatch.setattr(strangers, "QUERIES", 200)
+    found = make("strangers", runs, "strangers=val", f"record={tmp_path}/strangers_x.json")
+    assert [(r["run"], r["way"], r["shot"]) for r in found["results"]] == [
+        (run, way, shot) for run in ("meta", "classical") for shot in (1, 2, 5) for way in (5, 20, 30)
+    ]
+    for row in found["results"]:
+        assert 0 < row["auroc"]["low"] <= row["auroc"]["value"] == row["scores"][row["score"]] <= row["auroc"]["high"]
+        assert row["oscr"] <= min(row["auroc"]["value"], row["accuracy"]) and row["strangers"] > 200
+        assert [rate["asked"] for rate in row["rates"]] == [0.01, 0.05, 0.2]
+        assert row["promised"][-1]["passed"]["value"] == pytest.approx(0.2, abs=0.15)
+    shown = capsys.readouterr().out
+    assert "refused at 5 % of strangers, %" in shown and "calibrated for" in shown
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    page = results.page_text("<!-- measured: strangers_x -->\n<!-- end -->\n")
+    assert "| meta | 20 × 2 |" in page and "- classical: `python -m jobs.train" in page
+    monkeypatch.setattr(strangers, "ASKED", 0)
+    monkeypatch.setattr(strangers, "SHOTS", (2,))
+    again = make("strangers", runs, "strangers=val", "runs=[meta]")["results"][1]
+    before = next(row for row in found["results"] if (row["way"], row["shot"]) == (20, 2))
+    assert again["scores"] == pytest.approx(before["scores"], abs=2e-3) and again["score"] == before["score"]
+
+
 def test_embeddings(runs, tmp_path, capsys):
     found = make("embeddings", runs, f"output={tmp_path}/a.svg", "classes=3", f"record={tmp_path}/x.json")
     first = (tmp_path / "a.svg").read_bytes()
@@ -105,6 +130,7 @@ def test_embeddings(runs, tmp_path, capsys):
         (["what=embeddings", "output=x.pdf"], "a picture is a .png or an .svg"),
         (["what=embeddings", "images=11"], "has only 20 images"),
         (["what=embeddings", "classes=41"], "has only 40 classes"),
+        (["what=strangers", "strangers=test"], "strangers=test has classes of split=test"),
         (["what=tables"], "what='tables': input should be 'pages', 'cross_table'"),
     ],
 )
