@@ -23,6 +23,7 @@ from pipeline.functional.fine_tuning import (
     initial_weights,
 )
 from pipeline.functional.gram import linear_scores
+from pipeline.functional.logistic import multinomial_weights
 from pipeline.functional.neighbours import recall, remember
 from pipeline.functional.ridge import metaopt_ridge_weights
 from pipeline.functional.svm import svm_weights
@@ -128,6 +129,21 @@ class Ridge:
 
     def scores(self, state: Fitted, query: Tensor) -> Tensor:
         return linear_scores(query, state["weight"])
+
+
+@dataclass(frozen=True)
+class Logistic:
+    """Multinomial logistic regression (Tian et al. 2020), ``cost`` the inverse of the penalty on its weights."""
+
+    cost: float = 1.0
+
+    def fit(self, features: Tensor, labels: Tensor, way: int) -> Fitted:
+        """weight [T, way, D] and bias [T, way]."""
+        weight, bias = multinomial_weights(features, labels, way, self.cost)
+        return {"weight": weight, "bias": bias}
+
+    def scores(self, state: Fitted, query: Tensor) -> Tensor:
+        return linear_scores(query, state["weight"]) + state["bias"].unsqueeze(-2)
 
 
 HEADS: dict[str, Any] = {

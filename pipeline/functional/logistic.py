@@ -3,7 +3,8 @@
 LR-D2 (Bertinetto et al. 2019, section 3.2): a fixed number of steps for every class against the rest, differentiated
 through. And the softmax with a Gaussian prior over its weights (Bauer et al. 2017), solved to convergence, with
 Laplace's approximation of its posterior: for linear models these are the formulas of Gaussian-process classification
-(Rasmussen & Williams 2006, sections 3.4 and 3.5). All in float64 (see :mod:`pipeline.functional.gram`).
+(Rasmussen & Williams 2006, sections 3.4 and 3.5). And the plain multinomial regression with a penalty on its weights
+(Tian et al. 2020). All in float64 (see :mod:`pipeline.functional.gram`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pipeline.functional.ridge import solve_ridge
 
 TOLERANCE = 1e-11  # of the gradient with respect to the scores, at which a softmax is fitted
 NEWTON, HALVINGS = 50, 20  # steps at most, and how often each may be halved
+FITTED, STEPS = 1e-9, 2000  # likewise of the multinomial regression: tens of short steps, more at a higher cost
 
 
 @in_float32
@@ -57,6 +59,47 @@ def irls_weights(
         scores = (inner @ alpha.unsqueeze(-1)).squeeze(-1)
     weights, biases = combine(alpha, features), alpha.sum(-1).to(features.dtype)
     return (F.pad(weights, (0, 0, 0, 1)), F.pad(biases, (0, 1))) if way == 2 else (weights, biases)
+
+
+@torch.no_grad()
+@in_float32
+def multinomial_weights(features: Tensor, labels: Tensor, way: int, cost: float) -> tuple[Tensor, Tensor]:
+    """The weights and biases that minimise ||W||^2 / 2 + cost sum_i -log softmax(W x_i + b)_{y_i}.
+
+    As scikit-learn's ``LogisticRegression(C=cost)``; biases are free. Every step is Newton's with the upper bound
+    I / 2 of the curvature diag(p) - p p^T of a softmax in its place (Boehning 1992), which is the same for all classes
+    and all steps, so that a task needs one factorisation; Nesterov's momentum, restarted where it leads uphill
+    (O'Donoghue & Candes 2015), makes them few. An optimum has A = cost (Y - p) for the weights W = A X.
+
+    Args:
+        features: [T, n, d].
+        labels: int64 [T, n], in any order and number a class; -1 marks padding.
+
+    Returns:
+        Weights [T, way, d] and biases [T, way].
+    """
+    real = (labels != PADDING).unsqueeze(-1).double()
+    targets, inner = one_hot(labels, way, torch.float64), labelled_gram(features, labels)
+    system = inner / 2 + torch.eye(inner.shape[-1], dtype=inner.dtype, device=inner.device) / cost
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(system))
+    column = inverse @ real  # of the biases, which are eliminated
+    share = column / (column * real).sum(1, keepdim=True)
+    scored = torch.cat([inner, real], dim=2)  # [T, n, n + 1]: to scores, from A^T with a row of biases below
+    solved = torch.cat([inverse - column @ share.mT, 2 * share.mT], dim=1)  # [T, n + 1, n]: to a step
+    found = ahead = targets.new_zeros(len(targets), len(targets[0]) + 1, way)
+    t = targets.new_ones(len(targets), 1, 1)
+    for _ in range(STEPS):
+        gradient = ((scored @ ahead).softmax(-1) - targets) * real + ahead[:, :-1] / cost
+        going = gradient.abs().amax((1, 2), keepdim=True) > FITTED
+        if not bool(going.any()):
+            break
+        moved = ahead - solved @ gradient
+        uphill = (gradient * (scored @ (moved - found))).sum((1, 2), keepdim=True) > 0
+        later = ((1 + (1 + 4 * t * t).sqrt()) / 2).where(~uphill, 1)
+        momentum = ((t - 1) / later).where(~uphill, 0)
+        ahead = (moved + momentum * (moved - found)).where(going, ahead)
+        found, t = moved, later
+    return combine(ahead[:, :-1].mT, features), ahead[:, -1].to(features.dtype)
 
 
 @dataclass(frozen=True)

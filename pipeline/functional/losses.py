@@ -26,6 +26,13 @@ def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float, ove
     return F.cross_entropy(flat, true, ignore_index=PADDING, label_smoothing=smoothing)
 
 
+def divergence(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
+    """Mean over items of KL(teacher || student) of softmax(logits / temperature), times temperature^2 (Hinton et al.
+    2015), so that its gradients stay as large at any temperature: [N, classes] twice."""
+    student, teacher = ((x / temperature).log_softmax(-1) for x in (logits, taught))
+    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+
+
 def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Sum over the labelled items of each task: [..., N, way] and [..., N] give [...]."""
     losses = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=PADDING, reduction="none")

@@ -14,6 +14,17 @@ def one_hot(labels: Tensor, way: int, dtype: torch.dtype = torch.float32) -> Ten
 
 
 @in_float32
+def refined(means: Tensor, counts: Tensor, embeddings: Tensor, shares: Tensor) -> Tensor:
+    """Prototypes [T, way, D] of ``counts`` [T, way] images each, meaned with others that belong to them in part.
+
+    Args:
+        embeddings: of the others, [T, Q, D], with their shares [T, Q, way].
+    """
+    total = counts + shares.sum(-2)
+    return (counts.unsqueeze(-1) * means + shares.mT @ embeddings) / total.unsqueeze(-1)
+
+
+@in_float32
 def prototypes(embeddings: Tensor, labels: Tensor, way: int) -> tuple[Tensor, Tensor]:
     """Mean embedding of every class over the class's own number of images.
 

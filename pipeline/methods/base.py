@@ -32,6 +32,8 @@ class Method(nn.Module):
     regime: str = "episodic"  # "classical": trained on batches of labelled images; "both": on tasks and on images
     extendable: bool = False  # classes can be added without touching the others: state tensors are [T, way, ...]
     embeds_once: bool = False  # in evaluation, sees an image through its backbone alone, whatever images are beside it
+    candidates: tuple[float, ...] = ()  # of an option that validation episodes choose before a checkpoint is written
+    candidate_episodes: int = 0  # which they do by
     fixed_way: int | None = None  # the only number of classes the method can answer for; None: any
 
     def __init__(self, backbone: nn.Module) -> None:
@@ -121,6 +123,18 @@ class Method(nn.Module):
 
     def keep_summary(self, total: Tensor, images: int) -> None:
         """Put away, in buffers, the sum of :meth:`summarise` over so many ``images``."""
+
+    def settle(self, candidate: float) -> None:
+        """Answer by one of the ``candidates`` from here on; it is kept in a buffer."""
+        raise NotImplementedError
+
+    def imitate(self, teacher: Method) -> None:
+        """Take the trained ``teacher``, in evaluation mode, whose answers training goes by too.
+
+        Of methods with an option ``teacher``, the checkpoint that it comes from. It becomes no part of this one: no
+        weight of it is trained, or stored in a checkpoint.
+        """
+        raise NotImplementedError
 
     def check_way(self, way: int) -> None:
         if self.fixed_way is not None and way != self.fixed_way:

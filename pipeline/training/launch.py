@@ -34,6 +34,7 @@ from pipeline.training.loop import make_planner
 from pipeline.training.optim import build_schedule, check_optimizer
 from pipeline.training.preemption import asked_to_leave, leaving_on_sigterm
 from pipeline.training.runs import RUN_FILE, START, Run, best_checkpoint, checkpoints, find_run, step_of, write_run
+from pipeline.training.teacher import load_teacher
 from pipeline.training.telemetry import Display, Entry, Restarts, Telemetry, start_monitor
 from pipeline.training.worker import train_worker
 
@@ -116,6 +117,8 @@ def check(config: TrainConfig, manifest: Manifest, spec: dict[str, Any]) -> None
     """Refuse, naming the key and the limit, what the dataset or the method cannot serve."""
     method = build_model(spec)
     build_preprocess(spec)
+    if spec["method"].get("teacher") is not None:
+        method.imitate(load_teacher(spec, manifest.fingerprint))
     check_optimizer(method, config.optimizer)
     build_schedule(config.schedule, config.steps)
     config.check_workers(method.regime)
@@ -301,19 +304,22 @@ def _absolute(raw: Config) -> Config:
     data["root"] = absolute("data.root", str(data["root"]))
     placed = {**raw, "data": data, "storage": absolute("storage", str(raw["storage"]))}
     if raw.get("initial") is not None:
-        placed["initial"] = _initial(str(raw["initial"]), placed["storage"])
+        placed["initial"] = _checkpoint("initial", str(raw["initial"]), placed["storage"])
+    if raw["method"].get("teacher") is not None:
+        teacher = _checkpoint("method.teacher", str(raw["method"]["teacher"]), placed["storage"])
+        placed["method"] = {**raw["method"], "teacher": teacher}
     return placed
 
 
-def _initial(given: str, storage: str) -> str:
-    """The checkpoint folder that ``initial`` stands for: itself, or a run's chosen checkpoint."""
+def _checkpoint(key: str, given: str, storage: str) -> str:
+    """The checkpoint folder that ``key`` stands for: itself, or a run's chosen checkpoint."""
     if store.exists(store.join(given, STATE)):
-        return absolute("initial", given)
+        return absolute(key, given)
     for uri in (given, store.join(storage, given)):
         if store.exists(store.join(uri, RUN_FILE)):
-            return absolute("initial", best_checkpoint(uri))
+            return absolute(key, best_checkpoint(uri))
     raise PipelineError(
-        f"initial={given}: neither a checkpoint's folder, nor a run's, nor the name of a run in {storage}"
+        f"{key}={given}: neither a checkpoint's folder, nor a run's, nor the name of a run in {storage}"
     )
 
 

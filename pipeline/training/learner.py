@@ -17,6 +17,7 @@ from pipeline.model import build_model, build_preprocess
 from pipeline.training.checkpoint import Checkpoint, begin_with, flatten_optimizers, restore_optimizers
 from pipeline.training.config import TrainConfig
 from pipeline.training.optim import build_optimizer, build_schedule, set_rate
+from pipeline.training.teacher import load_teacher
 
 Figures = dict[str, Tensor]
 
@@ -52,6 +53,8 @@ class Learner:
         self.method = build_model(spec).to(self.device)
         if config.initial is not None:
             begin_with(self.method, config.initial)
+        if spec["method"].get("teacher") is not None:
+            self.method.imitate(load_teacher(spec).to(self.device))
         self.preprocess = build_preprocess(spec).to(self.device)
         names = ("auxiliary", "loss") if self.method.regime == "both" else ("loss",)
         self.optimizers = {name: build_optimizer(self.method, config.optimizer) for name in names}

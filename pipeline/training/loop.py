@@ -102,14 +102,32 @@ def _image_planner(config: TrainConfig, dataset: Dataset) -> ImagePlanner:
 
 
 def validate(learner: Learner, dataset: Dataset, workers: Workers) -> Estimate:
-    """Accuracy on the run's fixed validation episodes, shared by the workers."""
+    """Accuracy on the run's fixed validation episodes, shared by the workers; by the first of the method's candidates,
+    where it has some, which is quick."""
+    if learner.method.candidates:
+        learner.method.settle(learner.method.candidates[0])
+    return estimate(_accuracies(learner, dataset, workers, learner.config.validation.episodes))
+
+
+def _accuracies(learner: Learner, dataset: Dataset, workers: Workers, episodes: int) -> np.ndarray:
+    """In the first validation episodes, of all workers."""
     how = learner.config.validation
     table = class_table(dataset.manifest, how.split)
-    mine = np.arange(how.episodes)[workers.rank :: workers.world_size]
+    mine = np.arange(episodes)[workers.rank :: workers.world_size]
     accuracies = episode_accuracies(
         learner.method, learner.preprocess, dataset, table, how.spec(), how.seed, mine, how.tasks, learner.device
     )
-    return estimate(workers.gather(accuracies))
+    return workers.gather(accuracies)
+
+
+def choose_candidate(learner: Learner, dataset: Dataset, workers: Workers) -> None:
+    """Of the method's candidates, the one that answers its validation episodes best, and the first of equals."""
+    method, found = learner.method, {}
+    if len(method.candidates) > 1:
+        for candidate in method.candidates:
+            method.settle(candidate)
+            found[candidate] = _accuracies(learner, dataset, workers, method.candidate_episodes).mean()
+        method.settle(max(found, key=lambda candidate: found[candidate]))
 
 
 @torch.no_grad()
@@ -209,6 +227,7 @@ def training(
 def _log_validation(learner: Learner, dataset: Dataset, workers: Workers, hooks: Hooks) -> None:
     accuracy = validate(learner, dataset, workers)
     hooks.log(learner.record({"val/accuracy": accuracy.mean, "val/interval": accuracy.interval}))
+    choose_candidate(learner, dataset, workers)
 
 
 def should_stop(history: list[dict[str, float]], patience: int | None) -> bool:

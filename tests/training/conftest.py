@@ -17,6 +17,8 @@ OPTIONS = {  # what a small run needs beside the defaults of its method
     "maml_plus_plus": ["method.inner_steps=2", "method.inner_steps_eval=2"],
     "meta_lstm": ["method.inner_steps=3", "method.inner_steps_eval=3"],
     "tadam": ["train.batch_size=24"],
+    "rfs": ["train.batch_size=24"],
+    "pmf": ["method.steps=2", "method.rate_episodes=2"],
     "maml": ["backbone=conv4_strided", "backbone.width=16", "method.inner_steps=2", "method.inner_lr=0.1"],
     "imprinted": ["train.batch_size=24", "train.holdout=0.2", "augmentation.crop_padding=2", "augmentation.flip=true",
                   "augmentation.jitter=0.2"],
