@@ -31,10 +31,12 @@ M = TypeVar("M", bound=BaseModel)
 # Keys whose value is one path or name, taken as it was typed: "2024_11_28" is no number, "/tmp/a,b" no choice of two.
 PATHS = frozenset(
     ("data.root", "data.source.path", "data.source.cache", "data.source.splits", "storage", "initial", "support")
-    + ("method.teacher", "queries", "enrolment", "save_enrolment", "output", "record", "runs", "tracking.artifacts")
+    + ("backbone.weights", "backbone.path", "method.teacher")
+    + ("queries", "enrolment", "save_enrolment", "output", "record", "runs", "tracking.artifacts")
 )
 NAMES = frozenset(
     ("name", "data.name", "run", "resume", "register_as", "alias", "challenger", "compare", "model", "dataset")
+    + ("backbone.model",)
     + ("tracking.uri", "tracking.experiment")
 )
 _PLAIN = re.compile(r"[A-Za-z_][\w./+-]*", re.ASCII)  # text that needs no quotes

@@ -17,6 +17,9 @@ def build_model(spec: Mapping[str, Any]) -> Method:
         {"method": {"name": "prototypical", **options}, "backbone": {"name": "conv4", **options},
          "input": {"shape": [C, H, W], "scaling": "unit"}, "way": 60, "shot": 1, "classes": 4112}
 
+    ``shape`` is that of stored images; with ``scaling`` "backbone" the input also has the network's ``mean``, ``std``,
+    ``size``, ``crop`` and ``interpolation``.
+
     ``way`` and ``shot`` (of training episodes, at most) and ``classes`` (of the training split) go to the methods that
     take them.
     A method's name is a module of ``pipeline.methods`` or the import path of the user's own ``Method``.
@@ -24,7 +27,7 @@ def build_model(spec: Mapping[str, Any]) -> Method:
     Raises:
         PipelineError: an unknown name or option, or an impossible value, in one line.
     """
-    backbone = build_backbone(_part(spec, "backbone"), _shape(spec))
+    backbone = build_backbone(_part(spec, "backbone"), network_shape(spec))
     method = dict(_part(spec, "method"))
     cls: type[Method] = resolve("method", method.pop("name", None), "pipeline.methods", Method)
     given = {"backbone": backbone} | {key: spec[key] for key in ("way", "shot", "classes") if spec.get(key) is not None}
@@ -44,10 +47,13 @@ def _part(spec: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return part
 
 
-def _shape(spec: Mapping[str, Any]) -> tuple[int, int, int]:
-    shape = _part(spec, "input").get("shape")
+def network_shape(spec: Mapping[str, Any]) -> tuple[int, int, int]:
+    """(C, H, W) of what the network sees of an image: the stored shape, or that of its own recipe."""
+    given = _part(spec, "input")
+    own = given.get("scaling") == "backbone"
     try:
+        shape = [len(given["mean"]), *given["size"]] if own else given.get("shape")
         channels, height, width = (int(n) for n in shape)  # type: ignore[union-attr]
-    except (TypeError, ValueError, OverflowError):
-        raise PipelineError(f"input.shape must be [channels, height, width], not {shape!r}") from None
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise PipelineError(f"input.shape must be [channels, height, width], not {given.get('shape')!r}") from None
     return channels, height, width

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import runpy
 import socket
 import subprocess
 import sys
@@ -22,6 +23,9 @@ os.environ.update(
 )
 
 ROOT = Path(__file__).resolve().parent.parent
+OPERATORS = ROOT / "tests" / "torchvision_ops"  # lets torchvision be imported: here, and in what the tests start
+os.environ["PYTHONPATH"] = os.pathsep.join([str(OPERATORS), *filter(None, [os.environ.get("PYTHONPATH")])])
+runpy.run_path(str(OPERATORS / "sitecustomize.py"))
 PATH = tuple(sys.path)
 
 

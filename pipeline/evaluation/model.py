@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.errors import PipelineError
 from pipeline.methods.base import Method
 from pipeline.model import build_model, build_preprocess
 from pipeline.nets.preprocess import Preprocess
@@ -23,6 +24,15 @@ class Model:
     dataset: str | None = None  # folder or URI of what it was trained on
 
     def untrained(self) -> Model:
+        """The same with weights as the seed makes them.
+
+        Raises:
+            PipelineError: it began with weights from elsewhere, which are not with it any more.
+        """
+        if self.spec["backbone"].get("weights_sha256"):
+            raise PipelineError(
+                f"untrained: {self.label} began with weights from elsewhere; measure them with a run of steps=0"
+            )
         return Model(self.spec, None, "untrained", self.dataset)
 
     def build(self, device: torch.device | str = "cpu", seed: int = 0) -> tuple[Method, Preprocess]:

@@ -24,13 +24,16 @@ def build_backbone(spec: Mapping[str, Any], shape: Shape) -> nn.Module:
 
     ``name`` is a module of this package (conv4, mlp, ...) or the import path of any ``torch.nn.Module`` with an integer
     ``out_features``; such a class is called with its options, and with ``shape`` if its constructor takes it.
+    Weights from elsewhere are not read here: ``pipeline.weights.with_weights`` builds a network and gives it its own.
 
     Raises:
-        PipelineError: unknown name or option, or a module without ``out_features``.
+        PipelineError: unknown name or option, a module without ``out_features``, or weights that would not be read.
     """
     options = {k: v for k, v in spec.items() if k != "name"}
     cls = resolve("backbone", spec.get("name"), "pipeline.nets", Backbone, nn.Module)
     backbone = construct("backbone", cls, options, {"shape": shape})
     if not isinstance(getattr(backbone, "out_features", None), int):
         raise PipelineError(f"backbone {cls.__name__} has no integer out_features: set it in its constructor")
+    if getattr(backbone, "weights", None) is not None:
+        raise PipelineError(f"backbone.weights={backbone.weights}: pipeline.weights.with_weights reads them")
     return backbone

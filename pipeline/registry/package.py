@@ -27,6 +27,7 @@ LIGHT_DATA = (  # what reads image files as an ingest does
     "sources/__init__.py", "sources/base.py", "sources/files.py", "sources/tree.py",
 )  # fmt: skip
 REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "safetensors", "pillow", "pyspng")
+LIBRARIES = {"timm": "timm", "huggingface": "transformers"}  # of backbones
 ARTIFACT = "classifier"
 
 
@@ -61,7 +62,8 @@ def stage_code(spec: dict[str, Any], folder: Path) -> tuple[list[Path], list[str
         _copy(ROOT / name, package / name)
     for name in LIGHT_DATA:
         _copy(ROOT / "data" / name, package / "data" / name)
-    code, requirements = [package], []
+    code, library = [package], LIBRARIES.get(spec["backbone"].get("name", ""))
+    requirements = pinned([library]) if library else []
     for module in sorted(_own_modules(spec)):
         origin = _origin(module)
         if origin.is_relative_to(sysconfig.get_path("purelib")):

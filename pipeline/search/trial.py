@@ -91,8 +91,10 @@ def in_this_process(config: TrainConfig, run: Run) -> Validations:
     write_run(run)
     if found := checkpoints(run.uri):
         learner.restore(newest_whole(run.uri, name_of(found[-1]), Alone(), print))
-    elif store.exists(store.join(start, STATE)):
-        learner.inherit(load_checkpoint(start))
+    else:
+        learner.begin()
+        if store.exists(store.join(start, STATE)):
+            learner.inherit(load_checkpoint(start))
     if config.compile:
         learner.module = torch.compile(learner.module)  # type: ignore[assignment]
 

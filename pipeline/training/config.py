@@ -85,7 +85,7 @@ class Augment(Section):
 
 
 class Input(Section):
-    scaling: Literal["unit", "standard", "none"]
+    scaling: Literal["unit", "standard", "none", "backbone"]
 
 
 class TrainConfig(Section):

@@ -24,7 +24,9 @@ from pipeline.data.manifest import Manifest
 from pipeline.environment import bfloat16_instructions
 from pipeline.errors import PipelineError, Stopped
 from pipeline.evaluation.seen import TRAINED, trained_classes
+from pipeline.methods.base import Method
 from pipeline.model import build_model, build_preprocess
+from pipeline.nets.wrapped import Wrapped
 from pipeline.ray_start import in_submitted_job
 from pipeline.training.checkpoint import STATE
 from pipeline.training.cluster import check_resources, start_ray
@@ -37,6 +39,7 @@ from pipeline.training.runs import RUN_FILE, START, Run, best_checkpoint, checkp
 from pipeline.training.teacher import load_teacher
 from pipeline.training.telemetry import Display, Entry, Restarts, Telemetry, start_monitor
 from pipeline.training.worker import train_worker
+from pipeline.weights import HUB, described, read, recipe, settle
 
 GROUPS = ("data", "method", "backbone", "optimizer", "schedule", "tracking")  # whose keys depend on the choice made
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -46,14 +49,14 @@ def model_spec(config: TrainConfig, manifest: Manifest) -> dict[str, Any]:
     """What ``build_model`` takes, for this configuration on this dataset."""
     classes = len(class_table(manifest, config.train.split))
     way = config.train.way if isinstance(config.train.way, int) else None
+    own = recipe(config.backbone, manifest.shape[0]) if config.input.scaling == "backbone" else None
     return {
         "method": dict(config.method),
-        "backbone": dict(config.backbone),
+        "backbone": described(config.backbone),
         "input": {
             "shape": list(manifest.shape),
             "scaling": config.input.scaling,
-            "mean": manifest.mean,
-            "std": manifest.std,
+            **({"mean": manifest.mean, "std": manifest.std} if own is None else own),
         },
         "way": way,
         "shot": bounds(config.train.shot)[1],
@@ -68,8 +71,12 @@ def prepare(raw: Config) -> tuple[TrainConfig, Config, Run]:
     raw = _with_precision(_absolute(raw))
     config = validate(TrainConfig, raw)
     manifest = read_manifest(config.dataset_uri)
+    raw = {**raw, "backbone": settle(config.backbone)}
+    config = validate(TrainConfig, raw)
+    method = check(config, manifest, model_spec(config, manifest))
+    raw = {**raw, "backbone": {**config.backbone, **_first_weights(config, method)}}
+    config = validate(TrainConfig, raw)
     spec = model_spec(config, manifest)
-    check(config, manifest, spec)
     name = config.name or f"{config.method['name']}-{config.data['name']}-{time.strftime('%Y%m%d-%H%M%S')}"
     if not _NAME.fullmatch(name):
         raise PipelineError(f"name={name!r}: a run's name is made of letters, digits, '.', '_' and '-'")
@@ -113,8 +120,29 @@ def _with_precision(raw: Config) -> Config:
     return {**raw, "precision": chosen}
 
 
-def check(config: TrainConfig, manifest: Manifest, spec: dict[str, Any]) -> None:
-    """Refuse, naming the key and the limit, what the dataset or the method cannot serve."""
+def _first_weights(config: TrainConfig, method: Method) -> dict[str, str]:
+    """The SHA-256 of the weights that the backbone begins with, where it has any, by its key."""
+    options = config.backbone
+    if not isinstance(method.backbone, Wrapped) or options["weights"] is None:
+        return {}
+    if config.evaluation is not None and config.evaluation.untrained:
+        raise PipelineError(
+            "evaluation.untrained: this network begins with weights from elsewhere; measure them with steps=0"
+        )
+    found = read(method.backbone, options)
+    unused = f"; not used: {', '.join(found.left)}" if found.left else ""
+    print(
+        f"backbone.weights={options['weights']}: {len(found.tensors):,} tensors, SHA-256 {found.sha256[:12]}, trained "
+        f"on {options['trained_on']}, whose classes may be among those of the test{unused}",
+        flush=True,
+    )
+    if config.input.scaling != "backbone":
+        print("the weights were made with another input, perhaps: see input.scaling=backbone", flush=True)
+    return {"weights_sha256": found.sha256}
+
+
+def check(config: TrainConfig, manifest: Manifest, spec: dict[str, Any]) -> Method:
+    """The method, after refusing, with the key and the limit, what the dataset or the method cannot serve."""
     method = build_model(spec)
     build_preprocess(spec)
     if spec["method"].get("teacher") is not None:
@@ -144,6 +172,7 @@ def check(config: TrainConfig, manifest: Manifest, spec: dict[str, Any]) -> None
         )
     if manifest.shape[1] != manifest.shape[2] and len(manifest.rotations) > 1:
         raise PipelineError(f"dataset {manifest.name!r} has rotated classes but images that are not square")
+    return method
 
 
 @dataclass(frozen=True)
@@ -303,6 +332,12 @@ def _absolute(raw: Config) -> Config:
     data = {key: value for key, value in raw["data"].items() if key != "source"}  # its manifest tells that
     data["root"] = absolute("data.root", str(data["root"]))
     placed = {**raw, "data": data, "storage": absolute("storage", str(raw["storage"]))}
+    backbone = dict(raw["backbone"])
+    if backbone.get("weights", HUB) not in (HUB, None):
+        backbone["weights"] = absolute("backbone.weights", str(backbone["weights"]))
+    if os.path.isdir(str(backbone.get("model"))):
+        backbone["model"] = absolute("backbone.model", str(backbone["model"]))
+    placed["backbone"] = backbone
     if raw.get("initial") is not None:
         placed["initial"] = _checkpoint("initial", str(raw["initial"]), placed["storage"])
     if raw["method"].get("teacher") is not None:

@@ -18,6 +18,7 @@ from pipeline.training.checkpoint import Checkpoint, begin_with, flatten_optimiz
 from pipeline.training.config import TrainConfig
 from pipeline.training.optim import build_optimizer, build_schedule, set_rate
 from pipeline.training.teacher import load_teacher
+from pipeline.weights import give
 
 Figures = dict[str, Tensor]
 
@@ -51,8 +52,6 @@ class Learner:
         self.config, self.spec, self.rank, self.device = config, spec, rank, torch.device(device)
         seed_everything("weights", config.seed)
         self.method = build_model(spec).to(self.device)
-        if config.initial is not None:
-            begin_with(self.method, config.initial)
         if spec["method"].get("teacher") is not None:
             self.method.imitate(load_teacher(spec).to(self.device))
         self.preprocess = build_preprocess(spec).to(self.device)
@@ -64,6 +63,12 @@ class Learner:
         self.step = 0
         self.metrics: dict[str, float] = {}
         self.history: list[dict[str, float]] = []
+
+    def begin(self) -> None:
+        """Take the weights from elsewhere that a run begins with, which one that goes on from a checkpoint has."""
+        give(self.method.backbone, self.config.backbone)
+        if self.config.initial is not None:
+            begin_with(self.method, self.config.initial)
 
     def train_step(self, batch: Batch) -> Figures:
         """One step on a batch of uint8 images; figures as tensors, so that nothing waits for the device."""

@@ -48,8 +48,10 @@ def train_worker(job: dict[str, Any]) -> None:
     start = ray.train.get_checkpoint()
     if start is not None:
         learner.restore(newest_whole(job["uri"], name_of(start.path), workers, _speaker(job)))
-    elif job["start"]:
-        learner.inherit(load_checkpoint(job["start"]))
+    else:
+        learner.begin()
+        if job["start"]:
+            learner.inherit(load_checkpoint(job["start"]))
     if config.compile:
         learner.module = torch.compile(learner.module)  # type: ignore[assignment]
     if world_size > 1:

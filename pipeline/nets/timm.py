@@ -1,0 +1,99 @@
+"""Networks of the library timm, pretrained or not."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from pipeline.errors import PipelineError
+from pipeline.nets.trial import Shape
+from pipeline.nets.wrapped import Options, Wrapped
+
+
+class Timm(Wrapped):
+    """An image encoder of timm, without its classifier.
+
+    Args:
+        model: its name in timm, with the tag of its weights or without: "resnet50.a1_in1k", "vit_small_patch16_224".
+        weights: of its first weights: "hub" (those that timm names), a file (safetensors, or .pth and .pt that hold
+            nothing but tensors) on disk or s3://, or None: drawn by the seed.
+        weights_sha256: of the file, or of the tensors as safetensors; None: not checked. A run records it.
+        trained_on: what the weights were trained on, for model cards and tables; None: as timm says.
+        freeze: "all", "none", or the number of stages, from the input on, that are not trained.
+        gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        model: str | None = None,
+        weights: str | None = "hub",
+        weights_sha256: str | None = None,
+        trained_on: str | None = None,
+        freeze: str | int = "none",
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        self.arguments: Options = {"num_classes": 0, "in_chans": shape[0]}
+        if _pretrained_cfg(model).fixed_input_size:
+            self.arguments["img_size"] = shape[1:]
+        self.model = model
+        super().__init__(self._create(False), shape, weights, freeze)
+        if gradient_checkpointing:
+            self.network.set_grad_checkpointing()  # type: ignore[operator]
+
+    def _create(self, pretrained: bool) -> nn.Module:
+        network: nn.Module = library().create_model(self.model, pretrained=pretrained, **self.arguments)
+        return network
+
+    @classmethod
+    def recipe(cls, options: Mapping[str, Any]) -> Options:
+        known = _pretrained_cfg(options.get("model"))
+        return {
+            "mean": list(known.mean),
+            "std": list(known.std),
+            "size": list(known.input_size[1:]),
+            "crop": known.crop_pct,
+            "interpolation": "bilinear" if known.interpolation == "bilinear" else "bicubic",
+        }
+
+    @classmethod
+    def trained_on(cls, options: Mapping[str, Any]) -> str:
+        return _pretrained_cfg(options.get("model")).tag or "unknown images"
+
+    def library_weights(self) -> dict[str, Tensor]:
+        return self._create(True).state_dict()
+
+    def stages(self) -> list[list[str]]:
+        if not hasattr(self.network, "group_matcher"):
+            return super().stages()
+        from timm.models import group_parameters
+
+        groups = group_parameters(self.network, self.network.group_matcher(coarse=True))  # type: ignore[operator]
+        return [names for _, names in sorted(groups.items())]
+
+
+def library() -> Any:
+    """The module timm, which takes seconds to be imported."""
+    try:
+        import timm
+    except ModuleNotFoundError as error:
+        raise PipelineError("backbone=timm needs the package timm: pip install '.[timm]' or timm") from error
+    return timm
+
+
+def _pretrained_cfg(model: object) -> Any:
+    """What timm knows about a model and its weights."""
+    if not isinstance(model, str):
+        raise PipelineError("backbone.model must be given: the name of a network of timm, as resnet50.a1_in1k")
+    timm = library()
+    if not timm.is_model(model):
+        close = difflib.get_close_matches(model, timm.list_models(), n=3)
+        raise PipelineError(f"backbone.model={model}: timm has no such network; did you mean {', '.join(close)}?")
+    try:
+        return timm.get_pretrained_cfg(model)
+    except (RuntimeError, KeyError) as error:
+        tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{model.partition('.')[0]}.*")]
+        raise PipelineError(f"backbone.model={model}: timm has no such weights; it has {', '.join(tags)}") from error

@@ -1,0 +1,114 @@
+"""Networks that were not written for this package: those of libraries, and the user's own."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from pipeline.errors import PipelineError
+from pipeline.nets.base import Backbone
+from pipeline.nets.trial import Shape, tried
+
+Options = dict[str, Any]
+
+
+class Wrapped(Backbone, ABC):
+    """A network from images [N, C, H, W] to features [N, D], which is tried when it is made.
+
+    Frozen stages are not trained; their dropout is off and their batch-norm takes its averages, in training too.
+
+    Args:
+        network: the network.
+        shape: (C, H, W) of the images.
+        weights: where its weights are from. Building it does not read them: ``pipeline.weights`` does.
+        freeze: "all", "none", or the number of stages, from the input on, that are not trained.
+        spare: parameters that have no part in the features are not trained, instead of being refused in training.
+    """
+
+    def __init__(
+        self, network: nn.Module, shape: Shape, weights: str | None, freeze: str | int, spare: bool = True
+    ) -> None:
+        super().__init__()
+        self.network, self.weights = network, weights
+        self._frozen: list[nn.Module] = []
+        self.out_features, unused = tried(self, shape, f"backbone {type(network).__name__}")
+        self.unused = {name.removeprefix("network.") for name in unused}
+        for name, parameter in network.named_parameters():
+            if spare and name in self.unused:
+                parameter.requires_grad_(False)
+        self._frozen = self._freeze(freeze)
+
+    @classmethod
+    def settle(cls, options: Mapping[str, Any]) -> Options:
+        """The options with all that building needs from elsewhere written down, so that it needs nothing any more."""
+        return dict(options)
+
+    @classmethod
+    @abstractmethod
+    def recipe(cls, options: Mapping[str, Any]) -> Options:
+        """The input that the weights were made with: mean, std, size, crop and interpolation, as
+        :class:`~pipeline.nets.preprocess.Preprocess` takes them."""
+
+    @classmethod
+    def trained_on(cls, options: Mapping[str, Any]) -> str:
+        """What the library's own weights were trained on, for people to read."""
+        return "unknown images"
+
+    @abstractmethod
+    def library_weights(self) -> dict[str, Tensor]:
+        """The weights that the library has for this network, by the network's names."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.network(images)
+        return features
+
+    def train(self, mode: bool = True) -> Wrapped:
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
+
+    def stages(self) -> list[list[str]]:
+        """The names of the network's parameters, stage by stage from the input on.
+
+        A stage is an entry of the outermost list or sequence of modules, what comes before that is the first; without
+        any, a stage is a direct child.
+        """
+        todo = [("", self.network)]
+        while todo:
+            prefix, module = todo.pop(0)
+            if isinstance(module, nn.ModuleList | nn.Sequential) and len(module) > 1:
+                return self._around([f"{prefix}{name}." for name, _ in module.named_children()])
+            todo += [(f"{prefix}{name}.", child) for name, child in module.named_children()]
+        return self._around([f"{name}." for name, _ in self.network.named_children()])
+
+    def _around(self, prefixes: list[str]) -> list[list[str]]:
+        """What begins with each of the prefixes, after what comes before the first of them, if there is any."""
+        names = [name for name, _ in self.network.named_parameters()]
+        first = next((i for i, name in enumerate(names) if name.startswith(tuple(prefixes))), len(names))
+        stages = [[name for name in names if name.startswith(prefix)] for prefix in prefixes]
+        return [stage for stage in [names[:first], *stages] if stage]
+
+    def _freeze(self, freeze: str | int) -> list[nn.Module]:
+        """Stop the training of stages; the modules that lie in them whole."""
+        if freeze == "none":
+            return []
+        if freeze == "all":
+            self.network.requires_grad_(False)
+            return [self.network]
+        stages = self.stages()
+        if not isinstance(freeze, int) or isinstance(freeze, bool) or not 0 <= freeze <= len(stages):
+            raise PipelineError(f"freeze={freeze!r}: give all, none, or how many of its {len(stages)} stages")
+        names = {name for stage in stages[:freeze] for name in stage}
+        for name, parameter in self.network.named_parameters():
+            if name in names:
+                parameter.requires_grad_(False)
+        found = []
+        for prefix, module in self.network.named_modules():
+            own = [f"{prefix}.{name}".lstrip(".") for name, _ in module.named_parameters()]
+            if own and names.issuperset(own):
+                found.append(module)
+        return found
