@@ -24,7 +24,7 @@ from pipeline.inference.calibration import Calibration
 from pipeline.methods.base import Method
 from pipeline.nets.preprocess import Preprocess
 from pipeline.pages.record import record
-from pipeline.pages.strangers import calibrate_on
+from pipeline.pages.strangers import calibrate_run
 from pipeline.registry.masking import mask_argument
 from pipeline.registry.tracker import Tracker
 from pipeline.registry.tracking_config import check_tracking, say_undelivered
@@ -180,11 +180,7 @@ def _evaluate_run(config: TrainConfig, run: Run, model: Model) -> list[dict[str,
     _write_report(run, EVALUATION, json.dumps(trained, indent=1).encode())
     method, preprocess = model.build()
     dataset = Dataset(config.dataset_uri, verify=False)
-    calibration = calibrate_on(
-        method, preprocess, dataset, config.validation.split, config.train.split, config.validation.seed
-    )
-    if calibration is not None:
-        _write_report(run, CALIBRATION, json.dumps(calibration.to_dict(), indent=1).encode())
+    calibration = _write_calibration(run, method, preprocess, dataset)
     for name, content in draw_pictures(method, preprocess, dataset, how.split, trained).items():
         _write_report(run, name, content)
     _write_card(run, method, preprocess, dataset, protocols[0], measured[0][1][0].accuracies, calibration)
@@ -192,9 +188,8 @@ def _evaluate_run(config: TrainConfig, run: Run, model: Model) -> list[dict[str,
 
 
 def _publish_evaluation(config: EvaluateConfig, model: Model, run: Run, summary: dict[str, Any]) -> None:
-    """Figures and model card into the run's report, beside or instead of what is there, and to the tracking store."""
+    """Figures, calibration and model card into the run's report, beside or instead of what is there, and published."""
     from pipeline.registry.publish import evaluation_of, publish
-    from pipeline.registry.versions import calibration_of
 
     mine = [entry for entry in summary["results"] if entry["model"] == model.label]
     known = {(entry["split"], entry["way"], entry["shot"]): entry for entry in evaluation_of(run)}
@@ -208,9 +203,17 @@ def _publish_evaluation(config: EvaluateConfig, model: Model, run: Run, summary:
     )
     accuracies = np.asarray(mine[0]["accuracies"])
     dataset = Dataset(str(model.dataset), verify=False)
-    _write_card(run, method, preprocess, dataset, protocol, accuracies, calibration_of(run.uri))
+    calibration = _write_calibration(run, method, preprocess, dataset)
+    _write_card(run, method, preprocess, dataset, protocol, accuracies, calibration)
     published = publish(run.uri, config.tracking)
     print(f"published in MLflow run {published.run_id}; for its model's tags: python -m jobs.register run={run.uri}")
+
+
+def _write_calibration(run: Run, method: Method, preprocess: Preprocess, dataset: Dataset) -> Calibration | None:
+    calibration = calibrate_run(method, preprocess, dataset, run.config)
+    if calibration is not None:
+        _write_report(run, CALIBRATION, json.dumps(calibration.to_dict(), indent=1).encode())
+    return calibration
 
 
 def _write_card(

@@ -56,16 +56,16 @@ def asking(method: Method, preprocess: Preprocess, dataset: Dataset, table: Clas
             )
 
 
-def calibrate_on(
-    method: Method, preprocess: Preprocess, dataset: Dataset, split: str, training: str, seed: int
-) -> Calibration | None:
-    """Calibrate on the classes of ``split``, with those of the split ``training`` as background."""
-    table = class_table(dataset.manifest, split)
-    background = background_of(method, preprocess, dataset, training, table, seed)
+def calibrate_run(method: Method, preprocess: Preprocess, dataset: Dataset, trained: Config) -> Calibration | None:
+    """Calibrate on the validation classes of a configuration, with its training classes as background."""
+    how = trained["validation"]
+    table = class_table(dataset.manifest, how["split"])
+    background = background_of(method, preprocess, dataset, trained["train"]["split"], table, how["seed"])
     with asking(method, preprocess, dataset, table) as ask:
         return calibrate(
-            ask.method, ask.preprocess, ask.images, ask.counts, seed=seed, split=split, background=background
-        )
+            ask.method, ask.preprocess, ask.images, ask.counts,
+            seed=how["seed"], split=how["split"], background=background,
+        )  # fmt: skip
 
 
 def background_of(
@@ -96,10 +96,9 @@ def measure(
     """
     method, preprocess = model.build()
     own = Dataset(str(model.dataset), verify=False)
-    how = trained["validation"]
-    calibration = calibrate_on(method, preprocess, own, how["split"], trained["train"]["split"], how["seed"])
+    calibration = calibrate_run(method, preprocess, own, trained)
     if calibration is None:
-        raise PipelineError(f"{model.label}: split {how['split']!r} has too few classes to calibrate on")
+        raise PipelineError(f"{model.label}: split {trained['validation']['split']!r} is too small to calibrate on")
     data = Dataset(dataset, verify=False)
     classes = len(class_table(data.manifest, split))
     table = class_table(data.manifest, split if strangers is None else f"{split}+{strangers}")

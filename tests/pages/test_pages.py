@@ -27,6 +27,7 @@ from pipeline.pages.facts import Card, Tiles, checked
 from pipeline.pages.images import Sheet
 from pipeline.pages.render import file_name
 from pipeline.pages.tables import Cell, Table, number
+from pipeline.training.runs import CALIBRATION
 from tests.pages.stores import EVIL, PAPERS, make_run, tracking_in
 
 
@@ -178,6 +179,8 @@ def test_an_evaluation_after_training_is_published(ray_session, glyphs, database
     assert all(heading in text for heading in ("3-way 1-shot", "5-way 1-shot", "5-way 5-shot"))
     card = json.loads((tmp_path / "runs" / "late" / "report" / CARD).read_text())
     assert card["question"]["way"] == 3 and card["question"]["episodes"] == 6
+    points = json.loads((tmp_path / "runs" / "late" / "report" / CALIBRATION).read_text())["points"]
+    assert len(points) == 12 and all(len(point["rates"]) > 10 for point in points)  # calibrated by this version
 
 
 def test_only_a_runs_own_episodes_are_published():
