@@ -24,6 +24,7 @@ from pipeline import store
 from pipeline.config import Config, compose, literal
 from pipeline.credentials import refuse_logins, split_login
 from pipeline.errors import PipelineError
+from pipeline.registry.tracking_config import registering
 
 if TYPE_CHECKING:
     import numpy as np
@@ -223,7 +224,8 @@ def load(model: str | Path | Run, *overrides: str, device: str = "cpu", **option
 
     if isinstance(model, Run):
         if model.model is None:
-            raise PipelineError(f"run {model.name} is not registered: python -m jobs.register run={model.folder}")
+            given = {"uri": model.tracking} if model.tracking else {}
+            raise PipelineError(f"run {model.name} is not registered: {registering(model.folder, given)}")
         options = {"tracking.uri": model.tracking, **options}
         model = model.model
     config = _configuration("classify", overrides, {"model": os.fspath(model), **options})

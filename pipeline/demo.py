@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import subprocess
 import sys
 from collections import Counter
@@ -14,6 +13,7 @@ from typing import Any
 from pydantic import PositiveInt
 
 from pipeline import store
+from pipeline.commands import command
 from pipeline.config import Config, Section, compose, validate
 from pipeline.data.dataset import Dataset, class_table
 from pipeline.data.export import export_images
@@ -46,8 +46,8 @@ def demo(raw: Config) -> dict[str, Any]:
         run_job("ingest", *data)
     trained = run_job("train", *data, f"method={config.method}", f"recipe={config.recipe}")
     if "model" not in trained:
-        run = trained["run"]
-        raise PipelineError(f"run {run} is trained but not registered; later: python -m jobs.register run={run}")
+        later = command("register", f"run={trained['folder']}")
+        raise PipelineError(f"run {trained['run']} is trained but not registered; later: {later}")
     folder = Path(os.path.relpath(trained["folder"])) / "demo"
     export_examples(config, Dataset(uri), folder)
     answers = run_job(
@@ -60,11 +60,11 @@ def demo(raw: Config) -> dict[str, Any]:
 
 def run_job(job: str, *arguments: str) -> dict[str, Any]:
     """Run a job as a process of its own, showing its command and what it says; its summary."""
-    print(f"\n$ python -m jobs.{job} {shlex.join(arguments)}", flush=True)
+    print(f"\n$ {command(job, *arguments)}", flush=True)
     # -P and this code's folder: a folder named jobs in the working directory does not take the place of ours.
     path = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-P", "-m", f"jobs.{job}", *arguments, "--json"]  # --json: people's text is on stderr
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path})
+    asked = [sys.executable, "-P", "-m", f"jobs.{job}", *arguments, "--json"]  # --json: people's text is on stderr
+    done = subprocess.run(asked, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path})
     if done.returncode:
         raise PipelineError(f"jobs.{job} ended with status {done.returncode}; what it said stands above")
     return json.loads(done.stdout)

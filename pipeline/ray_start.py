@@ -93,11 +93,25 @@ def _knock(address: str, key: str) -> None:
 
 
 def start_here(cpus: int | None, object_store_mb: int, **options: Any) -> None:
-    """Start Ray on this machine. It listens on loopback only, and needs no token."""
+    """Start Ray on this machine. It listens on loopback only, and needs no token.
+
+    Raises:
+        PipelineError: Ray refuses what it is given.
+        Unavailable: its processes do not start in time.
+    """
     import ray
 
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    ray.init(
-        address="local", num_cpus=cpus, object_store_memory=object_store_mb * 2**20, include_dashboard=False,
-        logging_level=logging.WARNING, **options,
-    )  # fmt: skip
+    try:
+        ray.init(
+            address="local", num_cpus=cpus, object_store_memory=object_store_mb * 2**20, include_dashboard=False,
+            logging_level=logging.WARNING, **options,
+        )  # fmt: skip
+    except ValueError as error:
+        raise PipelineError(f"Ray cannot start here: {' '.join(str(error).split())}") from error
+    except Exception as error:  # Ray's own kind, for a process of it that did not come in time
+        ray.shutdown()
+        reason = " ".join(str(error).split()).partition(". ")[0]
+        raise Unavailable(
+            f"Ray did not start on this machine ({reason}): it is busy, or short of memory or disk; try again"
+        ) from error

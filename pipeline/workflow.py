@@ -27,7 +27,7 @@ from pipeline.pages.record import record
 from pipeline.pages.strangers import calibrate_run
 from pipeline.registry.masking import mask_argument
 from pipeline.registry.tracker import Tracker
-from pipeline.registry.tracking_config import check_tracking, say_undelivered
+from pipeline.registry.tracking_config import check_tracking, registering, say_undelivered
 from pipeline.training.checkpoint import load_checkpoint
 from pipeline.training.cluster import check_resources, start_ray
 from pipeline.training.config import TrainConfig
@@ -183,7 +183,8 @@ def _evaluate_run(config: TrainConfig, run: Run, model: Model) -> list[dict[str,
     calibration = _write_calibration(run, method, preprocess, dataset)
     for name, content in draw_pictures(method, preprocess, dataset, how.split, trained).items():
         _write_report(run, name, content)
-    _write_card(run, method, preprocess, dataset, protocols[0], measured[0][1][0].accuracies, calibration)
+    first = [entry for entry in results if entry["model"] != model.label]
+    _write_card(run, method, preprocess, dataset, protocols[0], measured[0][1][0].accuracies, calibration, first)
     return results
 
 
@@ -204,9 +205,11 @@ def _publish_evaluation(config: EvaluateConfig, model: Model, run: Run, summary:
     accuracies = np.asarray(mine[0]["accuracies"])
     dataset = Dataset(str(model.dataset), verify=False)
     calibration = _write_calibration(run, method, preprocess, dataset)
-    _write_card(run, method, preprocess, dataset, protocol, accuracies, calibration)
+    first = [{k: v for k, v in e.items() if k != "accuracies"} for e in summary["results"] if e["model"] == "untrained"]
+    _write_card(run, method, preprocess, dataset, protocol, accuracies, calibration, first)
     published = publish(run.uri, config.tracking)
-    print(f"published in MLflow run {published.run_id}; for its model's tags: python -m jobs.register run={run.uri}")
+    later = registering(run.uri, config.tracking)
+    print(f"published in MLflow run {published.run_id}; for its model's tags: {later}")
 
 
 def _write_calibration(run: Run, method: Method, preprocess: Preprocess, dataset: Dataset) -> Calibration | None:
@@ -224,10 +227,12 @@ def _write_card(
     protocol: EpisodicProtocol,
     accuracies: np.ndarray,
     calibration: Calibration | None,
+    untrained: list[dict[str, Any]],
 ) -> None:
     from pipeline.pages.card import draw_card
 
     origin: dict[str, Any] = {"run": run.name, "step": load_checkpoint(best_checkpoint(run.uri)).step}
+    origin["untrained"] = untrained  # results of the same network with its first weights, where they were asked for
     origin["arguments"] = [mask_argument(argument) for argument in run.arguments]
     temperature = 1.0 if calibration is None else calibration.nearest(protocol.way, protocol.shot).temperature
     for name, content in draw_card(method, preprocess, dataset, protocol, accuracies, origin, temperature).items():

@@ -173,6 +173,7 @@ class Card(Facts):
     run: Name
     step: Count
     arguments: Annotated[list[Name], Field(max_length=500)] = []
+    untrained: Annotated[list[Result], Field(max_length=200)] = []
     data: Data
     question: Question
     examined: Count

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from pipeline.charts.accuracy import accuracy_by_shot, error_rates, learning_curve, lines_of, reliability
 from pipeline.charts.classes import projection
+from pipeline.commands import command
 from pipeline.inference.calibration import FEWEST, REPORTED
 from pipeline.pages.card import CARD, SHEET
 from pipeline.pages.facts import Calibration, Card, Decision, Failure, Point, Result, checked
@@ -81,14 +82,15 @@ def model_context(model: Registered, files: Files, papers: Sequence[Row]) -> dic
     run_id = version.run.info.run_id
     params = parameters(version.run)
     context["run"] = version.run.data.tags.get(RUN_TAG) or version.run.info.run_name
-    context["accuracy"] = _accuracy(results_of(files, version.run), params, version, papers)
+    card = checked(Card, files.json(run_id, f"{REPORT}/{CARD}"))
+    untrained = card.untrained if card else []
+    context["accuracy"] = _accuracy(results_of(files, version.run), params, version, papers, untrained)
     context["curve"] = _curve(files, run_id)
     context["recipe"] = [(name, str(params[key])) for key, name in RECIPE.items() if key in params]
     context["config"] = files.text(run_id, CONFIG)
     context["environment"] = _environment(files.json(run_id, ENVIRONMENT), version)
     calibration = checked(Calibration, files.json(run_id, f"{REPORT}/{CALIBRATION}"))
     context["calibration"] = _calibration(calibration) if calibration else None
-    card = checked(Card, files.json(run_id, f"{REPORT}/{CARD}"))
     if card is not None and card.consistent:
         context["card"] = _card(card, Sheet(files.read(run_id, f"{REPORT}/{SHEET}"), card.tiles))
         step = version.entity.tags.get("step")
@@ -96,8 +98,9 @@ def model_context(model: Registered, files: Files, papers: Sequence[Row]) -> dic
             other = f"the mistakes of this version; those below are of the same run at step {card.step}, not {step}"
             context["missing"].append((other, ""))
     else:
+        where = f"{str(params['storage']).rstrip('/')}/{context['run']}" if "storage" in params else context["run"]
         parts = "confusion, reliability, projection and failed episodes; add them with"
-        context["missing"].append((parts, f"python -m jobs.evaluate run={context['run']} publish=true"))
+        context["missing"].append((parts, command("evaluate", f"run={where}", "publish=true")))
     return context
 
 
@@ -155,24 +158,32 @@ def _decisions(model: Registered) -> Table | None:
 
 
 def _accuracy(
-    results: Sequence[Result], params: dict[str, Any], version: Version, papers: Sequence[Row]
+    results: Sequence[Result],
+    params: dict[str, Any],
+    version: Version,
+    papers: Sequence[Row],
+    untrained: Sequence[Result] = (),
 ) -> dict[str, Any] | None:
     if not results:
         return None
     _, paper = paper_rows(papers, params, str(version.entity.tags.get("dataset.name", "")))
     lines = lines_of([r.model_dump() for r in results if r.way], paper.values())[:MOST_LINES]
-    rows = []
+    rows, first = [], {(r.split, r.way, r.shot): r for r in untrained}
     for r in sorted(results, key=lambda r: (r.way, r.shot)):
+        key = (r.split, r.way, r.shot)
         row = paper.get(f"{r.way}-way {r.shot}-shot")
         from_paper = Cell(printed(row), float(row["accuracy"]), note=str(row["source"])) if row else Cell()
         rows.append(
             [
-                number(r.way, "d"), number(r.shot, "d"), share(r.accuracy, r.interval), from_paper,
-                number(r.episodes, ",") if r.episodes else Cell(), number(r.query, ",") if r.query else Cell(),
-                Cell(r.split), number(r.seed, "d") if r.seed is not None else Cell(),
+                number(r.way, "d"), number(r.shot, "d"), share(r.accuracy, r.interval),
+                *([share(first[key].accuracy, first[key].interval) if key in first else Cell()] if first else []),
+                from_paper, number(r.episodes, ",") if r.episodes else Cell(),
+                number(r.query, ",") if r.query else Cell(), Cell(r.split),
+                number(r.seed, "d") if r.seed is not None else Cell(),
             ]
         )  # fmt: skip
-    header = ["way", "shot", "accuracy, %", PUBLISHED, "episodes", "queries per class", "split", "seed"]
+    beside = ["untrained, %"] if first else []
+    header = ["way", "shot", "accuracy, %", *beside, PUBLISHED, "episodes", "queries per class", "split", "seed"]
     table = Table(header, rows, "Accuracy with 95 % intervals", name="accuracy")
     return {"plot": inline(accuracy_by_shot(lines, kind="svg"), "Accuracy by way and shot"), "table": table}
 

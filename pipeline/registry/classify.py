@@ -57,14 +57,15 @@ def classify(raw: Config) -> dict[str, Any]:
     enrolment, skipped = _enrolment(config, classifier)
     if config.save_enrolment:
         enrolment.save(config.save_enrolment)
+    what = enrolment.note if config.support else f"{enrolment.way} classes from {config.enrolment}"
     summary: dict[str, Any] = {
         "model": config.model,
         "classes": enrolment.classes,
-        "enrolment": enrolment.note,
+        "enrolment": what,
         "threshold": classifier.threshold_for(enrolment, config.threshold, config.unknown.share),
         "saved": config.save_enrolment,
     }
-    print(f"{enrolment.note}{f', saved to {config.save_enrolment}' if config.save_enrolment else ''}")
+    print(f"{what}{f', saved to {config.save_enrolment}' if config.save_enrolment else ''}")
     if config.queries is not None:
         pictures = read_queries(config.queries, classifier.shape, config.invert)
         skipped += pictures.skipped

@@ -18,6 +18,7 @@ from pipeline.errors import PipelineError
 from pipeline.registry.masking import mask
 from pipeline.registry.record import Point, delivered_points, log_metrics, open_run
 from pipeline.registry.tracking import Store, connect, reaching
+from pipeline.registry.tracking_config import registering
 from pipeline.training.checkpoint import STATE
 from pipeline.training.runs import EVALUATION, REPORT, Run, best_checkpoint, checkpoints, read_run
 
@@ -48,7 +49,7 @@ def publish(run_uri: str, tracking: Mapping[str, Any]) -> Published:
         PipelineError: the folder is no run, or the store is away.
     """
     run = read_run(run_uri)
-    with reaching(tracking, f"publish the run later with: python -m jobs.register run={run.uri}"):
+    with reaching(tracking, f"publish the run later with: {registering(run.uri, tracking)}"):
         store = connect(tracking)
         run_id = open_run(store, run.name, run.config, run.dataset)
         best = best_checkpoint(run.uri)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from pipeline.registry.masking import mask
 from pipeline.registry.tracking import RUN_TAG, Store, find_run
 
 Point = tuple[str, int]  # name and step of a metric
+ALIVE = "pipeline.alive"  # tag with the time, in seconds since 1970, of the driver's last sign of life
 CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
 _METRICS_AT_ONCE, _PARAMS_AT_ONCE, _LONGEST_PARAM = 1000, 100, 6000
 
@@ -64,6 +66,26 @@ def log_metrics(store: Store, run_id: str, metrics: Iterable[Metric]) -> int:
     for start in range(0, len(pending), _METRICS_AT_ONCE):
         store.client.log_batch(run_id, metrics=pending[start : start + _METRICS_AT_ONCE])
     return len(pending)
+
+
+def sign_of_life(store: Store, run_id: str) -> None:
+    """Note that the driver of a run lives."""
+    store.client.set_tag(run_id, ALIVE, str(int(time.time())))
+
+
+def end_lost(store: Store, silence: float) -> None:
+    """End, as killed, the runs of the experiment whose drivers have given no sign of life for ``silence`` seconds.
+
+    A driver that is killed cannot say so: the next one does it for it. One that lives and did not reach the store says
+    that it runs when it does.
+    """
+    running = store.client.search_runs([store.experiment_id], "attributes.status = 'RUNNING'", max_results=1000)
+    for run in running:
+        alive = run.data.tags.get(ALIVE, "")
+        if alive.isascii() and alive.isdigit() and time.time() - int(alive) > silence:
+            why = f"its driver gave no sign of life for {silence / 60:g} minutes"
+            store.client.set_tag(run.info.run_id, "pipeline.ended", why)
+            store.client.set_terminated(run.info.run_id, status="KILLED", end_time=1000 * int(alive))
 
 
 def _param(value: Any) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.errors import PipelineError
 from pipeline.registry.masking import first_line
+from pipeline.registry.tracking_config import registering
 
 if TYPE_CHECKING:
     from pipeline.registry.record import Point
@@ -24,6 +25,8 @@ PATIENCE = 30.0  # seconds after which the run is made though nothing is logged:
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds between attempts, doubled after each failure
 CAPACITY = 100_000  # metrics kept while the store is away; the oldest go first, and are counted
 _AT_ONCE = 1000
+BEAT = 60.0  # seconds between two signs of life
+LOST = 20 * BEAT  # without one for so long a run that is said to run does so no more
 
 
 class Figure(NamedTuple):
@@ -118,7 +121,7 @@ class Tracker:
         reason = self._reason or self._refused or "the store did not answer in time"
         message = (
             f"{lost} of {lost + self._delivered} tracked figures did not reach MLflow ({reason}); "
-            f"deliver them with: python -m jobs.register run={self._folder}"
+            f"deliver them with: {registering(self._folder, self._tracking)}"
         )
         return Delivery(self._delivered, lost, reason, message)
 
@@ -146,7 +149,7 @@ class Tracker:
         """Deliver what is pending, or wait for more; true when all is done."""
         from mlflow.entities import Metric
 
-        from pipeline.registry.record import delivered_points, log_metrics, open_run
+        from pipeline.registry.record import delivered_points, end_lost, log_metrics, open_run, sign_of_life
         from pipeline.registry.tracking import connect
 
         if self._store is None:
@@ -154,10 +157,19 @@ class Tracker:
         if self._run_id is None:
             self._run_id = open_run(self._store, self.run_name, self._config, self._dataset)
             self._store.client.update_run(self._run_id, status="RUNNING")  # one that goes on had ended
+            sign_of_life(self._store, self._run_id)
+            end_lost(self._store, LOST)
             self._known = delivered_points(self._store, self._run_id)
+        if self._reason:  # while the store was away somebody may have taken this run for a lost one
+            self._store.client.update_run(self._run_id, status="RUNNING")
+            self._reason = ""
         with self._changed:
-            self._changed.wait_for(lambda: bool(self._pending) or self._closing)
+            self._changed.wait_for(lambda: bool(self._pending) or self._closing, timeout=BEAT)
             part = [self._pending[i] for i in range(min(len(self._pending), _AT_ONCE))]
+            closing = self._closing
+        if not part and not closing:
+            sign_of_life(self._store, self._run_id)
+            return False
         if not part:
             if self._status is not None:
                 self._store.client.set_terminated(self._run_id, status=self._status)
@@ -167,6 +179,7 @@ class Tracker:
             if (metric.key, metric.step) not in self._known:
                 new.setdefault((metric.key, metric.step), metric)
         log_metrics(self._store, self._run_id, [Metric(*figure) for figure in new.values()])
+        sign_of_life(self._store, self._run_id)
         self._known |= new.keys()
         with self._changed:
             for metric in part:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pipeline.config import Section, validate
+from pipeline.commands import command
+from pipeline.config import Section, compose, validate
 from pipeline.errors import PipelineError, Unavailable
 from pipeline.ray_start import in_submitted_job
-from pipeline.registry.masking import mask_text
+from pipeline.registry.masking import mask, mask_text
 
 TRY_LATER, NOT_REGISTERED = os.EX_TEMPFAIL, 6  # exit codes
 _SQLITE = "sqlite:///"
@@ -71,6 +72,14 @@ def check_tracking(tracking: Mapping[str, Any]) -> None:
                 f"tracking.uri={mask_text(config.uri)}: in a submitted job this is the machine of the job, where no "
                 "MLflow server listens; give tracking.uri=http://SERVER:5000, or MLFLOW_TRACKING_URI in its env_vars"
             ) from error
+
+
+def registering(run: str, tracking: Mapping[str, Any]) -> str:
+    """The command that brings a run's folder to the MLflow store of ``tracking``, which it names where it is not the
+    usual one. A login in its URI is not shown."""
+    usual = compose("register", ["run=RUN"])["tracking"]
+    given = {key: value for key, value in tracking.items() if value is not None and value != usual.get(key)}
+    return command("register", f"run={run}", *(f"tracking.{key}={mask(value, key)}" for key, value in given.items()))
 
 
 def say_undelivered(error: PipelineError) -> dict[str, Any]:

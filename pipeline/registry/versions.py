@@ -26,7 +26,7 @@ from pipeline.registry.package import ARTIFACT, save_model
 from pipeline.registry.publish import evaluation_of, result_name
 from pipeline.registry.record import open_run
 from pipeline.registry.tracking import RUN_TAG, Store, connect, make_client, reaching, unknown_model
-from pipeline.registry.tracking_config import TrackingConfig, store_uri
+from pipeline.registry.tracking_config import TrackingConfig, registering, store_uri
 from pipeline.training.checkpoint import Checkpoint, load_checkpoint
 from pipeline.training.runs import CALIBRATION, REPORT, best_checkpoint, read_run
 
@@ -87,7 +87,7 @@ def register(
         )
     origin = {"run": run_name, "step": checkpoint.step, "dataset": mask(checkpoint.dataset)}
     classifier = FewShotClassifier.from_weights(checkpoint.spec, checkpoint.model, calibration, origin)
-    with reaching(tracking, f"register the run later with: python -m jobs.register run={folder or run_name}"):
+    with reaching(tracking, f"register the run later with: {registering(folder or run_name, tracking)}"):
         store = connect(tracking)
         content = _content(classifier)
         found = _version_of(store.client, name, run_name, content)

@@ -126,7 +126,7 @@ def _train(settings: Settings, journal: Journal, entry: Entry) -> Entry:
         made = workflow.train(_training(settings, entry))
         if "version" not in made:
             kind = Unavailable if made["exit_code"] == TRY_LATER else PipelineError
-            raise kind(f"{entry.run} is trained but not registered ({made['undelivered']}); run again")
+            raise kind(f"{entry.run} is trained but not registered, run again: {made['undelivered']}")
     except Exception as error:
         if isinstance(error, Stopped | Unavailable | OSError | RayError) and not isinstance(error, RayTaskError):
             raise

@@ -11,6 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from pipeline import store
+from pipeline.commands import command
 from pipeline.config import Config, compose, flat, validate
 from pipeline.data.dataset import read_manifest
 from pipeline.errors import PipelineError
@@ -68,6 +69,11 @@ class Campaign:
             "fingerprint": self.manifest.fingerprint,
             "uri": self.train.dataset_uri,
         }
+
+    @property
+    def resume(self) -> str:
+        """The command that goes on with the campaign."""
+        return command("tune", f"resume={self.name}", f"storage={self.config.storage}")
 
     @property
     def default(self) -> Values:

@@ -87,7 +87,7 @@ class Delivery:
 
     def _finish(self, files: Mapping[str, bytes], figures: Mapping[str, float]) -> str:
         campaign = self._campaign
-        with reaching(self._tracking, f"deliver the campaign later with: python -m jobs.tune resume={campaign.name}"):
+        with reaching(self._tracking, f"deliver the campaign later with: {campaign.resume}"):
             store = connect(self._tracking)
             run_id = open_run(store, campaign.name, campaign.raw, campaign.dataset)
             store.client.set_tag(run_id, CAMPAIGN_TAG, campaign.name)

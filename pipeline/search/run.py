@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import store
+from pipeline.commands import command
 from pipeline.config import Config, to_yaml
 from pipeline.errors import PipelineError, Stopped
 from pipeline.registry.aliases import CHALLENGER
@@ -41,7 +42,7 @@ def tune(raw: Config) -> dict[str, Any]:
     check_resources(campaign.train.cluster)
     _say_begin(campaign)
     ledger, delivery = Ledger(campaign.uri), Delivery(campaign)
-    again = f"go on with it: python -m jobs.tune resume={campaign.name} storage={campaign.config.storage}"
+    again = f"go on with it: {campaign.resume}"
     try:
         with _raising_on_sigterm():
             _search(campaign, ledger, delivery)
@@ -206,9 +207,9 @@ def _say_made(campaign: Campaign, found: dict[str, Any], verdict: Verdict | None
         print("best       none: not one trial finished")
     else:
         print(f"best       {values_text(verdict.winner.record.values)}, run {verdict.winner.run}")
-        print(f"again      python -m jobs.train config={found['best']['config']}")
+        print(f"again      {command('train', 'config=' + found['best']['config'])}")
     print(f"plots      {store.join(campaign.uri, PLOTS)}")
     if "model" in found:
         print(f"model      {found['model']} (also @{CHALLENGER})")
     if delivery.problem:
-        print(f"MLflow     incomplete: {delivery.problem}; deliver it with: python -m jobs.tune resume={campaign.name}")
+        print(f"MLflow     incomplete: {delivery.problem}; deliver it with: {campaign.resume}")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline import store
+from pipeline.commands import command
 from pipeline.errors import Diverged, PipelineError, Unavailable
 from pipeline.training.learner import Learner
 from pipeline.training.runs import Run
@@ -58,7 +59,7 @@ def check_finite(learner: Learner, losses: list[Tensor], per_step: int, workers:
     folder = store.join(learner.config.storage, str(learner.config.name))
     raise Diverged(
         f"{what} in step {step}, with {unit} {where}; the last checkpoint, from before, is kept. See which it is with: "
-        f"python -m jobs.replay run={folder} step={step}; then lower optimizer.lr, or set clip.norm"
+        f"{command('replay', f'run={folder}', f'step={step}')}; then lower optimizer.lr, or set clip.norm"
     )
 
 

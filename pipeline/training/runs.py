@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline import store
+from pipeline.commands import command
 from pipeline.config import Config
 from pipeline.errors import PipelineError
 from pipeline.renamed import current
@@ -32,7 +32,7 @@ class Run:
     @property
     def resume(self) -> str:
         """The command that goes on with the run, from any folder."""
-        return f"python -m jobs.train resume={shlex.quote(self.uri)}"
+        return command("train", f"resume={self.uri}")
 
 
 def checkpoints(run_uri: str) -> list[str]:

@@ -24,7 +24,8 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 POLL_SECONDS = 0.5
 LINE_SECONDS = 10.0  # between plain lines, where the output is no terminal
-WAIT_SECONDS = 30.0  # without a step after which a run says what it waits for; twice as long each time
+WAIT_SECONDS = 30.0  # without workers after which a run says what it waits for; twice as long each time
+PREPARE_SECONDS = 120.0  # without a step, once its workers are there: they fetch shards, and may compile
 Entry = dict[str, float]
 
 TAGS = ("run", "method", "dataset")
@@ -117,10 +118,12 @@ class Display:
         self._monitor, self._steps, self._label, self._on_log = monitor, steps, label, on_log
         self._needs = dict(needs or {})
         self._patience, self._entered = WAIT_SECONDS, time.monotonic()
+        self._ready: float | None = None  # when the workers were seen to be there
         self._console = Console(file=sys.stdout)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
         self._figures: Entry = {}
+        self._new: Entry = {}  # since the last plain line
         self._seen = self._shown = 0
         self._step = 0
         self.begun = False  # whether the workers are there
@@ -147,7 +150,8 @@ class Display:
                 now = time.monotonic()
                 if self._step != last[1] and (now - last[0] >= LINE_SECONDS or self._step >= self._steps):
                     last[:] = [now, self._step]
-                    print(f"{self._label}  {self.line()}", flush=True)
+                    print(f"{self._label}  {self.line(self._new)}", flush=True)
+                    self._new = {}
 
             self._poll(plain)
 
@@ -155,7 +159,7 @@ class Display:
         while True:
             stopping = self._stop.wait(POLL_SECONDS)
             self._read()
-            if self._began is None and time.monotonic() - self._entered > self._patience and not stopping:
+            if self._began is None and not stopping:
                 self._say_waiting()
             draw()
             if stopping:
@@ -172,6 +176,7 @@ class Display:
             self._say(line)
         for entry in entries:
             self._figures.update(entry)
+            self._new.update(entry)
             if self._on_log:
                 self._on_log(entry)
         self._step = max(step, int(self._figures.get("step", 0)))
@@ -182,21 +187,32 @@ class Display:
         self._console.print(f"{self._label}  {line}", markup=False, highlight=False, soft_wrap=True)
 
     def _say_waiting(self) -> None:
+        now = time.monotonic()
+        if self.begun and self._ready is None:
+            self._ready, self._patience = now, PREPARE_SECONDS
+            if not self._steps:
+                self._say("no steps are asked for: its workers validate the network as it begins, and save it")
+        if now - (self._ready or self._entered) < self._patience or (self.begun and not self._steps):
+            return
         waited, self._patience = self._patience, 2 * self._patience
         with contextlib.suppress(ray.exceptions.RayError):
-            if self.begun:
-                self._say(f"no step after {waited:g} s: its workers are there, and prepare")
-                return
             free, whole = ray.available_resources(), ray.cluster_resources()
+            if self.begun:
+                left = f"{free.get('CPU', 0.0):g} of {whole.get('CPU', 0.0):g} CPUs are free"
+                self._say(f"no step {waited:g} s after its workers came: they prepare, or wait for Ray Data ({left})")
+                return
             wanted = [
                 f"{need:g} {kind}s ({free.get(kind, 0.0):g} of {whole.get(kind, 0.0):g} are free)"
                 for kind, need in self._needs.items()
             ]
             self._say(f"no step after {waited:g} s: it waits for its workers, which need {' and '.join(wanted)}")
 
-    def line(self) -> str:
-        """step 500/2000  left 6:05  4.1 steps/s  16 episodes/s  loss 0.412  acc 86 %  val 87.1 ± 0.9 %  wait 0.4 %"""
-        figures = self._figures
+    def line(self, figures: Entry | None = None) -> str:
+        """step 500/2000  left 6:05  4.1 steps/s  16 episodes/s  loss 0.412  acc 86 %  val 87.1 ± 0.9 %  wait 0.4 %
+
+        ``figures``: those that are shown; None: the latest of each.
+        """
+        figures = self._figures if figures is None else figures
         parts = [f"step {self._step:,}/{self._steps:,}"]
         left = self._left()
         if left is not None:

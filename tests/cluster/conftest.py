@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -33,6 +34,12 @@ class RayHead:
 
     address: str
     env: dict[str, str]
+
+    @property
+    def gcs(self) -> str:
+        """Where drivers and nodes join, as the head's processes were told."""
+        commands = [Path(f"/proc/{pid}/cmdline").read_text() for pid in marked(self.env[MARK])]
+        return next(found[1] for text in commands if (found := re.search(r"--gcs-address=([^\0]+:[1-9]\d*)", text)))
 
     def submit(
         self, *command: str, env: dict[str, str] | None = None, options: Sequence[str] = ()

@@ -209,7 +209,7 @@ def test_a_loss_that_is_no_number(bed: Bed, says: Says, monkeypatch: pytest.Monk
     with pytest.raises(PipelineError, match=told) as error:
         bed.train("poisoned", f"+method.poison='{poison}'")
     seconds = time.monotonic() - began
-    assert "python -m jobs.replay run=poisoned step=24" in str(error.value) and "\n" not in str(error.value)
+    assert f"python -m jobs.replay run={RUNS}/poisoned step=24" in str(error.value) and "\n" not in str(error.value)
     kept = [load_checkpoint(uri) for uri in checkpoints(f"{RUNS}/poisoned")]
     assert [checkpoint.step for checkpoint in kept] == [10, 20]
     assert all(torch.isfinite(value).all() for value in kept[-1].model.values())

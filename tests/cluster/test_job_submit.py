@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import secrets
 import subprocess
 import sys
@@ -30,12 +29,6 @@ SMALL = [
     "steps=4", "cluster.workers=1", "train.meta_batch_size=1", "validation.every=2", "validation.episodes=20",
     "evaluation=null", "tracking=none",
 ]  # fmt: skip
-
-
-def gcs_address(head: RayHead) -> str:
-    """Where drivers join, as the head's processes were told."""
-    commands = [Path(f"/proc/{pid}/cmdline").read_text() for pid in marked(head.env[MARK])]
-    return next(found[1] for text in commands if (found := re.search(r"--gcs-address=([^\0]+:[1-9]\d*)", text)))
 
 
 @pytest.mark.timeout(600)
@@ -92,7 +85,7 @@ def test_a_cluster_with_tokens_lets_only_their_holders_in(tmp_path: Path) -> Non
             assert "uploaded:" not in done.stdout
             assert "401" in done.stdout or "403" in done.stdout or "uthenticat" in done.stdout, done.stdout
         for refused in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_TOKEN_PATH": str(guess)}):
-            joined = [sys.executable, "-c", JOIN, gcs_address(head)]
+            joined = [sys.executable, "-c", JOIN, head.gcs]
             done = subprocess.run(
                 joined, cwd=ROOT, env=head.env | refused, text=True, capture_output=True, timeout=120, check=False
             )

@@ -119,7 +119,8 @@ def test_the_leaderboard_has_every_run_with_its_model(pages):
 def test_a_model_card_has_its_parts(pages):
     text = pages["model-glyphs.html"]
     for part in (
-        "@champion", "Accuracy by way and shot", "Data and recipe", "python -m jobs.train method=prototypical",
+        "@champion", "Accuracy by way and shot", "untrained, %", "23.45", "Data and recipe",
+        "python -m jobs.train method=prototypical",
         "strangers that pass", "expected calibration error", "What it confuses", "How it sees unseen classes",
         "Episodes it fails on", "there was no champion", "60 train, 40 val, 40 test",
         "How strangers are told", "87.12", "too few strangers", "AUROC of the scores that were compared",

@@ -68,6 +68,16 @@ def model(tmp_path: Path, run: Path) -> Path:
     return tmp_path / "model"
 
 
+def test_a_run_that_was_to_be_registered_nowhere_is_delivered_without(run: Path, tracking: dict) -> None:
+    described = json.loads((run / "run.json").read_text())
+    described["config"]["register_as"] = None
+    store.write_bytes(str(run / "run.json"), json.dumps(described).encode())
+    status, out, said = job("register", f"run={run}", *options(tracking), "--json")
+    assert status == 0 and json.loads(out)["metrics_added"] > 0 and "model" not in json.loads(out)
+    assert "register_as=NAME" in said
+    assert result("register", f"run={run}", "register_as=people", *options(tracking))["model"] == "models:/people/1"
+
+
 def test_register_then_classify_from_the_registry(run: Path, tracking: dict, album: Path) -> None:
     calibration = json.dumps(CALIBRATION.to_dict()).encode()
     store.write_bytes(str(run / "report" / "calibration.json"), calibration)
@@ -101,6 +111,7 @@ def test_enrol_once_and_ask_often(model: Path, album: Path, tmp_path: Path) -> N
     )
     assert grown["enrolment"] == "1 classes added, 5 untouched" and Enrolment.load(file).way == 6
     answers = result("classify", f"model={model}", f"enrolment={file}", f"queries={album}/queries", "threshold=none")
+    assert answers["enrolment"] == f"6 classes from {file}", "nothing was added now"
     right = [Path(row["file"]).parent.name == row["label"] for row in answers["answers"]]
     assert len(right) == 11 and sum(right) >= 9
 

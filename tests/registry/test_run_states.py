@@ -15,6 +15,8 @@ import pytest
 from pipeline import workflow
 from pipeline.errors import Diverged, PipelineError, Stopped, Unavailable
 from pipeline.registry import publish as publish_module
+from pipeline.registry import tracker as tracker_module
+from pipeline.registry.tracking import connect
 from pipeline.registry.tracking_config import check_tracking
 from pipeline.training.runs import read_run
 from tests.registry.test_publish import only_run
@@ -105,3 +107,39 @@ def test_a_server_of_nowhere_is_refused_before_a_submitted_training(monkeypatch:
         place.listen()
         check_tracking(server)
     check_tracking({**server, "uri": "http://mlflow.example:5000"})  # nobody asks there before the training
+
+
+def test_a_run_whose_driver_was_killed_is_ended_by_the_next_one(trained: Any, tracking: dict) -> None:
+    """Of what says that it runs, only that which gave a sign of life, and long ago."""
+    store = connect(tracking)
+    made = {}
+    for name, alive in (("lost", time.time() - 3600), ("alive", time.time() - 5), ("of-earlier-code", None)):
+        made[name] = store.client.create_run(store.experiment_id, run_name=name).info.run_id
+        if alive:
+            store.client.set_tag(made[name], "pipeline.alive", str(int(alive)))
+    trained()
+    states = {name: store.client.get_run(run_id) for name, run_id in made.items()}
+    assert {name: run.info.status for name, run in states.items()} == {
+        "lost": "KILLED", "alive": "RUNNING", "of-earlier-code": "RUNNING",
+    }  # fmt: skip
+    assert "no sign of life for 20 minutes" in states["lost"].data.tags["pipeline.ended"]
+
+
+def test_a_run_gives_signs_of_life_while_nothing_is_logged(
+    run: Path, tracking: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracker_module, "BEAT", 0.05)
+    monkeypatch.setattr(tracker_module, "PATIENCE", 0.05)
+    found = read_run(str(run))
+    tracker = tracker_module.Tracker(found.name, tracking, found.config, found.dataset)
+    try:
+        deadline = time.monotonic() + 60
+        while tracker._run_id is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        store = connect(tracking)
+        store.client.set_tag(tracker._run_id, "pipeline.alive", "1")
+        while store.client.get_run(tracker._run_id).data.tags["pipeline.alive"] == "1" and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert int(store.client.get_run(tracker._run_id).data.tags["pipeline.alive"]) > 1
+    finally:
+        tracker.close(status="KILLED")

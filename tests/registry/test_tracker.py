@@ -92,7 +92,8 @@ def test_a_server_that_is_away_costs_training_nothing(monkeypatch: pytest.Monkey
     delivery = tracker.close(timeout=1.5)
     assert delivery.lost == 2000 and delivery.delivered == 0
     assert delivery.message.startswith("2000 of 2000 tracked figures did not reach MLflow (")
-    assert delivery.message.endswith("deliver them with: python -m jobs.register run=/somewhere/runs/first-run")
+    command = "python -m jobs.register run=/somewhere/runs/first-run 'tracking.uri=http://***@127.0.0.1:9'"
+    assert f"deliver them with: {command} tracking.experiment=tests" in delivery.message
     assert "\n" not in delivery.message and "hunter2" not in delivery.message
 
 

@@ -241,7 +241,7 @@ def test_without_its_registration_a_training_goes_on_and_that_is_no_attempt(quic
     make_data(quick, 0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(workflow, "train", lambda raw: {"undelivered": "the store is away", "exit_code": 75})
-        with pytest.raises(Unavailable, match="trained but not registered .the store is away.; run again"):
+        with pytest.raises(Unavailable, match="trained but not registered, run again: the store is away"):
             retrained(quick)
     assert retrained(quick)["outcome"] == "promoted"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 
 import pytest
@@ -123,6 +124,7 @@ def test_a_training_exports_them_all_and_a_lost_worker_is_counted(ray_session, s
 
 def test_a_run_that_waits_says_for_what(ray_session, monkeypatch, capsys):
     monkeypatch.setattr(telemetry, "WAIT_SECONDS", 1.0)
+    monkeypatch.setattr(telemetry, "PREPARE_SECONDS", 1.0)
     monitor = telemetry.start_monitor()
     display = telemetry.Display(monitor, 10, "mine", needs={"CPU": 2.0, "GPU": 1.0})
     said = ""
@@ -135,7 +137,36 @@ def test_a_run_that_waits_says_for_what(ray_session, monkeypatch, capsys):
     with display:
         wait_for(lambda: says("mine  no step after 1 s: it waits for its workers, which need 2 CPUs ("), 30)
         ray.get(monitor.begin.remote())
-        wait_for(lambda: says("s: its workers are there, and prepare"), 60)
+        wait_for(lambda: says("mine  no step 1 s after its workers came: they prepare, or wait for Ray Data ("), 60)
         ray.get(monitor.tick.remote(3))
     whole = ray.cluster_resources()["CPU"]
     assert f" of {whole:g} are free) and 1 GPUs (0 of 0 are free)" in said.splitlines()[0]
+
+
+def test_a_run_without_steps_says_what_is_done_and_one_that_prepares_nothing(ray_session, monkeypatch, capsys):
+    monkeypatch.setattr(telemetry, "WAIT_SECONDS", 0.1)
+    for steps, line in ((0, "no  no steps are asked for: its workers validate the network"), (9, "")):
+        monitor = telemetry.start_monitor()
+        ray.get(monitor.begin.remote())
+        with telemetry.Display(monitor, steps, "no"):
+            time.sleep(2.5 * telemetry.POLL_SECONDS)
+        said = capsys.readouterr().out
+        assert "no step" not in said.replace("no steps are", "") and said.startswith(line), said
+
+
+def test_a_plain_line_repeats_no_figure(ray_session, monkeypatch, capsys):
+    monkeypatch.setattr(telemetry, "LINE_SECONDS", 0.0)
+    monitor = telemetry.start_monitor()
+    display = telemetry.Display(monitor, 10, "mine")
+    ray.get(monitor.begin.remote())
+    figures = {"train/loss": 0.5, "train/accuracy": 0.9, "train/steps_per_s": 2.0, "train/episodes_per_s": 8.0}
+    with display:
+        ray.get(monitor.log.remote({"step": 5, **figures}))
+        wait_for(lambda: display._step == 5 and not display._new, 30)
+        ray.get(monitor.tick.remote(7))
+        wait_for(lambda: display._step == 7, 30)
+        time.sleep(telemetry.POLL_SECONDS)
+    said = capsys.readouterr().out.splitlines()
+    assert [line.count("loss 0.5  acc 90.0 %") for line in said if "step 5/" in line] == [1]
+    assert all("loss" not in line and "acc" not in line for line in said if "step 7/" in line)
+    assert "loss 0.5  acc 90.0 %" in display.line(), "a terminal's bar shows the latest of each"
