@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import store
-from pipeline.data import png, shards
+from pipeline.data import images, png, shards
 from pipeline.data.manifest import MANIFEST_NAME, Manifest
 from pipeline.errors import PipelineError
 from pipeline.files import file_sha256, sha256
@@ -80,11 +80,17 @@ class Dataset:
 
     Shards on a local disk are mapped where they lie. Shards in an object store are copied once to ``cache`` on this
     node, compared with the manifest's SHA-256, and mapped from there.
+
+    ``shape`` [C, H, W] of the images that are given: by default that of the manifest; others are cut and resized as an
+    image file is.
     """
 
-    def __init__(self, uri: str, cache: str | None = None, verify: bool = True) -> None:
+    def __init__(
+        self, uri: str, cache: str | None = None, verify: bool = True, shape: tuple[int, int, int] | None = None
+    ) -> None:
         self.uri = uri
         self.manifest = read_manifest(uri)
+        self.shape = shape or self.manifest.shape
         self._views = []
         for info in self.manifest.shards:
             if store.is_remote(uri):
@@ -96,10 +102,6 @@ class Dataset:
             self._views.append(shards.map_shard(path, self.manifest.shape, info.rows, self.manifest.encoding))
         rows = [info.rows for info in self.manifest.shards]
         self._starts = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.manifest.shape
 
     def gather(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Copy the images of ``rows`` int64 [N] to ``out`` uint8 [N, C, H, W], which is returned.
@@ -123,6 +125,10 @@ class Dataset:
 
     def _copy(self, number: int, rows: np.ndarray, out: np.ndarray) -> np.ndarray:
         view = self._views[number]
+        if isinstance(view, np.ndarray) and self.shape != self.manifest.shape:
+            for slot, row in enumerate(rows):
+                out[slot] = images.resized(view[int(row)], self.shape)
+            return out
         if isinstance(view, np.ndarray):
             return np.take(view, rows, axis=0, out=out, mode="clip")
         for slot, row in enumerate(rows):
@@ -130,14 +136,14 @@ class Dataset:
         return out
 
 
-def open_dataset(uri: str) -> Dataset:
+def open_dataset(uri: str, shape: tuple[int, int, int] | None = None) -> Dataset:
     """A dataset that stays open in a process of the cluster; its shards were checked when the run began."""
-    return _opened(uri, read_manifest(uri).fingerprint)
+    return _opened(uri, read_manifest(uri).fingerprint, shape)
 
 
 @functools.lru_cache(maxsize=2)
-def _opened(uri: str, fingerprint: str) -> Dataset:
-    return Dataset(uri, verify=False)
+def _opened(uri: str, fingerprint: str, shape: tuple[int, int, int] | None) -> Dataset:
+    return Dataset(uri, verify=False, shape=shape)
 
 
 def read_manifest(uri: str) -> Manifest:

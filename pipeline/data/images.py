@@ -91,6 +91,11 @@ def to_array(image: Image.Image, shape: tuple[int, int, int]) -> np.ndarray:
     return np.frombuffer(image.tobytes(), dtype=np.uint8).reshape(height, width, channels).transpose(2, 0, 1)
 
 
+def resized(pixels: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Stored pixels uint8 [C, H, W] as :func:`to_array` gives an image of them."""
+    return to_array(Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)), shape)
+
+
 def _whatever_size(action: Callable[[], Image.Image]) -> Image.Image:
     """What ``action`` returns, where Pillow's own limit of pixels would forbid it: :func:`open_image` has judged."""
     try:

@@ -35,6 +35,7 @@ class EpisodicProtocol:
     seed: int = 2000
     tasks: int = 20  # episodes computed at once
     balanced_query: bool = True
+    resize: bool = False  # images of another shape than the model's are brought to it; else they are refused
 
     @property
     def spec(self) -> EpisodeSpec:
@@ -85,7 +86,8 @@ def evaluate(model: Model, protocols: list[EpisodicProtocol], gpus: float = 0.0,
 def check(model: Model, protocol: EpisodicProtocol) -> None:
     """Refuse what the split or the method cannot serve, before anything is computed."""
     manifest = read_manifest(protocol.dataset)
-    check_images(model, manifest)
+    if not protocol.resize:
+        check_images(model, manifest)
     check_spec(class_table(manifest, protocol.split), protocol.spec, "evaluation")
     fixed = build_model(model.spec).fixed_way
     if fixed is not None and fixed != protocol.way:
@@ -95,7 +97,7 @@ def check(model: Model, protocol: EpisodicProtocol) -> None:
 
 def check_images(model: Model, manifest: Manifest) -> None:
     """Refuse a dataset whose images are not of the shape that the model was trained on."""
-    shape = tuple(model.spec["input"]["shape"])
+    shape = model.shape
     if shape != manifest.shape:
         want, got = (" x ".join(map(str, sizes)) for sizes in (shape, manifest.shape))
         raise PipelineError(
@@ -118,7 +120,7 @@ def _evaluate_part(
     model: Model, seed: int, protocol: EpisodicProtocol, numbers: np.ndarray, gpu: bool, vectors: np.ndarray | None
 ) -> np.ndarray:
     method, preprocess, device = build_on_worker(model, gpu, seed)
-    dataset = open_dataset(protocol.dataset)
+    dataset = open_dataset(protocol.dataset, model.shape)
     table = class_table(dataset.manifest, protocol.split)
     embeddings = None if vectors is None else Embeddings(vectors, table)
     return episode_accuracies(

@@ -23,6 +23,12 @@ class Model:
     label: str = "model"
     dataset: str | None = None  # folder or URI of what it was trained on
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """[C, H, W] of its images."""
+        channels, height, width = self.spec["input"]["shape"]
+        return channels, height, width
+
     def untrained(self) -> Model:
         """The same with weights as the seed makes them.
 

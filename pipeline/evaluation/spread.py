@@ -39,5 +39,5 @@ def embed_split(held: Any, dataset: str, split: str, gpus: float, seed: int = 0)
 @ray.remote
 def _embed_part(model: Model, seed: int, uri: str, split: str, part: range, gpu: bool) -> np.ndarray:
     method, preprocess, device = build_on_worker(model, gpu, seed)
-    dataset = open_dataset(uri)
+    dataset = open_dataset(uri, model.shape)
     return embed_part(method, preprocess, dataset, class_table(dataset.manifest, split), part, device)

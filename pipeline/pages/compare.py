@@ -7,9 +7,10 @@ from typing import Any
 from pipeline.data.dataset import read_manifest
 from pipeline.errors import PipelineError
 from pipeline.evaluation import clustering, cross_table
-from pipeline.evaluation.evaluate import EpisodicProtocol
+from pipeline.evaluation.evaluate import EpisodicProtocol, check, evaluate
 from pipeline.evaluation.extractor import kind, matched
 from pipeline.evaluation.model import Model
+from pipeline.evaluation.seen import refuse_seen
 from pipeline.pages import strangers
 from pipeline.pages.comparison_tables import COMPARISONS
 from pipeline.pages.config import ReportConfig
@@ -28,7 +29,8 @@ def compare(config: ReportConfig) -> dict[str, Any]:
     else:
         start_ray(config.cluster)
         check_resources(config.cluster)
-        found = (_cross_table if config.what == "cross_table" else _clustering)(config, subjects)
+        how = {"cross_table": _cross_table, "cross_domain": _cross_domain, "clustering": _clustering}
+        found = how[config.what](config, subjects)
     content = {"runs": subjects.described(), **found}
     print(COMPARISONS[config.what](content, text_table), flush=True)
     subjects.record(config, found)
@@ -50,14 +52,20 @@ class Subjects:
             (run, checkpoint, kind(model)) for (run, checkpoint), model in zip(loaded, self.models, strict=True)
         ]
         known = {c.dataset["fingerprint"]: c.dataset for _, c in loaded}
-        if config.dataset is None and len(known) > 1:
+        if config.dataset is None and len(known) > 1 and config.what != "cross_domain":
             names = ", ".join(sorted({str(d["name"]) for d in known.values()}))
             raise PipelineError(f"the runs were trained on different datasets ({names}): give dataset=FOLDER")
         self.dataset = config.dataset or str(next(iter(known.values()))["uri"])
 
     def described(self) -> list[dict[str, Any]]:
         return [
-            {"name": run.name, "kind": kind, "method": checkpoint.spec["method"]["name"], "steps": checkpoint.step}
+            {
+                "name": run.name,
+                "kind": kind,
+                "dataset": {"name": checkpoint.dataset["name"]},
+                "method": checkpoint.spec["method"]["name"],
+                "steps": checkpoint.step,
+            }
             for run, checkpoint, kind in self.trained
         ]
 
@@ -83,6 +91,29 @@ def _cross_table(config: ReportConfig, subjects: Subjects) -> dict[str, Any]:
         for meta, classical, head, comparison in table.comparisons()
     ]
     return {"question": asked, "fine_tune": vars(fine_tune), "results": results, "comparisons": comparisons}
+
+
+def _cross_domain(config: ReportConfig, subjects: Subjects) -> dict[str, Any]:
+    """Every model on every dataset, whose images are brought to the model's input."""
+    if not config.datasets:
+        raise PipelineError("cross_domain needs datasets=[FOLDER,...], what the runs are measured on")
+    keys = ("split", "way", "shot", "query", "episodes", "seed")
+    asked = {key: getattr(config, key) for key in keys}
+    manifests = {uri: read_manifest(uri) for uri in dict.fromkeys(config.datasets)}
+    if len({manifest.name for manifest in manifests.values()}) < len(config.datasets):
+        raise PipelineError(f"datasets={config.datasets}: every dataset once, each with a name of its own")
+    questions = {uri: EpisodicProtocol(uri, **asked, tasks=config.tasks, resize=True) for uri in manifests}
+    for model, (_, checkpoint, _) in zip(subjects.models, subjects.trained, strict=True):
+        for uri, manifest in manifests.items():  # all that can be refused, before anything is computed
+            refuse_seen(model.label, checkpoint.dataset, manifest, config.split)
+            check(model, questions[uri])
+    results = []
+    for model in subjects.models:
+        for uri, manifest in manifests.items():
+            found = evaluate(model, [questions[uri]], config.cluster.gpus_per_worker)[0].estimate
+            about = {"dataset": manifest.name, "fingerprint": manifest.fingerprint, "shape": list(manifest.shape)}
+            results.append({"run": model.label, **about, "accuracy": found.mean, "interval": found.interval})
+    return {"question": asked, "results": results, "comparisons": []}
 
 
 def _clustering(config: ReportConfig, subjects: Subjects) -> dict[str, Any]:

@@ -32,6 +32,21 @@ def cross_table(content: dict[str, Any], table: Table) -> str:
     return "\n\n".join(parts)
 
 
+def cross_domain(content: dict[str, Any], table: Table) -> str:
+    """Accuracy by model and dataset; that which a model was trained on, by other classes, is marked."""
+    datasets = list(dict.fromkeys(row["dataset"] for row in content["results"]))
+    cells = {(row["run"], row["dataset"]): percent(row["accuracy"], row["interval"]) for row in content["results"]}
+    rows = []
+    for run in content["runs"]:
+        home = run["dataset"]["name"]
+        figures = [cells[run["name"], name] + (" *" if name == home else "") for name in datasets]
+        rows.append([run["name"], run["method"], home, *figures])
+    q = content["question"]
+    asked = f"{q['episodes']:,} episodes of {q['way']}-way {q['shot']}-shot, {q['query']} queries a class, split "
+    note = f"Accuracy in percent, mean ± 95 % interval; {asked}{q['split']!r}. * by its own training dataset's classes."
+    return f"{table(['run', 'method', 'trained on', *datasets], rows)}\n\n{note}"
+
+
 def clustering(content: dict[str, Any], table: Table) -> str:
     """R_FC and R_HV of every extractor, then their differences where two share a network."""
     measured = {row["run"]: row for row in content["results"]}
@@ -132,4 +147,9 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names) if names else "none"
 
 
-COMPARISONS = {"cross_table": cross_table, "clustering": clustering, "strangers": strangers}
+COMPARISONS = {
+    "cross_table": cross_table,
+    "cross_domain": cross_domain,
+    "clustering": clustering,
+    "strangers": strangers,
+}

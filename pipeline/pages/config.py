@@ -21,12 +21,14 @@ class FineTune(Section):
 
 class ReportConfig(Section):
     what: Literal[
-        "pages", "cross_table", "clustering", "strangers", "results", "reproduction", "campaign", "embeddings"
-    ]
+        "pages", "cross_table", "cross_domain", "clustering", "strangers",
+        "results", "reproduction", "campaign", "embeddings",
+    ]  # fmt: skip
     published: str | None
     runs: list[Name]
     storage: str
     dataset: str | None
+    datasets: list[Name]
     split: str
     strangers: str | None
     way: Count

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from docs.studies import results
 from jobs._main import run as run_job
@@ -13,9 +17,11 @@ from jobs.report import dispatch as report
 from pipeline import store
 from pipeline.config import compose, validate
 from pipeline.data.dataset import class_table, read_manifest
+from pipeline.data.ingest import ingest
 from pipeline.errors import PipelineError
+from pipeline.evaluation.seen import TRAINED, trained_classes
 from pipeline.pages import strangers
-from pipeline.training.checkpoint import save_checkpoint
+from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.training.config import TrainConfig
 from pipeline.training.learner import Learner
 from pipeline.training.runs import RUN_FILE
@@ -58,6 +64,53 @@ def make(what: str, runs: str, *overrides: str) -> dict:
 
 
 SMALL = ["heads=[svm,ridge,prototypes,maml]", "episodes=6", "query=3", "fine_tune.steps=2"]
+
+
+def test_cross_domain(ray_session, runs, glyphs, tmp_path, capsys, monkeypatch):
+    """Models on another dataset, of colour images of another size, as if it had been ingested in their shape."""
+    monkeypatch.setattr("sys.argv", ["report", "cross_domain", "record=x"])
+    for number in range(6):
+        for image in range(8):
+            pixels = np.random.default_rng(number).integers(0, 256, (6, 6, 3)).repeat(7, 0).repeat(7, 1)
+            path = tmp_path / "in" / f"class {number}" / f"{image}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.roll(pixels, image, 1).astype(np.uint8)[:, :40]).save(path)
+    places = {}
+    forms = {"raw": ("raw", "[3,42,40]"), "file": ("encoded", "[3,42,40]"), "own": ("raw", "[1,28,28]")}
+    for name, (encoding, shape) in forms.items():
+        words = [f"data.name={name}", f"data.root={tmp_path}", f"data.source.path={tmp_path / 'in'}"]
+        split = tmp_path / "splits.json"
+        split.write_text(json.dumps({"train": ["class 0"], "test": [f"class {number}" for number in range(1, 6)]}))
+        words += [f"data.source.encoding={encoding}", f"data.source.shape={shape}", f"data.source.splits={split}"]
+        ingest(compose("ingest", ["data=folder", *words]), progress=False)
+        places[name] = str(tmp_path / name)
+    asked = ["runs=[meta,other]", f"datasets=[{glyphs},{','.join(places.values())}]", "query=3", "episodes=10"]
+    found = make("cross_domain", runs, *asked, f"record={tmp_path}/cross_domain_x.json")
+    shown = capsys.readouterr().out
+    cells = {(row["run"], row["dataset"]): row["accuracy"] for row in found["results"]}
+    assert len(cells) == 8
+    for run in ("meta", "other"):  # resized when it is read, or when it was ingested: the same images
+        assert cells[run, "raw"] == cells[run, "file"] == cells[run, "own"] > 0.2
+    assert "10 episodes of 5-way 1-shot, 3 queries a class, split 'test'" in shown and " *" in shown
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    page = results.page_text("<!-- measured: cross_domain_x -->\n<!-- end -->\n")
+    assert "| meta | prototypical | glyphs |" in page
+    with pytest.raises(PipelineError, match="needs datasets="):
+        make("cross_domain", runs)
+    with pytest.raises(PipelineError, match="every dataset once"):
+        make("cross_domain", runs, f"datasets=[{places['raw']},{places['raw']}]")
+
+
+def test_a_model_is_not_measured_elsewhere_on_what_it_was_trained_on(ray_session, runs, glyphs, tmp_path):
+    """The same classes split anew: those of the model's training are named."""
+    manifest = read_manifest(glyphs)
+    trained = {"name": "glyphs", "fingerprint": "another", "uri": glyphs, TRAINED: trained_classes(manifest, "test")}
+    folder = tmp_path / "runs"
+    shutil.copytree(f"{runs}/meta", folder / "meta")
+    checkpoint = load_checkpoint(f"{folder}/meta/step_00000000")
+    save_checkpoint(f"{folder}/meta/step_00000000", replace(checkpoint, dataset=trained))
+    with pytest.raises(PipelineError, match=r"meta was trained on \d+ classes of split 'test' of dataset 'glyphs'"):
+        report(compose("report", ["what=cross_domain", f"storage={folder}", "runs=[meta]", f"datasets=[{glyphs}]"]))
 
 
 def test_cross_table(ray_session, runs, tmp_path, capsys, monkeypatch):
