@@ -25,6 +25,7 @@ from pipeline.evaluation.config import EvaluateConfig
 from pipeline.pages.config import ReportConfig
 from pipeline.registry.classify import ClassifyConfig
 from pipeline.registry.deliver import RegisterConfig
+from pipeline.registry.export import ExportConfig
 from pipeline.registry.promotion import PromoteConfig
 from pipeline.registry.tracking_config import TrackingConfig, store_uri
 from pipeline.retraining.config import settings_of
@@ -38,9 +39,9 @@ PAGES = sorted(
     [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docs/results/*.md"), *ROOT.glob("infra/**/*.md")]
 )
 SCHEMAS: dict[str, Any] = {
-    "classify": ClassifyConfig, "evaluate": EvaluateConfig, "ingest": IngestConfig, "promote": PromoteConfig,
-    "register": RegisterConfig, "replay": ReplayConfig, "report": ReportConfig, "train": TrainConfig,
-    "tune": CampaignConfig,
+    "classify": ClassifyConfig, "evaluate": EvaluateConfig, "export": ExportConfig, "ingest": IngestConfig,
+    "promote": PromoteConfig, "register": RegisterConfig, "replay": ReplayConfig, "report": ReportConfig,
+    "train": TrainConfig, "tune": CampaignConfig,
 }  # fmt: skip
 PLACEHOLDER = re.compile(r"(?<![A-Za-z])[A-Z][A-Z_]{2,}(?![a-z])")
 STANDS_FOR = {"NUMBER": "1", "NAME": "prototypical", "PHOTOS": "photos", "FOLDER": "photos"}

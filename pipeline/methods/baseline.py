@@ -14,7 +14,7 @@ from pipeline.functional.losses import accuracy, smoothed_cross_entropy
 from pipeline.functional.support_initialised import hardness
 from pipeline.methods._tuned import Tuner
 from pipeline.methods.base import State
-from pipeline.methods.head import ClassicalMethod
+from pipeline.methods.head import ClassicalMethod, ClassMeans
 from pipeline.nets.by_name import choose
 from pipeline.nets.norm import replace_native
 
@@ -131,6 +131,9 @@ class Baseline(ClassicalMethod):
 
     def distances(self, logits: Tensor) -> Tensor | None:
         return super().distances(logits) if self.frozen else None
+
+    def class_means(self) -> ClassMeans | None:
+        return ClassMeans(self.new_classes.distance) if self.extendable else None  # type: ignore[attr-defined]
 
     @torch.no_grad()
     def adapt(self, support: Tensor, labels: Tensor, way: int | None = None) -> State:

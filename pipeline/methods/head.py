@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,21 @@ from pipeline.batch import Batch, Episodes, Images
 from pipeline.functional.heads import Head, Prototype
 from pipeline.functional.losses import accuracy, cross_entropy
 from pipeline.methods.base import Method, State, embed
+
+
+@dataclass(frozen=True)
+class ClassMeans:
+    """Everything about a head whose classes are means of features: what another program needs to answer like it.
+
+    A feature vector f is seen as f - centre, then brought to unit length where ``unit`` says so; a class is the mean of
+    its images' (``unit_means``: brought to unit length), and its logit minus ``scale`` times the distance to it.
+    """
+
+    distance: str
+    scale: float = 1.0
+    centre: Tensor | None = None  # [D]; None: 0
+    unit: bool = False
+    unit_means: bool = False
 
 
 class HeadMethod(Method, ABC):
@@ -39,6 +55,10 @@ class HeadMethod(Method, ABC):
     def objective(self, logits: Tensor, labels: Tensor) -> Tensor:
         """What is minimised, of logits [..., N, classes] and labels [..., N]."""
         return cross_entropy(logits, labels)
+
+    def class_means(self) -> ClassMeans | None:
+        """The head as plain numbers, where it is one of class means; else None."""
+        return None
 
     def features(self, images: Tensor) -> Tensor:
         """[T, N, C, H, W] -> [T, N, D]."""
@@ -118,6 +138,12 @@ class ClassicalMethod(HeadMethod):
 
     def distances(self, logits: Tensor) -> Tensor | None:
         return -logits if isinstance(self.new_classes, Prototype) else None  # Nearest is one too
+
+    def class_means(self) -> ClassMeans | None:
+        own = (getattr(type(self), name) for name in ("fit", "scores", "represent"))
+        usual = (getattr(ClassicalMethod, name) for name in ("fit", "scores", "represent"))
+        means = type(self.new_classes) is Prototype and list(own) == list(usual)
+        return ClassMeans(self.new_classes.distance) if means else None  # type: ignore[attr-defined]
 
     def summarise(self, features: Tensor, labels: Tensor) -> Tensor | None:
         return features.double().sum(0) if self.keeps_mean else None

@@ -15,7 +15,7 @@ from pipeline.functional.distances import by_class, dot
 from pipeline.functional.precision import in_float32
 from pipeline.functional.prototypes import prototypes
 from pipeline.methods.base import State
-from pipeline.methods.head import ClassicalMethod
+from pipeline.methods.head import ClassicalMethod, ClassMeans
 
 
 class Imprinted(ClassicalMethod):
@@ -73,6 +73,9 @@ class Imprinted(ClassicalMethod):
 
     def distances(self, logits: Tensor) -> Tensor:
         return 1 - logits / self.scale
+
+    def class_means(self) -> ClassMeans:
+        return ClassMeans("dot", self.scale.item(), unit=True, unit_means=True)
 
     def joint_state(self, support: Tensor, labels: Tensor, way: int | None = None) -> State:
         """As ``adapt``, to answer over the training classes and, after them, the new: [T, classes + way, D]."""

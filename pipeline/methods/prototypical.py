@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from pipeline.functional.distances import DISTANCES, by_class
 from pipeline.functional.prototypes import prototypes
 from pipeline.methods.base import State
-from pipeline.methods.head import HeadMethod
+from pipeline.methods.head import ClassMeans, HeadMethod
 from pipeline.nets.by_name import choose
 
 
@@ -53,3 +53,7 @@ class Prototypical(HeadMethod):
 
     def distances(self, logits: Tensor) -> Tensor | None:
         return None if self.distance is DISTANCES["dot"] else -logits
+
+    def class_means(self) -> ClassMeans:
+        name = next(name for name, distance in DISTANCES.items() if distance is self.distance)
+        return ClassMeans(name, self.scale.item())

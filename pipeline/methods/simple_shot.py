@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from pipeline.functional.distances import unit
-from pipeline.methods.head import ClassicalMethod
+from pipeline.methods.head import ClassicalMethod, ClassMeans
 from pipeline.nets.by_name import choose
 
 
@@ -28,3 +28,7 @@ class SimpleShot(ClassicalMethod):
     def represent(self, features: Tensor) -> Tensor:
         centred = features - self.mean if self.centring == "train_mean" else features
         return unit(centred) if self.normalise else centred
+
+    def class_means(self) -> ClassMeans:
+        centre = self.mean if self.centring == "train_mean" else None
+        return ClassMeans("squared_euclidean", centre=centre, unit=self.normalise)

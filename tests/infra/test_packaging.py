@@ -73,8 +73,8 @@ def imported() -> set[str]:
 def test_what_is_imported_is_required() -> None:
     providers = packages_distributions()
     outside = imported() - set(sys.stdlib_module_names) - {"pipeline", "jobs"}
-    extras = PROJECT["optional-dependencies"]  # "timm" and "huggingface" are of networks that need them
-    texts = [*PROJECT["dependencies"], *extras["timm"], *extras["huggingface"]]
+    extras = PROJECT["optional-dependencies"]  # of what only some need
+    texts = [*PROJECT["dependencies"], *extras["timm"], *extras["huggingface"], *extras["onnx"]]
     required = {canonicalize_name(Requirement(text).name) for text in texts}
     missing = {
         name for name in outside if not {canonicalize_name(found) for found in providers.get(name, [name])} & required
