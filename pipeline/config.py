@@ -167,6 +167,13 @@ def _stored(job: str, overrides: list[str]) -> Config:
     return config
 
 
+def usual_choice(group: str, choice: str) -> Config:
+    """A file of a group as it stands, without Hydra: for messages, whenever they are due."""
+    found = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{choice}.yaml"), resolve=True)
+    assert isinstance(found, dict)
+    return {str(key): value for key, value in found.items()}
+
+
 def validate(schema: type[M], config: Config) -> M:
     """``config`` as a checked object; the first wrong key is named with its limit."""
     try:
@@ -233,6 +240,8 @@ def _one_line(message: str, job: str, overrides: Sequence[str]) -> str:
     if unknown:
         known = _known_keys(job, _choices(overrides))
         see = " ".join([f"python -m jobs.{job}", *_choices(overrides), "--help"])
+        if unknown[1] in known:
+            return f"{unknown[1]} is a group of keys: add to it with +{unknown[1]}=..., or set one of them; see: {see}"
         return f"unknown key {unknown[1]!r}{_suggest(unknown[1], known)}; see: {see}"
     group = re.search(r"(?:Could not find|In '[^']+': Could not find) '([^']+)'", message)
     if group:

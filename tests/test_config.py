@@ -168,6 +168,8 @@ def test_help_and_suggestions_are_those_of_the_chosen_group():
     ):
         with pytest.raises(PipelineError, match=says):
             compose("ingest", overrides)
+    with pytest.raises(PipelineError, match=r"space is a group of keys: add to it with \+space="):
+        compose("tune", ["space={optimizer.lr: {low: 0.001}}"])
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pipeline.commands import command
-from pipeline.config import Section, compose, validate
+from pipeline.config import Section, usual_choice, validate
 from pipeline.errors import PipelineError, Unavailable
 from pipeline.ray_start import in_submitted_job
 from pipeline.registry.masking import mask, mask_text
@@ -77,7 +77,7 @@ def check_tracking(tracking: Mapping[str, Any]) -> None:
 def registering(run: str, tracking: Mapping[str, Any]) -> str:
     """The command that brings a run's folder to the MLflow store of ``tracking``, which it names where it is not the
     usual one. A login in its URI is not shown."""
-    usual = compose("register", ["run=RUN"])["tracking"]
+    usual = usual_choice("tracking", "embedded")
     given = {key: value for key, value in tracking.items() if value is not None and value != usual.get(key)}
     return command("register", f"run={run}", *(f"tracking.{key}={mask(value, key)}" for key, value in given.items()))
 
