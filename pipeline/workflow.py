@@ -16,13 +16,13 @@ from pipeline.config import Config, validate
 from pipeline.data.dataset import Dataset, read_manifest
 from pipeline.errors import PipelineError, Stopped
 from pipeline.evaluation.config import EvaluateConfig
+from pipeline.evaluation.embedded import Embeddings
 from pipeline.evaluation.evaluate import EpisodicProtocol, evaluate
 from pipeline.evaluation.model import Model
 from pipeline.evaluation.protocols import compare, figures, measure, print_episodic
 from pipeline.evaluation.seen import refuse_seen
+from pipeline.evaluation.spread import EmbeddedSplits
 from pipeline.inference.calibration import Calibration
-from pipeline.methods.base import Method
-from pipeline.nets.preprocess import Preprocess
 from pipeline.pages.record import record
 from pipeline.pages.strangers import calibrate_run
 from pipeline.registry.masking import mask_argument
@@ -32,6 +32,7 @@ from pipeline.training.checkpoint import load_checkpoint
 from pipeline.training.cluster import check_resources, start_ray
 from pipeline.training.config import TrainConfig
 from pipeline.training.launch import launch, prepare
+from pipeline.training.models import model_for, model_of_run
 from pipeline.training.preemption import stopping_on_sigterm
 from pipeline.training.runs import CALIBRATION, EVALUATION, REPORT, Run, best_checkpoint, find_run
 
@@ -112,7 +113,11 @@ def evaluate_job(raw: Config) -> dict[str, Any]:
     if config.protocol != "one_shot_runs":  # which is of 800 images, computed here
         start_ray(config.cluster)
         check_resources(config.cluster)
-    measured = measure(config, models, config.dataset or model.dataset, None if run is None else run.config)
+    dataset = config.dataset or model.dataset
+    if dataset is not None and config.protocol != "one_shot_runs":
+        models = [model_for(one, dataset) for one in models]
+    once = EmbeddedSplits(models[0], config.cluster.gpus_per_worker) if config.protocol == "episodic" else None
+    measured = measure(config, models, dataset, None if run is None else run.config, once)
     summary: dict[str, Any] = {"results": figures(measured)}
     if config.compare:
         summary["comparison"] = compare(measured)
@@ -127,14 +132,9 @@ def evaluate_job(raw: Config) -> dict[str, Any]:
         checkpoint = load_checkpoint(best_checkpoint(run.uri))
         record(config.record, run, checkpoint, results, config.protocol, summary.get("comparison"))
         print(f"recorded in {config.record}")
-    if config.publish and run is not None:
-        _publish_evaluation(config, model, run, summary)
+    if config.publish and run is not None and once is not None:
+        _publish_evaluation(config, model, run, summary, once)
     return summary
-
-
-def model_of_run(run: Run) -> Model:
-    checkpoint = load_checkpoint(best_checkpoint(run.uri))
-    return Model(checkpoint.spec, checkpoint.model, run.name, checkpoint.dataset["uri"])
 
 
 def _subject(name: str, config: EvaluateConfig, dataset: str | None = None) -> tuple[Model, Run | None]:
@@ -161,6 +161,7 @@ def _subject(name: str, config: EvaluateConfig, dataset: str | None = None) -> t
 
 def _evaluate_run(config: TrainConfig, run: Run, model: Model) -> list[dict[str, Any]]:
     """Test accuracy, the calibration of 'unknown' and pictures: into the run's ``report`` folder."""
+    from pipeline.pages.card import MOST_IMAGES
     from pipeline.pages.pictures import draw_pictures  # matplotlib, which no training waits for before its first step
 
     how = config.evaluation
@@ -171,25 +172,32 @@ def _evaluate_run(config: TrainConfig, run: Run, model: Model) -> list[dict[str,
         for shot in how.shot
     ]
     gpus = config.cluster.gpus_per_worker
-    measured = [(model, evaluate(model, protocols, gpus))]
+    once = EmbeddedSplits(model, gpus)
+    measured = [(model, evaluate(model, protocols, gpus, once=once))]
     if how.untrained:
         measured.append((model.untrained(), evaluate(model.untrained(), protocols, gpus, config.seed)))
     print_episodic(measured)
     results = [{"model": m.label, **r.summary()} for m, rs in measured for r in rs]
     trained = [entry for entry in results if entry["model"] == model.label]
     _write_report(run, EVALUATION, json.dumps(trained, indent=1).encode())
-    method, preprocess = model.build()
     dataset = Dataset(config.dataset_uri, verify=False)
-    calibration = _write_calibration(run, method, preprocess, dataset)
-    for name, content in draw_pictures(method, preprocess, dataset, how.split, trained).items():
+    print(f"calibrating 'unknown' on split {config.validation.split!r}", flush=True)
+    calibration = _write_calibration(run, model, dataset, once)
+    print("drawing pictures and the model card", flush=True)
+    method, preprocess = model.build()
+    embeddings = once.of(config.dataset_uri, how.split, MOST_IMAGES)
+    for name, content in draw_pictures(method, preprocess, dataset, how.split, trained, embeddings).items():
         _write_report(run, name, content)
     first = [entry for entry in results if entry["model"] != model.label]
-    _write_card(run, method, preprocess, dataset, protocols[0], measured[0][1][0].accuracies, calibration, first)
+    _write_card(run, model, dataset, protocols[0], measured[0][1][0].accuracies, calibration, first, embeddings)
     return results
 
 
-def _publish_evaluation(config: EvaluateConfig, model: Model, run: Run, summary: dict[str, Any]) -> None:
+def _publish_evaluation(
+    config: EvaluateConfig, model: Model, run: Run, summary: dict[str, Any], once: EmbeddedSplits
+) -> None:
     """Figures, calibration and model card into the run's report, beside or instead of what is there, and published."""
+    from pipeline.pages.card import MOST_IMAGES
     from pipeline.registry.publish import evaluation_of, publish
 
     mine = [entry for entry in summary["results"] if entry["model"] == model.label]
@@ -198,22 +206,21 @@ def _publish_evaluation(config: EvaluateConfig, model: Model, run: Run, summary:
         kept = {key: value for key, value in entry.items() if key != "accuracies"}
         known[entry["split"], entry["way"], entry["shot"]] = kept
     _write_report(run, EVALUATION, json.dumps(list(known.values()), indent=1).encode())
-    method, preprocess = model.build()
     protocol = EpisodicProtocol(
         str(model.dataset), config.split, config.way[0], config.shot[0], config.query, config.episodes, config.seed
     )
-    accuracies = np.asarray(mine[0]["accuracies"])
-    dataset = Dataset(str(model.dataset), verify=False)
-    calibration = _write_calibration(run, method, preprocess, dataset)
+    dataset, accuracies = Dataset(str(model.dataset), verify=False), np.asarray(mine[0]["accuracies"])
+    calibration = _write_calibration(run, model, dataset, once)
     first = [{k: v for k, v in e.items() if k != "accuracies"} for e in summary["results"] if e["model"] == "untrained"]
-    _write_card(run, method, preprocess, dataset, protocol, accuracies, calibration, first)
+    embeddings = once.of(dataset.uri, config.split, MOST_IMAGES)
+    _write_card(run, model, dataset, protocol, accuracies, calibration, first, embeddings)
     published = publish(run.uri, config.tracking)
     later = registering(run.uri, config.tracking)
     print(f"published in MLflow run {published.run_id}; for its model's tags: {later}")
 
 
-def _write_calibration(run: Run, method: Method, preprocess: Preprocess, dataset: Dataset) -> Calibration | None:
-    calibration = calibrate_run(method, preprocess, dataset, run.config)
+def _write_calibration(run: Run, model: Model, dataset: Dataset, once: EmbeddedSplits) -> Calibration | None:
+    calibration = calibrate_run(*model.build(), dataset, run.config, once)
     if calibration is not None:
         _write_report(run, CALIBRATION, json.dumps(calibration.to_dict(), indent=1).encode())
     return calibration
@@ -221,21 +228,23 @@ def _write_calibration(run: Run, method: Method, preprocess: Preprocess, dataset
 
 def _write_card(
     run: Run,
-    method: Method,
-    preprocess: Preprocess,
+    model: Model,
     dataset: Dataset,
     protocol: EpisodicProtocol,
     accuracies: np.ndarray,
     calibration: Calibration | None,
     untrained: list[dict[str, Any]],
+    embeddings: Embeddings | None,
 ) -> None:
     from pipeline.pages.card import draw_card
 
+    method, preprocess = model.build()
     origin: dict[str, Any] = {"run": run.name, "step": load_checkpoint(best_checkpoint(run.uri)).step}
     origin["untrained"] = untrained  # results of the same network with its first weights, where they were asked for
     origin["arguments"] = [mask_argument(argument) for argument in run.arguments]
     temperature = 1.0 if calibration is None else calibration.nearest(protocol.way, protocol.shot).temperature
-    for name, content in draw_card(method, preprocess, dataset, protocol, accuracies, origin, temperature).items():
+    drawn = draw_card(method, preprocess, dataset, protocol, accuracies, origin, temperature, embeddings)
+    for name, content in drawn.items():
         _write_report(run, name, content)
 
 

@@ -32,6 +32,7 @@ from pipeline.retraining.config import settings_of
 from pipeline.search.config import CampaignConfig
 from pipeline.training import launch
 from pipeline.training.config import TrainConfig
+from pipeline.training.embed import EmbedConfig
 from pipeline.training.replay import ReplayConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,9 +40,9 @@ PAGES = sorted(
     [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docs/results/*.md"), *ROOT.glob("infra/**/*.md")]
 )
 SCHEMAS: dict[str, Any] = {
-    "classify": ClassifyConfig, "evaluate": EvaluateConfig, "export": ExportConfig, "ingest": IngestConfig,
-    "promote": PromoteConfig, "register": RegisterConfig, "replay": ReplayConfig, "report": ReportConfig,
-    "train": TrainConfig, "tune": CampaignConfig,
+    "classify": ClassifyConfig, "embed": EmbedConfig, "evaluate": EvaluateConfig, "export": ExportConfig,
+    "ingest": IngestConfig, "promote": PromoteConfig, "register": RegisterConfig, "replay": ReplayConfig,
+    "report": ReportConfig, "train": TrainConfig, "tune": CampaignConfig,
 }  # fmt: skip
 PLACEHOLDER = re.compile(r"(?<![A-Za-z])[A-Z][A-Z_]{2,}(?![a-z])")
 STANDS_FOR = {"NUMBER": "1", "NAME": "prototypical", "PHOTOS": "photos", "FOLDER": "photos"}

@@ -60,6 +60,17 @@ def class_table(manifest: Manifest, split: str, holdout: str = "all", holdout_fr
             known = ", ".join(sorted(manifest.splits))
             raise PipelineError(f"dataset {manifest.name!r} has no split {part!r}; it has {known}")
         members += manifest.splits[part]
+    return _table(manifest, members, split, holdout, holdout_fraction)
+
+
+def whole_table(manifest: Manifest) -> ClassTable:
+    """All classes, whatever their split, in the order of their ids."""
+    return _table(manifest, list(range(len(manifest.class_names))), "all")
+
+
+def _table(
+    manifest: Manifest, members: list[int], split: str, holdout: str = "all", holdout_fraction: float = 0.0
+) -> ClassTable:
     rotations = len(manifest.rotations)
     index = np.asarray(members, dtype=np.int64)
     starts, counts = manifest.class_starts[index], np.asarray(manifest.class_counts, dtype=np.int64)[index]
@@ -76,7 +87,7 @@ def class_table(manifest: Manifest, split: str, holdout: str = "all", holdout_fr
 
 
 class Dataset:
-    """Random access to the images of an ingested dataset.
+    """Random access to the images of an ingested dataset, or to the features of one.
 
     Shards on a local disk are mapped where they lie. Shards in an object store are copied once to ``cache`` on this
     node, compared with the manifest's SHA-256, and mapped from there.
@@ -104,13 +115,13 @@ class Dataset:
         self._starts = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
 
     def gather(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """Copy the images of ``rows`` int64 [N] to ``out`` uint8 [N, C, H, W], which is returned.
+        """Copy the images of ``rows`` int64 [N] to ``out`` uint8 [N, C, H, W], which is returned; features are float32.
 
         A buffer that is used again avoids the page faults that dominate a fresh one.
         """
         rows = np.ascontiguousarray(rows).reshape(-1)
         if out is None:
-            out = np.empty((len(rows), *self.shape), dtype=np.uint8)
+            out = np.empty((len(rows), *self.shape), dtype=self.manifest.dtype)
         if len(rows) and not 0 <= rows.min() <= rows.max() < self._starts[-1]:
             raise IndexError(f"rows {rows.min()}..{rows.max()} of a dataset of {self._starts[-1]}")
         if len(self._views) == 1:
@@ -119,7 +130,7 @@ class Dataset:
         shard = np.searchsorted(self._starts, rows, side="right") - 1
         for number in np.unique(shard):
             where = np.flatnonzero(shard == number)
-            part = np.empty((len(where), *self.shape), dtype=np.uint8)
+            part = np.empty((len(where), *self.shape), dtype=self.manifest.dtype)
             out[where] = self._copy(number, rows[where] - self._starts[number], part)
         return out
 
@@ -157,7 +168,8 @@ def read_manifest(uri: str) -> Manifest:
 def _ingest_of(uri: str) -> str:
     """The command that makes a dataset of that name there."""
     root, _, name = uri.rstrip("/").rpartition("/")
-    ready = name != "folder" and (Path(__file__).parents[1] / "conf" / "data" / f"{name}.yaml").is_file()
+    own = Path(__file__).parents[1] / "conf" / "data" / f"{name}.yaml"
+    ready = name not in ("folder", "features") and own.is_file()
     source = f"data={name}" if ready else f"data=folder data.name={name} data.source.path=FOLDER"
     usual = os.path.join(os.environ.get("PIPELINE_HOME", "."), "datasets")
     elsewhere = store.is_remote(uri) or os.path.abspath(root) != os.path.abspath(usual)

@@ -13,7 +13,9 @@ from pipeline.errors import PipelineError
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
-ENCODINGS = ("raw", "encoded")
+FEATURES = "features"  # an encoding
+ENCODINGS = ("raw", "encoded", FEATURES)
+_OF_FEATURES = ("network", "views")
 
 
 @dataclass(frozen=True)
@@ -33,20 +35,25 @@ class Manifest:
     Rows are numbered over all shards in order; a class is the range ``[start, start + count)`` of rows.
     With ``rotations`` of length R, every class stands for R classes: the class as it is, and turned
     counter-clockwise by each angle. The id of class c turned by ``rotations[r]`` is ``c * R + r``.
+
+    A dataset of features has float32 [D, 1, 1] in place of every image: what ``network`` makes of it. With ``views``
+    the first rows are those of the images as they are, and as many follow for each augmented view of all of them.
     """
 
     name: str
     shape: tuple[int, int, int]  # C, H, W of every image after decoding
-    encoding: str  # "raw": uint8 tensors; "encoded": PNG, JPEG or WebP bytes
+    encoding: str  # "raw": uint8 tensors; "encoded": PNG, JPEG or WebP bytes; "features": float32 tensors
     class_names: list[str]
     class_counts: list[int]
     splits: dict[str, list[int]]  # split name -> indices into class_names
-    mean: list[float]  # per channel over the train split, in units of 0..1
+    mean: list[float]  # per channel over the train split, in units of 0..1; of features there is none
     std: list[float]
     shards: list[ShardInfo]
     rotations: list[int] = field(default_factory=lambda: [0])
     source: dict[str, Any] = field(default_factory=dict)  # where it came from; not part of the fingerprint
     skipped: dict[str, int] = field(default_factory=dict)  # reason -> number of files left out
+    network: dict[str, Any] | None = None  # of features: what made them of which dataset
+    views: int = 0
     schema: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -63,7 +70,9 @@ class Manifest:
             raise wrong("class names are not unique or do not match the class counts")
         if any(count < 1 for count in self.class_counts):
             raise wrong("a class has no images")
-        if sum(self.class_counts) != sum(shard.rows for shard in self.shards):
+        if (self.encoding == FEATURES) != (self.network is not None) or self.views < 0:
+            raise wrong("features, and they alone, have a network and may have views")
+        if self.stored_rows != sum(shard.rows for shard in self.shards):
             raise wrong("the classes' rows do not add up to the shards' rows")
         seen: dict[int, str] = {}
         for split, members in self.splits.items():
@@ -75,7 +84,8 @@ class Manifest:
                 seen[index] = split
         if not self.rotations or any(angle % 90 for angle in self.rotations):
             raise wrong(f"rotations {self.rotations} are not multiples of 90 degrees")
-        if len(self.mean) != self.shape[0] or len(self.std) != self.shape[0]:
+        channels = 0 if self.encoding == FEATURES else self.shape[0]
+        if len(self.mean) != channels or len(self.std) != channels:
             raise wrong("mean and std do not have one value a channel")
         for shard in self.shards:
             if "/" in shard.file or "\\" in shard.file or shard.file.startswith("."):
@@ -83,7 +93,18 @@ class Manifest:
 
     @property
     def rows(self) -> int:
+        """Images; not counting views."""
         return sum(self.class_counts)
+
+    @property
+    def stored_rows(self) -> int:
+        """Images and their views."""
+        return self.rows * (1 + self.views)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of a row."""
+        return np.dtype(np.float32 if self.encoding == FEATURES else np.uint8)
 
     @property
     def class_starts(self) -> np.ndarray:
@@ -94,13 +115,18 @@ class Manifest:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the content: equal images, classes and splits give an equal fingerprint on any machine."""
-        content = asdict(self)
+        content = self._content()
         for key in ("source", "skipped"):
             content.pop(key)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> str:
-        return json.dumps({**asdict(self), "fingerprint": self.fingerprint}, indent=1, sort_keys=True) + "\n"
+        return json.dumps({**self._content(), "fingerprint": self.fingerprint}, indent=1, sort_keys=True) + "\n"
+
+    def _content(self) -> dict[str, Any]:
+        """What is written; a dataset of images is written as it was before there were features."""
+        content = asdict(self)
+        return content if self.encoding == FEATURES else {k: v for k, v in content.items() if k not in _OF_FEATURES}
 
     @classmethod
     def from_json(cls, text: str, where: str) -> Manifest:

@@ -83,7 +83,8 @@ def _fetch_planner(reference: ray.ObjectRef) -> Planner:
 
 
 def _image_bytes(uri: str) -> int:
-    return int(np.prod(open_dataset(uri).shape))
+    manifest = open_dataset(uri).manifest
+    return int(np.prod(manifest.shape)) * manifest.dtype.itemsize
 
 
 def encode(plan: AnyPlan) -> tuple[list[int], bytes]:

@@ -8,8 +8,23 @@ import numpy as np
 
 from pipeline.data.dataset import ClassTable
 from pipeline.data.episodes import EpisodeSpec, ImagePlan, Plan, plan_episodes, plan_groups, plan_images
+from pipeline.data.philox import key_of, uniforms
 
 TASK_CPUS = 0.25  # what a task that gathers pixels in the cluster reserves
+
+
+@dataclass(frozen=True)
+class Views:
+    """Of a dataset of features: in training every image is as it is or, as often, one of its augmented views."""
+
+    count: int
+    rows: int  # of each view
+    seed: int
+
+    def of(self, numbers: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """The rows [N, columns] of episodes or images ``numbers`` [N], each in a view that their number decides."""
+        draws = uniforms(key_of("views", self.seed), numbers, rows.shape[1])
+        return rows + self.rows * (draws * (1 + self.count)).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -23,14 +38,19 @@ class EpisodePlanner:
     spec: EpisodeSpec
     seed: int
     auxiliary: ImagePlanner | None = None
+    views: Views | None = None
 
     @property
     def per_step(self) -> int:
         return self.spec.tasks
 
     def plan(self, step: int, rank: int = 0, world_size: int = 1) -> Plan:
-        plan = plan_episodes(self.table, self.spec, self.seed, self._numbers(step, rank, world_size))
+        plan = self._episodes(self._numbers(step, rank, world_size))
         return plan if self.auxiliary is None else replace(plan, auxiliary=self.auxiliary.plan(step, rank, world_size))
+
+    def _episodes(self, numbers: np.ndarray) -> Plan:
+        plan = plan_episodes(self.table, self.spec, self.seed, numbers)
+        return plan if self.views is None else replace(plan, rows=self.views.of(plan.numbers, plan.rows))
 
     def _numbers(self, step: int, rank: int, world_size: int) -> np.ndarray:
         share = self.spec.tasks // world_size
@@ -41,7 +61,7 @@ class EpisodePlanner:
         if not self.spec.fixed:
             return [self.plan(step, rank, world_size) for step in range(first, first + count)]
         numbers = [self._numbers(step, rank, world_size) for step in range(first, first + count)]
-        together = plan_episodes(self.table, self.spec, self.seed, np.concatenate(numbers))
+        together = self._episodes(np.concatenate(numbers))
         share = len(numbers[0])
         plans = [together[index * share : (index + 1) * share] for index in range(count)]
         if self.auxiliary is None:
@@ -61,6 +81,7 @@ class ImagePlanner:
     batch_size: int
     seed: int
     grouping: tuple[int, int] | None = None
+    views: Views | None = None
 
     @property
     def per_step(self) -> int:
@@ -69,10 +90,15 @@ class ImagePlanner:
     def plan(self, step: int, rank: int = 0, world_size: int = 1) -> ImagePlan:
         share = self.batch_size // world_size
         first = step * self.batch_size + rank * share
+        size = 1 if self.grouping is None else self.grouping[0] * self.grouping[1]
         if self.grouping is None:
-            return plan_images(self.table, self.seed, first, share)
-        size = self.grouping[0] * self.grouping[1]
-        return plan_groups(self.table, self.seed, first // size, share // size, *self.grouping)
+            plan = plan_images(self.table, self.seed, first, share)
+        else:
+            plan = plan_groups(self.table, self.seed, first // size, share // size, *self.grouping)
+        if self.views is None:
+            return plan
+        rows = self.views.of(plan.numbers[::size], plan.rows.reshape(-1, size))
+        return replace(plan, rows=rows.reshape(-1))
 
     def plans(self, first: int, count: int, rank: int, world_size: int) -> list[ImagePlan]:
         return [self.plan(step, rank, world_size) for step in range(first, first + count)]

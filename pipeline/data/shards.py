@@ -1,7 +1,8 @@
 """Arrow IPC shards: written whole, memory-mapped, checked by their SHA-256.
 
 A raw shard is one record batch with one column ``image`` of fixed-shape ``uint8`` tensors [C, H, W], so that the
-mapped file is the array. An encoded shard has a column of image files (PNG, JPEG, WebP) as bytes.
+mapped file is the array; one of features has ``float32`` [D, 1, 1]. An encoded shard has a column of image files (PNG,
+JPEG, WebP) as bytes.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
+from pipeline.data.manifest import FEATURES
 from pipeline.errors import PipelineError
 
 COLUMN = "image"
@@ -22,8 +24,8 @@ def shard_name(digest: str) -> str:
 
 
 def raw_table(images: np.ndarray) -> pa.Table:
-    """Images uint8 [N, C, H, W] as a one-column table, without a copy."""
-    images = np.ascontiguousarray(images, dtype=np.uint8)
+    """Images uint8 [N, C, H, W], or features float32 [N, D, 1, 1], as a one-column table, without a copy."""
+    images = np.ascontiguousarray(images, dtype=None if images.dtype == np.float32 else np.uint8)
     tensors = pa.FixedShapeTensorArray.from_numpy_ndarray(images)
     return pa.table({COLUMN: tensors})
 
@@ -42,7 +44,7 @@ def shard_bytes(table: pa.Table) -> pa.Buffer:
 
 
 def map_shard(path: str, shape: tuple[int, int, int], rows: int, encoding: str) -> np.ndarray | pa.Array:
-    """Map a local shard: uint8 [rows, C, H, W] when raw, an Arrow array of bytes when encoded."""
+    """Map a local shard: uint8 [rows, C, H, W] when raw, float32 of features, an Arrow array of bytes when encoded."""
     try:
         with pa.memory_map(path) as source:
             column = pa.ipc.open_file(source).read_all().column(COLUMN)
@@ -54,8 +56,9 @@ def map_shard(path: str, shape: tuple[int, int, int], rows: int, encoding: str) 
                 raise PipelineError(f"shard {path} holds {chunk.type}, not image files; ingest the dataset again")
             return chunk
         view = chunk.to_numpy_ndarray()
-        if view.dtype != np.uint8 or view.shape[1:] != shape:
-            raise PipelineError(f"shard {path} holds {view.dtype} {view.shape[1:]}, not uint8 {shape}")
+        wanted = np.float32 if encoding == FEATURES else np.uint8
+        if view.dtype != wanted or view.shape[1:] != shape:
+            raise PipelineError(f"shard {path} holds {view.dtype} {view.shape[1:]}, not {np.dtype(wanted)} {shape}")
         return view
     except (pa.ArrowException, NotImplementedError, KeyError, AttributeError, OSError) as error:
         raise PipelineError(f"shard {path} is not a readable Arrow file ({error}); ingest the dataset again") from error

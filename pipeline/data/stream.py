@@ -33,7 +33,7 @@ _AHEAD = 2  # batches that wait, gathered, for the training step
 
 
 class Stream:
-    """Iterates over ``(step, batch)`` of one worker, uint8 on ``device``; counts the seconds it waited.
+    """Iterates over ``(step, batch)`` of one worker, uint8 (or features) on ``device``; counts the seconds it waited.
 
     A batch is valid until the next one is asked for: its buffer is used again. ``planned_here``: in this process,
     without Ray Data, for one that trains many short runs.
@@ -59,7 +59,7 @@ class Stream:
         self.first, self.last, self.planned_here = first, last, planned_here
         self.waited = 0.0  # seconds
         self._resident = (
-            torch.from_numpy(dataset.gather(np.arange(dataset.manifest.rows))).to(device)
+            torch.from_numpy(dataset.gather(np.arange(dataset.manifest.stored_rows))).to(device)
             if materialize == "device"
             else None
         )
@@ -90,7 +90,7 @@ class Stream:
 
     def _produce(self, ready: queue.Queue[Any], stop: threading.Event) -> None:
         try:
-            buffers = _Ring(_AHEAD + 2, self.dataset.shape, self.device)
+            buffers = _Ring(_AHEAD + 2, self.dataset.shape, self.dataset.manifest.dtype, self.device)
             for step, rank, plan, pixels in self._plans(stop):
                 batch = to_batch(plan, self._pixels(plan, pixels, buffers), self.dataset.manifest.rotations)
                 while not stop.is_set():
@@ -136,13 +136,13 @@ class Stream:
                 yield block["step"][row].as_py(), block["rank"][row].as_py(), plan, pixels
 
     def _pixels(self, plan: AnyPlan, streamed: Any, buffers: _Ring) -> torch.Tensor:
-        """Pixels uint8 [N, C, H, W] on the device, in the order of the plan's rows."""
+        """Pixels uint8 [N, C, H, W] (of features, float32) on the device, in the order of the plan's rows."""
         rows = plan.pixel_rows
         if self._resident is not None:
             return self._resident.index_select(0, torch.from_numpy(rows.copy()).to(self.device))
         buffer = buffers.take(len(rows))
         if streamed is not None and streamed.is_valid:
-            buffer.numpy().reshape(-1)[:] = np.frombuffer(streamed.as_buffer(), dtype=np.uint8)
+            buffer.numpy().reshape(-1)[:] = np.frombuffer(streamed.as_buffer(), dtype=self.dataset.manifest.dtype)
         else:
             self.dataset.gather(rows, out=buffer.numpy())
         return buffers.send(buffer)
@@ -160,7 +160,8 @@ def _drain(ready: queue.Queue[Any]) -> None:
 class _Ring:
     """Buffers that are used in turn: pinned, and guarded by an event, where the batch goes to a GPU."""
 
-    def __init__(self, depth: int, shape: tuple[int, int, int], device: torch.device) -> None:
+    def __init__(self, depth: int, shape: tuple[int, int, int], dtype: np.dtype[Any], device: torch.device) -> None:
+        self._dtype = torch.from_numpy(np.empty(0, dtype)).dtype
         self._shape, self._device, self._turn = shape, device, 0
         self._buffers: list[torch.Tensor | None] = [None] * depth
         self._copied: list[Any] = [None] * depth
@@ -173,7 +174,7 @@ class _Ring:
         buffer = self._buffers[self._turn]
         if buffer is None or len(buffer) < images:
             pinned = self._device.type == "cuda"
-            buffer = torch.empty((images, *self._shape), dtype=torch.uint8, pin_memory=pinned)
+            buffer = torch.empty((images, *self._shape), dtype=self._dtype, pin_memory=pinned)
             self._buffers[self._turn] = buffer
         return buffer[:images]
 

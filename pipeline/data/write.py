@@ -28,10 +28,11 @@ class Target:
     A local dataset grows in a hidden sibling folder that is renamed when it is complete. In an object store, shards
     go to their final place and the manifest, which makes them a dataset, follows last. An existing dataset stays
     readable until the manifest of the new one replaces the old one; shard names carry their content, so that old and
-    new shards never overwrite each other. What a killed writer left is removed by the next one.
+    new shards never overwrite each other. What a killed writer left is removed by the next one, at its beginning or,
+    where it goes on from that (``resume``), at its end.
     """
 
-    def __init__(self, uri: str, overwrite: bool = False) -> None:
+    def __init__(self, uri: str, overwrite: bool = False, resume: bool = False) -> None:
         self.uri = uri.rstrip("/")
         self.overwrite = overwrite
         self._refuse_existing()
@@ -44,7 +45,7 @@ class Target:
             if self._final.is_file():
                 raise PipelineError(f"{uri} is a file; give another data.name or data.root")
             with store.writing(uri, "data.root"):
-                self._lock = _lock_empty(self._staging)
+                self._lock = _lock(self._staging, empty=not resume)
 
     @property
     def place(self) -> str:
@@ -73,14 +74,14 @@ class Target:
                 self.write_file(name, content)
             _remove_other_shards(self.place, manifest)
             self._staging.rename(self._final)
-        self._unlock()
+        self.leave()
         self._staging = None
 
     def abort(self, written: Sequence[ShardInfo] = ()) -> None:
         """Remove what was written so far."""
         if self._staging is not None:
             shutil.rmtree(self._staging, ignore_errors=True)
-            self._unlock()
+            self.leave()
         elif store.is_remote(self.uri):
             _remove_shards(self.uri, {shard.file for shard in written} - _known_shards(self.uri))
 
@@ -100,7 +101,8 @@ class Target:
         if not self.overwrite and store.exists(store.join(self.uri, MANIFEST_NAME)):
             raise PipelineError(f"there is a dataset at {self.uri} already; add overwrite=true to replace it")
 
-    def _unlock(self) -> None:
+    def leave(self) -> None:
+        """Let another writer in; what was written stays for it."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -347,8 +349,8 @@ def make_manifest(
     )
 
 
-def _lock_empty(folder: Path) -> int:
-    """Make ``folder``, or empty what a killed writer left there, and lock it; the lock dies with this process."""
+def _lock(folder: Path, empty: bool) -> int:
+    """Make ``folder``, or ``empty`` what a killed writer left there, and lock it; the lock dies with this process."""
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder, os.O_RDONLY)
@@ -360,7 +362,7 @@ def _lock_empty(folder: Path) -> int:
         if folder.exists() and os.path.samestat(os.fstat(lock), folder.stat()):
             break
         os.close(lock)  # its writer finished and renamed it in between
-    for path in folder.iterdir():
+    for path in folder.iterdir() if empty else ():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     return lock
 

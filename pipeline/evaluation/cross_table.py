@@ -24,11 +24,11 @@ from pipeline.evaluation.episodic import episode_accuracies
 from pipeline.evaluation.evaluate import PART, EpisodicProtocol
 from pipeline.evaluation.extractor import matched
 from pipeline.evaluation.model import Model, build_on_worker
-from pipeline.evaluation.spread import cores, embed_split, parts
+from pipeline.evaluation.spread import cores, embed_table, parts
 from pipeline.evaluation.statistics import Comparison, Estimate, estimate, paired
 from pipeline.methods.base import Method, embed
 from pipeline.methods.baseline import Baseline
-from pipeline.model import build_model
+from pipeline.model import build_model, network_shape
 
 IMAGES = 2000  # embedded at once
 FROZEN: dict[str, dict[str, Any]] = {  # columns of the table that look at features alone
@@ -124,7 +124,7 @@ def _embed(held: Any, model: Model, protocol: EpisodicProtocol, options: dict[st
     images = protocol.episodes * protocol.way * (protocol.shot + protocol.query)
     if not possible(classifier(method, "prototypes", FineTune()), table, images):
         return None
-    return embed_split(held, protocol.dataset, protocol.split, options["num_gpus"])
+    return embed_table(held, network_shape(model.spec), protocol.dataset, table, options["num_gpus"])
 
 
 @ray.remote

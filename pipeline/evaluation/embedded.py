@@ -1,31 +1,36 @@
-"""Embed once: where a method sees an image through its backbone alone, no image of a split goes through it twice."""
+"""Embed once: where a method sees an image through its backbone alone, no image of a split goes through it twice.
+
+Images go through the network in batches of a fixed size that their size alone decides, since the last bits of an answer
+depend on how many are asked at once: they do not depend on how the work was cut.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.data.augment import quarter_turns
+from pipeline.data.augment import Augmentation, augment, quarter_turns, step_generator
 from pipeline.data.batches import class_turns
 from pipeline.data.dataset import ClassTable, Dataset
 from pipeline.data.episodes import Plan
 from pipeline.methods.base import Method
+from pipeline.nets.features import Features
 from pipeline.nets.norm import looks_at_the_batch
-from pipeline.nets.pieces import in_pieces
+from pipeline.nets.pieces import PIXELS
 from pipeline.nets.preprocess import Preprocess
 
-IMAGES = 500  # embedded at once
+IMAGES = 512  # embedded at once by a GPU, and by networks that look at the batch
 MOST_BYTES = 2**30  # of a split's embeddings, which every evaluating process maps
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """The embedding of every image of a split, class by class in the order of its table."""
+    """The embedding of every image of a table's classes, class by class in its order."""
 
     values: np.ndarray  # [N, D] float32
     table: ClassTable
@@ -39,50 +44,111 @@ class Embeddings:
         place = first[position] + plan.rows - self.table.starts[position]
         return torch.from_numpy(self.values[place])[..., None, None]
 
+    def of_class(self, positions: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        """Of the images ``numbers`` [N] of the classes at ``positions`` [N] of the table: float32 [N, D, 1, 1]."""
+        first = np.cumsum(self.table.counts) - self.table.counts
+        return self.values[first[positions] + numbers][..., None, None]
+
 
 def possible(method: Method, table: ClassTable, images: int) -> bool:
     """Whether ``images`` images of episodes cost more than every image of the split once, and the method allows it."""
     total = int(table.counts.sum())
     fits = total * method.width * 4 <= MOST_BYTES
-    return method.embeds_once and images > total and fits and not looks_at_the_batch(method.backbone)
+    alone = not (isinstance(method.backbone, Features) or looks_at_the_batch(method.backbone))
+    return method.embeds_once and images > total and fits and alone
 
 
+def batch_size(shape: tuple[int, int, int], gpu: bool = False) -> int:
+    """How many images, of the ``shape`` that a network sees, go through it at once."""
+    return IMAGES if gpu else max(1, PIXELS // (shape[1] * shape[2]))
+
+
+@dataclass(frozen=True)
+class View:
+    """Images as an augmentation changes them, equal for equal numbers."""
+
+    number: int
+    augmentation: Augmentation
+    seed: int
+
+
+@torch.no_grad()
 def embed_part(
-    method: Method, preprocess: Preprocess, dataset: Dataset, table: ClassTable, part: range, device: torch.device
+    network: nn.Module,
+    preprocess: Preprocess,
+    dataset: Dataset,
+    table: ClassTable,
+    part: range,
+    device: torch.device,
+    batch: int | None = None,
+    view: View | None = None,
 ) -> np.ndarray:
-    """Embeddings [len(part), D] of the images ``part`` of a split, numbered class by class."""
+    """Embeddings float32 [len(part), D] of the images ``part`` of a split, numbered class by class.
+
+    Args:
+        network: the backbone, in evaluation mode on ``device``.
+        part: begins at a multiple of the batch, so that a split cut in parts has the bits of the whole.
+        batch: images at once; None: :func:`batch_size`. The last batch is filled up with its last image.
+        view: what is embedded instead of the images as they are.
+    """
+    fills = not looks_at_the_batch(network)
+    shape = (dataset.shape[0], *(preprocess.size or dataset.shape[1:]))
+    batch = batch or batch_size(shape, device.type != "cpu" or not fills)
     numbers = np.asarray(part, dtype=np.int64)
     ends = np.cumsum(table.counts)
     position = np.searchsorted(ends, numbers, side="right")
     rows = table.starts[position] + numbers - (ends - table.counts)[position]
     turns = class_turns(table.ids[position], dataset.manifest.rotations)
-    out = []
-    with torch.no_grad():
-        for start in range(0, len(rows), IMAGES):
-            chunk = slice(start, start + IMAGES)
-            pixels = torch.from_numpy(dataset.gather(rows[chunk])).to(device)
-            if len(dataset.manifest.rotations) > 1:
-                pixels = quarter_turns(pixels, turns[chunk].to(device))
-            out.append(in_pieces(method.backbone, preprocess(pixels)).float().cpu().numpy())
-    return np.concatenate(out)
+    out = np.empty((len(rows), int(network.out_features)), dtype=np.float32)  # type: ignore[arg-type]
+    for start in range(0, len(rows), batch):
+        here = np.arange(start, start + batch) if fills else np.arange(start, min(start + batch, len(rows)))
+        here = np.minimum(here, len(rows) - 1)
+        pixels = torch.from_numpy(dataset.gather(rows[here]))
+        if len(dataset.manifest.rotations) > 1:
+            pixels = quarter_turns(pixels, turns[here])
+        if view is not None:
+            generator = step_generator("cpu", "view", view.seed, view.number, int(numbers[start]))
+            pixels = augment(pixels, view.augmentation, generator)
+        found = network(preprocess(pixels.to(device))).float().cpu().numpy()
+        out[start : start + batch] = found[: len(out) - start]
+    return out
+
+
+def class_features(
+    method: Method,
+    preprocess: Preprocess,
+    dataset: Dataset,
+    table: ClassTable,
+    classes: int,
+    images: int,
+    embeddings: Embeddings | None = None,
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """What the backbone makes of the first images of a few classes, evenly spaced in the table: to be looked at.
+
+    Args:
+        classes, images: at most; ``images`` of each class.
+        embeddings: of the table, where they are known.
+
+    Returns:
+        Features [classes * images, D], class by class; positions of the classes in the table; images of each.
+    """
+    chosen = np.linspace(0, len(table) - 1, min(classes, len(table))).astype(int)
+    each = min(images, int(table.counts[chosen].min()))
+    if embeddings is not None:
+        found = embeddings.of_class(np.repeat(chosen, each), np.tile(np.arange(each), len(chosen)))
+        return found.reshape(len(found), -1), chosen, each
+    few = replace(table, ids=table.ids[chosen], starts=table.starts[chosen], counts=np.full(len(chosen), each))
+    device = next(method.parameters(), torch.empty(0)).device
+    whole = range(each * len(chosen))
+    return embed_part(method.extractor(), preprocess, dataset, few, whole, device), chosen, each
 
 
 @contextmanager
 def given_embeddings(method: Method) -> Iterator[None]:
     """Within: the method takes embeddings [..., D, 1, 1] in place of images."""
     backbone = method.backbone
-    method.backbone = _Given(int(backbone.out_features))  # type: ignore[arg-type]
+    method.backbone = Features((int(backbone.out_features), 1, 1))  # type: ignore[arg-type]
     try:
         yield
     finally:
         method.backbone = backbone
-
-
-class _Given(nn.Module):
-    def __init__(self, features: int) -> None:
-        super().__init__()
-        self.out_features = features
-
-    def forward(self, embeddings: Tensor) -> Tensor:
-        """[N, D, 1, 1] -> [N, D]."""
-        return embeddings.flatten(1)

@@ -12,10 +12,10 @@ from pipeline.data.dataset import class_table, open_dataset, read_manifest
 from pipeline.data.episodes import EpisodeSpec, check_spec
 from pipeline.data.manifest import Manifest
 from pipeline.errors import PipelineError
-from pipeline.evaluation.embedded import Embeddings, possible
+from pipeline.evaluation.embedded import Embeddings
 from pipeline.evaluation.episodic import episode_accuracies
 from pipeline.evaluation.model import Model, build_on_worker
-from pipeline.evaluation.spread import cores, embed_split, parts
+from pipeline.evaluation.spread import EmbeddedSplits, cores, parts
 from pipeline.evaluation.statistics import Estimate, estimate
 from pipeline.model import build_model
 
@@ -64,15 +64,26 @@ class Result:
         return {**{key: getattr(q, key) for key in keys}, "accuracy": found.mean, "interval": found.interval}
 
 
-def evaluate(model: Model, protocols: list[EpisodicProtocol], gpus: float = 0.0, seed: int = 0) -> list[Result]:
-    """Measure by all protocols at once, on every core of the cluster (or on GPUs, ``gpus`` a task)."""
+def evaluate(
+    model: Model,
+    protocols: list[EpisodicProtocol],
+    gpus: float = 0.0,
+    seed: int = 0,
+    once: EmbeddedSplits | None = None,
+) -> list[Result]:
+    """Measure by all protocols at once, on every core of the cluster (or on GPUs, ``gpus`` a task).
+
+    ``once``: of this model, where others look at the same images before or after.
+    """
     for protocol in protocols:
         check(model, protocol)
     held = ray.put(model)
-    embedded = {}
-    for split in dict.fromkeys((q.dataset, q.split) for q in protocols):
-        shared = [q for q in protocols if (q.dataset, q.split) == split]
-        embedded[split] = _embed(held, model, shared, gpus, seed)
+    once, embedded = once or EmbeddedSplits(model, gpus, seed), {}
+    for dataset, split in dict.fromkeys((q.dataset, q.split) for q in protocols):
+        shared = [q for q in protocols if (q.dataset, q.split) == (dataset, split)]
+        images = sum(q.episodes * q.way * (q.shot + q.query) for q in shared)
+        found = once.reference(dataset, split, images)
+        embedded[dataset, split] = None if found is None else found[1]
     task = _evaluate_part.options(num_cpus=1, num_gpus=gpus)
     answers = []
     for protocol in protocols:
@@ -104,15 +115,6 @@ def check_images(model: Model, manifest: Manifest) -> None:
             f"dataset {manifest.name!r} has images of {got} (channels x height x width), {model.label} takes {want}: "
             "ingest it again in that shape, under another data.name"
         )
-
-
-def _embed(held: Any, model: Model, protocols: list[EpisodicProtocol], gpus: float, seed: int) -> Any:
-    """A reference to the embeddings of the split that all ``protocols`` share; None where they would not pay."""
-    first = protocols[0]
-    table = class_table(read_manifest(first.dataset), first.split)
-    if not possible(build_model(model.spec), table, sum(q.episodes * q.way * (q.shot + q.query) for q in protocols)):
-        return None
-    return embed_split(held, first.dataset, first.split, gpus, seed)
 
 
 @ray.remote

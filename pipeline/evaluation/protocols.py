@@ -14,18 +14,26 @@ from pipeline.evaluation.evaluate import EpisodicProtocol, Result, evaluate
 from pipeline.evaluation.generalized import GeneralizedProtocol, GeneralizedResult, evaluate_joint
 from pipeline.evaluation.model import Model
 from pipeline.evaluation.one_shot_runs import HUMAN_ERROR, OneShotResult, evaluate_one_shot_runs
+from pipeline.evaluation.spread import EmbeddedSplits
 from pipeline.evaluation.statistics import paired
 from pipeline.tables import percent, text_table
 
 Measured = Sequence[tuple[Model, Sequence[Result | OneShotResult | GeneralizedResult]]]
 
 
-def measure(config: EvaluateConfig, models: Sequence[Model], dataset: str | None, trained: Config | None) -> Measured:
+def measure(
+    config: EvaluateConfig,
+    models: Sequence[Model],
+    dataset: str | None,
+    trained: Config | None,
+    once: EmbeddedSplits | None = None,
+) -> Measured:
     """Every model by the protocol of the configuration, whose table is printed.
 
     Args:
         dataset: its folder or URI; the one-shot runs need none.
         trained: the configuration that the first model was trained with, where it is known; generalized needs it.
+        once: of the first model, for episodes.
     """
     gpus = config.cluster.gpus_per_worker
     if config.protocol == "one_shot_runs":
@@ -47,7 +55,8 @@ def measure(config: EvaluateConfig, models: Sequence[Model], dataset: str | None
         for way in config.way
         for shot in config.shot
     ]
-    episodic = [(model, evaluate(model, protocols, gpus)) for model in models]
+    first = {0: once}
+    episodic = [(model, evaluate(model, protocols, gpus, once=first.get(n))) for n, model in enumerate(models)]
     print_episodic(episodic)
     return episodic
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import ray
 
-from pipeline.data.dataset import class_table, open_dataset, read_manifest
-from pipeline.evaluation.embedded import embed_part
+from pipeline.data.dataset import ClassTable, class_table, open_dataset, read_manifest
+from pipeline.evaluation.embedded import Embeddings, batch_size, embed_part, possible
 from pipeline.evaluation.model import Model, build_on_worker
+from pipeline.model import build_model, network_shape
 
 EMBED_PART = 1000  # images per task, at least
+LEAST = 10  # images of every class, where a split is cut short
+PROGRESS_S = 10.0
 
 
 def cores() -> int:
@@ -24,20 +29,69 @@ def parts(total: int, size: int) -> list[np.ndarray]:
     return [np.arange(start, min(start + size, total)) for start in range(0, total, size)]
 
 
-def embed_split(held: Any, dataset: str, split: str, gpus: float, seed: int = 0) -> Any:
-    """A reference to the embeddings [N, D] of a whole split, by the model that ``held`` refers to."""
-    total = int(class_table(read_manifest(dataset), split).counts.sum())
+class EmbeddedSplits:
+    """What a model's backbone makes of the images of whole splits: computed once, for all who ask, on the cluster."""
+
+    def __init__(self, model: Model, gpus: float = 0.0, seed: int = 0) -> None:
+        self._held, self._gpus, self._seed = ray.put(model), gpus, seed
+        self._method, self._shape = build_model(model.spec), network_shape(model.spec)
+        self._found: dict[tuple[str, str, int | None], tuple[ClassTable, Any]] = {}
+
+    def reference(
+        self, dataset: str, split: str, images: int, most: int | None = None
+    ) -> tuple[ClassTable, Any] | None:
+        """The table of a split and a reference to its embeddings [N, D].
+
+        Args:
+            images: how many would be embedded otherwise.
+            most: images that are embedded, more or less: the first of every class.
+
+        Returns:
+            None where the method sees more of an image than its embedding, or where ``images`` cost less.
+        """
+        table = class_table(read_manifest(dataset), split)
+        short = most is not None and int(table.counts.sum()) > most
+        key = (dataset, split, most if short else None)
+        if key not in self._found:
+            if most is not None and short:
+                table = replace(table, counts=np.minimum(table.counts, max(LEAST, most // len(table))))
+            if not possible(self._method, table, images):
+                return None
+            self._found[key] = table, embed_table(self._held, self._shape, dataset, table, self._gpus, self._seed)
+        return self._found[key]
+
+    def of(self, dataset: str, split: str, images: int, most: int | None = None) -> Embeddings | None:
+        """The same, brought here."""
+        found = self.reference(dataset, split, images, most)
+        return None if found is None else Embeddings(ray.get(found[1]), found[0])
+
+    def few(self, dataset: str, table: ClassTable) -> Embeddings:
+        """Of the images of any table, which nobody else asks for."""
+        return Embeddings(ray.get(embed_table(self._held, self._shape, dataset, table, self._gpus, self._seed)), table)
+
+
+def embed_table(held: Any, shape: tuple[int, int, int], uri: str, table: ClassTable, gpus: float, seed: int = 0) -> Any:
+    """A reference to the embeddings [N, D] of all images of a table, by the model that ``held`` refers to.
+
+    ``shape``: of images as its network sees them.
+    """
+    total = int(table.counts.sum())
     task = _embed_part.options(num_cpus=1, num_gpus=gpus)
-    share = max(EMBED_PART, -(-total // (4 * cores())))
-    pieces = [
-        task.remote(held, seed, dataset, split, range(int(part[0]), int(part[-1]) + 1), gpus > 0)
-        for part in parts(total, share)
-    ]
+    batch = batch_size(shape, gpus > 0)
+    share = -(-min(EMBED_PART, -(-total // cores())) // batch) * batch
+    ranges = [range(int(part[0]), int(part[-1]) + 1) for part in parts(total, share)]
+    pieces = [task.remote(held, seed, uri, table, part, gpus > 0) for part in ranges]
+    waiting, said = list(pieces), time.monotonic()
+    while waiting:
+        _, waiting = ray.wait(waiting, timeout=PROGRESS_S)
+        if waiting and time.monotonic() - said > PROGRESS_S:
+            said = time.monotonic()
+            done = total - sum(len(part) for part, piece in zip(ranges, pieces, strict=True) if piece in waiting)
+            print(f"{done:,} of {total:,} images of split {table.split!r} embedded", flush=True)
     return ray.put(np.concatenate(ray.get(pieces)))
 
 
 @ray.remote
-def _embed_part(model: Model, seed: int, uri: str, split: str, part: range, gpu: bool) -> np.ndarray:
+def _embed_part(model: Model, seed: int, uri: str, table: ClassTable, part: range, gpu: bool) -> np.ndarray:
     method, preprocess, device = build_on_worker(model, gpu, seed)
-    dataset = open_dataset(uri, model.shape)
-    return embed_part(method, preprocess, dataset, class_table(dataset.manifest, split), part, device)
+    return embed_part(method.backbone, preprocess, open_dataset(uri, model.shape), table, part, device)

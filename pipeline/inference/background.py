@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -47,6 +47,11 @@ class Background:
         return cls(torch.from_numpy(means.astype(np.float32)))
 
 
+def has_background(method: Method) -> TypeGuard[HeadMethod]:
+    """Whether a method compares features with class representatives one by one."""
+    return isinstance(method, HeadMethod) and method.extendable and method.fixed_way is None
+
+
 def survey(
     method: Method,
     preprocess: nn.Module,
@@ -65,10 +70,10 @@ def survey(
         None where the method compares no features with class representatives one by one (methods that are adapted to
         their task, or whose classes depend on each other), or where there are fewer than two classes.
     """
-    if not (isinstance(method, HeadMethod) and method.extendable and method.fixed_way is None) or len(counts) < 2:
+    if not has_background(method) or len(counts) < 2:
         return None
     rng = np.random.default_rng([seed, 1])
-    device = next(method.parameters()).device
+    device = next(method.parameters(), torch.empty(0)).device
     means = []
     for member in np.sort(rng.permutation(len(counts))[:CLASSES]):
         numbers = np.sort(rng.permutation(counts[member])[:IMAGES])

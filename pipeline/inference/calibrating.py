@@ -263,7 +263,7 @@ def _evidence(
     background: Background | None,
 ) -> Iterator[Evidence]:
     """What the model says about every plan's queries, on the CPU, several episodes at a time."""
-    device = next(method.parameters()).device
+    device = next(method.parameters(), torch.empty(0)).device
     support = way * shot
     labels = torch.arange(way, device=device).repeat_interleave(shot)[None]
     together = 1

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pipeline.errors import PipelineError
 from pipeline.nets.by_name import choose
 
+FEATURES = "features"
 NORMALISING = ("standard", "backbone")
 
 
@@ -21,6 +22,7 @@ class Preprocess(nn.Module):
         scaling: "unit": x / 255. "standard": (x / 255 - mean) / std per channel. "none": 0..255 (as TADAM, whose first
             batch-norm absorbs the scale). "backbone": the short side is resized to size / crop, the centre cut out, and
             that taken as "standard"; grey images for a network of colours get its channels.
+            "features": float32 [..., D, 1, 1] of a network that was used before, as they are.
         mean, std: per channel, of pixels in 0..1; needed for "standard" and "backbone" only.
         size: [H, W] of the result.
         crop: share of the short side that the cut leaves.
@@ -41,9 +43,10 @@ class Preprocess(nn.Module):
         interpolation: str = "bicubic",
     ) -> None:
         super().__init__()
-        self.scaling = choose("scaling", scaling, ("unit", "standard", "none", "backbone"))
+        self.scaling = choose("scaling", scaling, ("unit", "standard", "none", "backbone", FEATURES))
         self.interpolation = choose("interpolation", interpolation, ("bilinear", "bicubic"))
-        self.size, self.crop = size, crop
+        self.size = None if size is None else (int(size[0]), int(size[-1]))
+        self.crop = crop
         self.register_buffer("factor", torch.tensor(1.0), persistent=False)
         if scaling in NORMALISING:
             if mean is None or std is None or len(mean) != len(std) or min(std) <= 0:
@@ -55,6 +58,10 @@ class Preprocess(nn.Module):
             raise PipelineError(f"scaling=backbone needs a size [height, width] and a crop in 0..1, not {size}, {crop}")
 
     def forward(self, images: Tensor) -> Tensor:
+        if self.scaling == FEATURES:
+            if images.dtype != torch.float32:
+                raise PipelineError(f"features must be float32, not {images.dtype}: the model takes no images")
+            return images
         if images.dtype != torch.uint8:
             raise PipelineError(f"images must be uint8 before preprocessing, not {images.dtype}")
         x = images.to(self.factor.dtype)

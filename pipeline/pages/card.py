@@ -19,11 +19,12 @@ from PIL import Image
 
 from pipeline.batch import Episodes
 from pipeline.charts.classes import project
-from pipeline.data.augment import quarter_turns
-from pipeline.data.batches import class_turns, to_batch
+from pipeline.data.batches import to_batch
 from pipeline.data.dataset import ClassTable, Dataset, class_table
 from pipeline.data.episodes import Plan, plan_episodes
-from pipeline.evaluation.embedded import Embeddings, embed_part, given_embeddings, possible
+from pipeline.data.features import Pictures
+from pipeline.data.manifest import FEATURES
+from pipeline.evaluation.embedded import Embeddings, class_features, given_embeddings
 from pipeline.evaluation.episodic import evaluating
 from pipeline.evaluation.evaluate import EpisodicProtocol
 from pipeline.methods.base import Method
@@ -33,7 +34,7 @@ from pipeline.registry.masking import mask
 CARD, SHEET = "card.json", "card.png"  # files of a run's report
 FORMAT = 1
 IMAGES = 2000  # through the network at once
-MOST_IMAGES = 5000  # through the network in all, more or less: it is on one core, while training waits
+MOST_IMAGES = 5000  # through a network that is adapted to every task, more or less: it is on one core
 MOST_EPISODES = 200
 PAIRS, HARD, FAILED, LISTED = 20, 12, 6, 20
 PROJECTED_CLASSES, PROJECTED_IMAGES = 10, 20
@@ -50,18 +51,20 @@ def draw_card(
     accuracies: np.ndarray,
     origin: dict[str, Any],
     temperature: float = 1.0,
+    embeddings: Embeddings | None = None,
 ) -> dict[str, bytes]:
     """File name to content.
 
     Args:
         method: in evaluation mode or not, on the CPU.
+        embeddings: of the protocol's split, where they are known.
         protocol: whose episodes are examined, the first of them; the same that ``accuracies`` [episodes] are of.
         origin: what else the card is to tell: of which run and step it is, and by which command that was trained.
         temperature: of the stated probabilities, as calibration found it.
     """
     table = class_table(dataset.manifest, protocol.split)
     with evaluating(method):
-        looker = _Looker(method, preprocess, dataset, table, temperature)
+        looker = _Looker(method, preprocess, dataset, embeddings, temperature)
         numbers = np.arange(min(protocol.episodes, looker.episodes(protocol)))
         examined = looker.answer(table, protocol, numbers)
         sheet = _Sheet(dataset, table)
@@ -81,7 +84,7 @@ def draw_card(
                 {"true": sheet.member(t), "given": sheet.member(g), "count": n, "asked": of} for t, g, n, of in pairs
             ],
             "matrix": _matrix(looker, table, protocol, hard, sheet),
-            "embedding": _embedding(method, preprocess, dataset, table, sheet),
+            "embedding": _embedding(looker, table, sheet),
             "worst": [[int(number), float(accuracies[number])] for number in worst],
             "failures": [_failure(found, sheet) for found in sorted(failed, key=lambda f: (f.right.mean(), f.number))],
         }
@@ -107,28 +110,30 @@ class _Answered:
 
 
 class _Looker:
-    """A model that answers episodes; where it can be, every image of the split goes through its backbone once."""
+    """A model that answers episodes, from the embeddings of the split where there are any."""
 
     def __init__(
-        self, method: Method, preprocess: Preprocess, dataset: Dataset, table: ClassTable, temperature: float
+        self,
+        method: Method,
+        preprocess: Preprocess,
+        dataset: Dataset,
+        embeddings: Embeddings | None,
+        temperature: float,
     ) -> None:
-        self.method, self._preprocess, self._dataset, self._temperature = method, preprocess, dataset, temperature
-        self._embeddings: Embeddings | None = None
-        if possible(method, table, MOST_IMAGES):
-            total = range(int(table.counts.sum()))
-            values = embed_part(method, preprocess, dataset, table, total, torch.device("cpu"))
-            self._embeddings = Embeddings(values, table)
+        self.method, self.preprocess, self.dataset, self.embeddings = method, preprocess, dataset, embeddings
+        self._temperature = temperature
+        self._costs_little = embeddings is not None or dataset.manifest.encoding == FEATURES
 
     def episodes(self, protocol: EpisodicProtocol) -> int:
         """So many episodes of this form are looked at, at most."""
         images = protocol.way * (protocol.shot + protocol.query)
-        return MOST_EPISODES if self._embeddings else max(1, min(MOST_EPISODES, MOST_IMAGES // 2 // images))
+        return MOST_EPISODES if self._costs_little else max(1, min(MOST_EPISODES, MOST_IMAGES // 2 // images))
 
     def answer(self, table: ClassTable, protocol: EpisodicProtocol, numbers: np.ndarray) -> list[_Answered]:
         """The episodes ``numbers`` of ``protocol``, drawn from ``table``, which may be a part of the split."""
         out: list[_Answered] = []
         chunk = max(1, IMAGES // (protocol.way * (protocol.shot + protocol.query)))
-        with given_embeddings(self.method) if self._embeddings else nullcontext():
+        with given_embeddings(self.method) if self.embeddings else nullcontext():
             for start in range(0, len(numbers), chunk):
                 plan = plan_episodes(table, protocol.spec, protocol.seed, numbers[start : start + chunk])
                 out += self._answers(table, plan)
@@ -149,12 +154,12 @@ class _Looker:
             yield _Answered(int(number), classes, rows, known, plan.support, answers[i], confidence[i].astype(float))
 
     def _images(self, plan: Plan) -> torch.Tensor:
-        if self._embeddings:
-            return self._embeddings.of(plan)
-        pixels = torch.from_numpy(self._dataset.gather(plan.rows))
-        batch = to_batch(plan, pixels, self._dataset.manifest.rotations)
+        if self.embeddings:
+            return self.embeddings.of(plan)
+        pixels = torch.from_numpy(self.dataset.gather(plan.rows))
+        batch = to_batch(plan, pixels, self.dataset.manifest.rotations)
         assert isinstance(batch, Episodes)
-        return self._preprocess(torch.cat([batch.support, batch.query], dim=1))
+        return self.preprocess(torch.cat([batch.support, batch.query], dim=1))
 
 
 def _confused(examined: Sequence[_Answered], table: ClassTable) -> tuple[list[tuple[int, int, int, int]], np.ndarray]:
@@ -230,17 +235,11 @@ def _reliability(examined: Sequence[_Answered]) -> dict[str, Any]:
     return {"bins": bins, "error": float(error)}
 
 
-def _embedding(
-    method: Method, preprocess: Preprocess, dataset: Dataset, table: ClassTable, sheet: _Sheet
-) -> dict[str, Any]:
+def _embedding(looker: _Looker, table: ClassTable, sheet: _Sheet) -> dict[str, Any]:
     """Features of a few classes, evenly spaced in the split, on their first two principal components."""
-    chosen = np.linspace(0, len(table) - 1, min(PROJECTED_CLASSES, len(table))).astype(int)
-    each = min(PROJECTED_IMAGES, int(table.counts[chosen].min()))
-    rows = (table.starts[chosen][:, None] + np.arange(each)).reshape(-1)
-    turns = class_turns(np.repeat(table.ids[chosen], each), dataset.manifest.rotations)
-    images = quarter_turns(torch.from_numpy(dataset.gather(rows)), turns)
-    with torch.no_grad():
-        features = method.extractor()(preprocess(images)).flatten(1).float().numpy()
+    features, chosen, each = class_features(
+        looker.method, looker.preprocess, looker.dataset, table, PROJECTED_CLASSES, PROJECTED_IMAGES, looker.embeddings
+    )
     if not np.isfinite(features).all():
         return {"points": [], "variance": [0.0, 0.0], "images": each}
     points, variance = project(features)
@@ -295,7 +294,7 @@ class _Sheet:
     """Small images, each once, on one picture; and the classes that are spoken of, by their place in a list."""
 
     def __init__(self, dataset: Dataset, table: ClassTable) -> None:
-        self._dataset, self._table = dataset, table
+        self._manifest, self._table, self._pictures = dataset.manifest, table, Pictures(dataset)
         self._tiles: dict[tuple[int, int], int] = {}  # by row and turn
         self._members: dict[int, int] = {}  # by position in the table
         self._images: list[Image.Image] = []
@@ -318,7 +317,7 @@ class _Sheet:
         key = (row, degrees)
         if key not in self._tiles:
             self._tiles[key] = len(self._images)
-            pixels = np.rot90(self._dataset.gather(np.asarray([row]))[0], degrees // 90, axes=(1, 2))
+            pixels = np.rot90(self._pictures.of(np.asarray([row]))[0], degrees // 90, axes=(1, 2))
             grey = pixels.shape[0] == 1
             image = Image.fromarray(np.ascontiguousarray(pixels[0] if grey else pixels[:3].transpose(1, 2, 0)))
             if max(image.size) > THUMBNAIL:
@@ -342,10 +341,10 @@ class _Sheet:
         return buffer.getvalue()
 
     def _turn(self, position: int) -> int:
-        rotations = self._dataset.manifest.rotations
+        rotations = self._manifest.rotations
         return int(rotations[int(self._table.ids[position]) % len(rotations)])
 
     def _name(self, position: int) -> str:
-        manifest, turn = self._dataset.manifest, self._turn(position)
+        manifest, turn = self._manifest, self._turn(position)
         name = manifest.class_names[int(self._table.ids[position]) // len(manifest.rotations)]
         return f"{name} {turn}°" if turn else name

@@ -11,6 +11,7 @@ from pipeline.evaluation.evaluate import EpisodicProtocol, check, evaluate
 from pipeline.evaluation.extractor import kind, matched
 from pipeline.evaluation.model import Model
 from pipeline.evaluation.seen import refuse_seen
+from pipeline.evaluation.spread import EmbeddedSplits
 from pipeline.pages import strangers
 from pipeline.pages.comparison_tables import COMPARISONS
 from pipeline.pages.config import ReportConfig
@@ -18,19 +19,16 @@ from pipeline.pages.record import record_comparison
 from pipeline.tables import text_table
 from pipeline.training.checkpoint import Checkpoint, load_checkpoint
 from pipeline.training.cluster import check_resources, start_ray
+from pipeline.training.models import model_for
 from pipeline.training.runs import Run, best_checkpoint, find_run
 
 
 def compare(config: ReportConfig) -> dict[str, Any]:
     """The comparison ``config.what``, printed as a table."""
     subjects = Subjects(config)
-    if config.what == "strangers":  # which one process computes
-        found = _strangers(config, subjects)
-    else:
-        start_ray(config.cluster)
-        check_resources(config.cluster)
-        how = {"cross_table": _cross_table, "cross_domain": _cross_domain, "clustering": _clustering}
-        found = how[config.what](config, subjects)
+    start_ray(config.cluster)
+    check_resources(config.cluster)
+    found = _FOUND[config.what](config, subjects)
     content = {"runs": subjects.described(), **found}
     print(COMPARISONS[config.what](content, text_table), flush=True)
     subjects.record(config, found)
@@ -106,11 +104,11 @@ def _cross_domain(config: ReportConfig, subjects: Subjects) -> dict[str, Any]:
     for model, (_, checkpoint, _) in zip(subjects.models, subjects.trained, strict=True):
         for uri, manifest in manifests.items():  # all that can be refused, before anything is computed
             refuse_seen(model.label, checkpoint.dataset, manifest, config.split)
-            check(model, questions[uri])
+            check(model_for(model, uri), questions[uri])
     results = []
     for model in subjects.models:
         for uri, manifest in manifests.items():
-            found = evaluate(model, [questions[uri]], config.cluster.gpus_per_worker)[0].estimate
+            found = evaluate(model_for(model, uri), [questions[uri]], config.cluster.gpus_per_worker)[0].estimate
             about = {"dataset": manifest.name, "fingerprint": manifest.fingerprint, "shape": list(manifest.shape)}
             results.append({"run": model.label, **about, "accuracy": found.mean, "interval": found.interval})
     return {"question": asked, "results": results, "comparisons": []}
@@ -136,8 +134,22 @@ def _strangers(config: ReportConfig, subjects: Subjects) -> dict[str, Any]:
         row
         for model, (_, checkpoint, _) in zip(subjects.models, subjects.trained, strict=True)
         for row in strangers.measure(
-            model, checkpoint.config, subjects.dataset, config.split, config.strangers, config.seed
+            model,
+            checkpoint.config,
+            subjects.dataset,
+            config.split,
+            config.strangers,
+            config.seed,
+            EmbeddedSplits(model, config.cluster.gpus_per_worker),
         )
     ]
     asked = {"dataset": read_manifest(subjects.dataset).name, "split": config.split, "strangers": config.strangers}
     return {"question": {**asked, "seed": config.seed}, "results": results, "comparisons": []}
+
+
+_FOUND = {
+    "cross_table": _cross_table,
+    "cross_domain": _cross_domain,
+    "clustering": _clustering,
+    "strangers": _strangers,
+}

@@ -10,10 +10,12 @@ import torch
 from pipeline.batch import Episodes
 from pipeline.charts.accuracy import accuracy_by_shot, lines_of
 from pipeline.charts.classes import episode_picture, project, projection
-from pipeline.data.augment import quarter_turns
-from pipeline.data.batches import class_turns, to_batch
+from pipeline.data.batches import to_batch
 from pipeline.data.dataset import Dataset, class_table
-from pipeline.data.episodes import EpisodeSpec, bounds, plan_episodes
+from pipeline.data.episodes import EpisodeSpec, Plan, bounds, plan_episodes
+from pipeline.data.features import Pictures
+from pipeline.data.manifest import FEATURES
+from pipeline.evaluation.embedded import Embeddings, class_features
 from pipeline.methods.base import Method
 from pipeline.nets.preprocess import Preprocess
 
@@ -21,11 +23,24 @@ PROJECTED_CLASSES, PROJECTED_IMAGES, QUERIES = 8, 20, 6
 
 
 def draw_pictures(
-    method: Method, preprocess: Preprocess, dataset: Dataset, split: str, results: list[dict[str, Any]]
+    method: Method,
+    preprocess: Preprocess,
+    dataset: Dataset,
+    split: str,
+    results: list[dict[str, Any]],
+    embeddings: Embeddings | None = None,
 ) -> dict[str, bytes]:
-    """File name to content: accuracy by way and shot, embeddings of unseen classes, an episode with its answers."""
-    embeddings, labels, names = _embeddings(method, preprocess, dataset, split)
-    points, variance = project(embeddings)
+    """File name to content: accuracy by way and shot, embeddings of unseen classes, an episode with its answers.
+
+    ``embeddings``: of the split, where they are known.
+    """
+    manifest, table = dataset.manifest, class_table(dataset.manifest, split)
+    features, chosen, each = class_features(
+        method, preprocess, dataset, table, PROJECTED_CLASSES, PROJECTED_IMAGES, embeddings
+    )
+    points, variance = project(features)
+    labels = np.repeat(np.arange(len(chosen)), each)
+    names = [manifest.class_names[index // len(manifest.rotations)] for index in table.ids[chosen]]
     episode = _episode(method, preprocess, dataset, split)
     unseen = f"Classes of split {split!r} that training never saw"
     out = {}
@@ -36,22 +51,6 @@ def draw_pictures(
         if episode is not None:
             out[f"episode.{kind}"] = episode_picture(**episode, title="An episode", kind=kind)
     return out
-
-
-def _embeddings(
-    method: Method, preprocess: Preprocess, dataset: Dataset, split: str
-) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Backbone features [N, D] of some classes of a split, their places [N] in the list of names."""
-    manifest, table = dataset.manifest, class_table(dataset.manifest, split)
-    chosen = np.linspace(0, len(table) - 1, min(PROJECTED_CLASSES, len(table))).astype(int)
-    each = min(PROJECTED_IMAGES, int(table.counts[chosen].min()))
-    rows = (table.starts[chosen][:, None] + np.arange(each)).reshape(-1)
-    turns = class_turns(np.repeat(table.ids[chosen], each), manifest.rotations)
-    images = preprocess(quarter_turns(torch.from_numpy(dataset.gather(rows)), turns))
-    with torch.no_grad():
-        features = method.extractor()(images)
-    names = [manifest.class_names[index // len(manifest.rotations)] for index in table.ids[chosen]]
-    return features.numpy(), np.repeat(np.arange(len(chosen)), each), names
 
 
 def _episode(method: Method, preprocess: Preprocess, dataset: Dataset, split: str) -> dict[str, Any] | None:
@@ -66,10 +65,16 @@ def _episode(method: Method, preprocess: Preprocess, dataset: Dataset, split: st
     with torch.no_grad():
         state = method.adapt(preprocess(batch.support), batch.support_labels, batch.way)
         answers = method.classify(state, preprocess(batch.query)).argmax(-1)
+    shown = batch if dataset.manifest.encoding != FEATURES else to_batch(plan, _behind(dataset, plan), [0])
+    assert isinstance(shown, Episodes)
     return {
-        "support": batch.support[0].numpy(),
+        "support": shown.support[0].numpy(),
         "support_labels": batch.support_labels[0].numpy(),
-        "query": batch.query[0].numpy(),
+        "query": shown.query[0].numpy(),
         "query_labels": batch.query_labels[0].numpy(),
         "answers": answers[0].numpy(),
     }
+
+
+def _behind(dataset: Dataset, plan: Plan) -> torch.Tensor:
+    return torch.from_numpy(Pictures(dataset).of(plan.rows.reshape(-1)))

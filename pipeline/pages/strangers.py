@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from pipeline.config import Config
 from pipeline.data.dataset import ClassTable, Dataset, class_table
 from pipeline.errors import PipelineError
-from pipeline.evaluation.embedded import embed_part, given_embeddings, possible
+from pipeline.evaluation.embedded import given_embeddings, possible
 from pipeline.evaluation.episodic import evaluating
 from pipeline.evaluation.model import Model
-from pipeline.inference.background import Background, survey
+from pipeline.evaluation.spread import EmbeddedSplits
+from pipeline.inference.background import CLASSES, IMAGES, Background, has_background, survey
 from pipeline.inference.calibrating import Answered, ClassImages, ask_strangers, calibrate, class_images, ways_of
 from pipeline.inference.calibration import REPORTED, Calibration, CalibrationPoint
 from pipeline.inference.rates import auroc_of, measure_rates, oscr, share_of
@@ -26,6 +26,7 @@ from pipeline.nets.preprocess import Preprocess
 
 ASKED = 30_000  # images that the episodes of a calibration show, more or less
 WAYS, SHOTS, QUERIES = (5, 20, 50), (1, 2, 5), 2000  # of a report
+MOST = 20_000  # of a split that are embedded for it: the first of every class
 
 
 @dataclass(frozen=True)
@@ -39,29 +40,36 @@ class Asking:
 
 
 @contextmanager
-def asking(method: Method, preprocess: Preprocess, dataset: Dataset, table: ClassTable) -> Iterator[Asking]:
-    """Within: the classes of ``table``; where it can be, every image goes through the backbone once."""
+def asking(
+    method: Method,
+    preprocess: Preprocess,
+    dataset: Dataset,
+    split: str,
+    once: EmbeddedSplits | None = None,
+    most: int | None = None,
+) -> Iterator[Asking]:
+    """Within: the classes of a split; by ``once``, where it can be, as the backbone sees ``most`` of their images."""
+    embeddings = None if once is None else once.of(dataset.uri, split, ASKED, most)
     with evaluating(method):
-        if not possible(method, table, ASKED):
-            turns = np.asarray(dataset.manifest.rotations)[table.ids % len(dataset.manifest.rotations)] // 90
-            images = class_images(dataset.gather, table.starts, turns)
-            yield Asking(method, preprocess, images, table.counts)
+        if embeddings is not None:
+            with given_embeddings(method):
+                yield Asking(method, nn.Identity(), embeddings.of_class, embeddings.table.counts)
             return
-        total = range(int(table.counts.sum()))
-        values = embed_part(method, preprocess, dataset, table, total, torch.device("cpu"))
-        first = np.cumsum(table.counts) - table.counts
-        with given_embeddings(method):
-            yield Asking(
-                method, nn.Identity(), class_images(lambda rows: values[rows][..., None, None], first), table.counts
-            )
+        table = class_table(dataset.manifest, split)
+        yield Asking(method, preprocess, _images(dataset, table), table.counts)
 
 
-def calibrate_run(method: Method, preprocess: Preprocess, dataset: Dataset, trained: Config) -> Calibration | None:
-    """Calibrate on the validation classes of a configuration, with its training classes as background."""
+def calibrate_run(
+    method: Method, preprocess: Preprocess, dataset: Dataset, trained: Config, once: EmbeddedSplits | None = None
+) -> Calibration | None:
+    """Calibrate on the validation classes of a configuration, with its training classes as background.
+
+    ``once`` computes, on the cluster, what the method's backbone makes of the images.
+    """
     how = trained["validation"]
     table = class_table(dataset.manifest, how["split"])
-    background = background_of(method, preprocess, dataset, trained["train"]["split"], table, how["seed"])
-    with asking(method, preprocess, dataset, table) as ask:
+    background = background_of(method, preprocess, dataset, trained["train"]["split"], table, how["seed"], once)
+    with asking(method, preprocess, dataset, how["split"], once, MOST) as ask:
         return calibrate(
             ask.method, ask.preprocess, ask.images, ask.counts,
             seed=how["seed"], split=how["split"], background=background,
@@ -69,19 +77,43 @@ def calibrate_run(method: Method, preprocess: Preprocess, dataset: Dataset, trai
 
 
 def background_of(
-    method: Method, preprocess: Preprocess, dataset: Dataset, training: str, asked: ClassTable, seed: int
+    method: Method,
+    preprocess: Preprocess,
+    dataset: Dataset,
+    training: str,
+    asked: ClassTable,
+    seed: int,
+    once: EmbeddedSplits | None = None,
 ) -> Background | None:
     """Of the training classes that are not ``asked`` about themselves."""
     table = class_table(dataset.manifest, training)
-    apart = ~np.isin(table.ids, asked.ids)
-    turns = np.asarray(dataset.manifest.rotations)[table.ids % len(dataset.manifest.rotations)] // 90
-    images = class_images(dataset.gather, table.starts[apart], turns[apart])
+    apart = np.flatnonzero(~np.isin(table.ids, asked.ids))
+    drawn = np.sort(np.random.default_rng([seed, 1]).permutation(apart)[:CLASSES])
+    counts = np.minimum(table.counts[drawn], IMAGES)
+    few = replace(table, ids=table.ids[drawn], starts=table.starts[drawn], counts=counts, names=())
+    if len(few) < 2 or not has_background(method):
+        return None
     with evaluating(method):
-        return survey(method, preprocess, images, table.counts[apart], seed)
+        if once is None or not possible(method, few, int(few.counts.sum()) + 1):
+            return survey(method, preprocess, _images(dataset, few), few.counts, seed)
+        embeddings = once.few(dataset.uri, few)
+        with given_embeddings(method):
+            return survey(method, nn.Identity(), embeddings.of_class, few.counts, seed)
+
+
+def _images(dataset: Dataset, table: ClassTable) -> ClassImages:
+    turns = np.asarray(dataset.manifest.rotations)[table.ids % len(dataset.manifest.rotations)] // 90
+    return class_images(dataset.gather, table.starts, turns)
 
 
 def measure(
-    model: Model, trained: Config, dataset: str, split: str, strangers: str | None, seed: int
+    model: Model,
+    trained: Config,
+    dataset: str,
+    split: str,
+    strangers: str | None,
+    seed: int,
+    once: EmbeddedSplits | None = None,
 ) -> list[dict[str, Any]]:
     """What a model's calibration is worth on the classes of another split, or of another dataset.
 
@@ -89,6 +121,7 @@ def measure(
         trained: the configuration that the model was trained with, on whose validation classes it is calibrated.
         strangers: a split whose images are strangers too, each of a class of its own; None: only the classes that an
             episode does not enrol.
+        once: of this model, to embed every image once.
 
     Returns:
         A row for each number of classes and images: AUROC, OSCR and the share of enrolled that is refused, with
@@ -96,19 +129,20 @@ def measure(
     """
     method, preprocess = model.build()
     own = Dataset(str(model.dataset), verify=False)
-    calibration = calibrate_run(method, preprocess, own, trained)
+    calibration = calibrate_run(method, preprocess, own, trained, once)
     if calibration is None:
         raise PipelineError(f"{model.label}: split {trained['validation']['split']!r} is too small to calibrate on")
     data = Dataset(dataset, verify=False)
     classes = len(class_table(data.manifest, split))
-    table = class_table(data.manifest, split if strangers is None else f"{split}+{strangers}")
+    together = split if strangers is None else f"{split}+{strangers}"
+    table = class_table(data.manifest, together)
     if len(np.unique(table.ids)) < len(table):
         raise PipelineError(
             f"strangers={strangers} has classes of split={split}, which are enrolled: give another split"
         )
     apart = [(number, image) for number in range(classes, len(table)) for image in range(table.counts[number])]
     rows = []
-    with asking(method, preprocess, data, table) as ask:
+    with asking(method, preprocess, data, together, once) as ask:
         for shot in SHOTS:
             for way in ways_of(WAYS, int((ask.counts[:classes] > shot).sum()), method.fixed_way):
                 point = calibration.nearest(way, shot)

@@ -28,6 +28,7 @@ from pipeline.registry.record import open_run
 from pipeline.registry.tracking import RUN_TAG, Store, connect, make_client, reaching, unknown_model
 from pipeline.registry.tracking_config import TrackingConfig, registering, store_uri
 from pipeline.training.checkpoint import Checkpoint, load_checkpoint
+from pipeline.training.models import whole_checkpoint
 from pipeline.training.runs import CALIBRATION, REPORT, best_checkpoint, read_run
 
 CONTENT_TAG = "pipeline.content"  # SHA-256 of the model's description, which names that of its weights
@@ -55,7 +56,7 @@ def register_run(run_uri: str, tracking: Mapping[str, Any], name: str | None = N
     """
     run = read_run(run_uri)
     name = name or run.config.get("register_as") or f"{run.spec['method']['name']}-{run.dataset['name']}"
-    checkpoint = load_checkpoint(best_checkpoint(run.uri))
+    checkpoint = whole_checkpoint(load_checkpoint(best_checkpoint(run.uri)))
     return register(run.name, checkpoint, tracking, name, evaluation_of(run), calibration_of(run.uri), run.uri)
 
 

@@ -20,7 +20,7 @@ from pipeline import store
 from pipeline.config import GIVEN, Config, compose, flat, validate
 from pipeline.data.dataset import class_table, read_manifest
 from pipeline.data.episodes import EpisodeSpec, bounds, check_spec
-from pipeline.data.manifest import Manifest
+from pipeline.data.manifest import FEATURES, Manifest
 from pipeline.environment import bfloat16_instructions
 from pipeline.errors import PipelineError, Stopped
 from pipeline.evaluation.seen import TRAINED, trained_classes
@@ -49,19 +49,27 @@ def model_spec(config: TrainConfig, manifest: Manifest) -> dict[str, Any]:
     """What ``build_model`` takes, for this configuration on this dataset."""
     classes = len(class_table(manifest, config.train.split))
     way = config.train.way if isinstance(config.train.way, int) else None
-    own = recipe(config.backbone, manifest.shape[0]) if config.input.scaling == "backbone" else None
     return {
         "method": dict(config.method),
         "backbone": described(config.backbone),
-        "input": {
-            "shape": list(manifest.shape),
-            "scaling": config.input.scaling,
-            **({"mean": manifest.mean, "std": manifest.std} if own is None else own),
-        },
+        "input": _input(config, manifest),
         "way": way,
         "shot": bounds(config.train.shot)[1],
         "classes": classes,
     }
+
+
+def _input(config: TrainConfig, manifest: Manifest) -> dict[str, Any]:
+    if manifest.encoding == FEATURES:
+        return {"shape": list(manifest.shape), "scaling": FEATURES}
+    return described_input(config.backbone, config.input.scaling, manifest)
+
+
+def described_input(backbone: dict[str, Any], scaling: str, manifest: Manifest) -> dict[str, Any]:
+    """ "input" of a model's description, for images of a dataset."""
+    own = recipe(backbone, manifest.shape[0]) if scaling == "backbone" else None
+    known = {"mean": manifest.mean, "std": manifest.std} if own is None else own
+    return {"shape": list(manifest.shape), "scaling": scaling, **known}
 
 
 def prepare(raw: Config) -> tuple[TrainConfig, Config, Run]:
@@ -143,7 +151,19 @@ def _first_weights(config: TrainConfig, method: Method) -> dict[str, str]:
 
 def check(config: TrainConfig, manifest: Manifest, spec: dict[str, Any]) -> Method:
     """The method, after refusing, with the key and the limit, what the dataset or the method cannot serve."""
+    if manifest.encoding == FEATURES:
+        _check_features(config, manifest)
     method = build_model(spec)
+    if manifest.encoding == FEATURES and not method.embeds_once:
+        raise PipelineError(
+            f"method={config.method['name']} needs images, to adapt the network or look at more than its features: "
+            f"give data=NAME of images, and not {manifest.name!r}, which holds features"
+        )
+    if config.steps and not any(parameter.requires_grad for parameter in method.parameters()):
+        raise PipelineError(
+            f"method={config.method['name']} has nothing to train on backbone={config.backbone['name']}: set steps=0, "
+            "which measures and registers it as it is"
+        )
     build_preprocess(spec)
     if spec["method"].get("teacher") is not None:
         method.imitate(load_teacher(spec, manifest.fingerprint))
@@ -173,6 +193,17 @@ def check(config: TrainConfig, manifest: Manifest, spec: dict[str, Any]) -> Meth
     if manifest.shape[1] != manifest.shape[2] and len(manifest.rotations) > 1:
         raise PipelineError(f"dataset {manifest.name!r} has rotated classes but images that are not square")
     return method
+
+
+def _check_features(config: TrainConfig, manifest: Manifest) -> None:
+    """Refuse what only images can go through."""
+    holds = f"dataset {manifest.name!r} holds features"
+    if config.backbone["name"] != FEATURES:
+        raise PipelineError(f"backbone={config.backbone['name']} takes images, and {holds}: set backbone={FEATURES}")
+    if config.augmentation.build().active:
+        raise PipelineError(f"augmentation is of images, and {holds}: leave it out; views=5 of jobs.embed makes views")
+    if config.input.scaling != "unit":
+        raise PipelineError(f"input.scaling={config.input.scaling} is of images, and {holds}: leave it out")
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from torch import Tensor
 from pipeline.batch import Batch
 from pipeline.data.dataset import Dataset, class_table
 from pipeline.data.episodes import check_spec
-from pipeline.data.planners import EpisodePlanner, ImagePlanner, Planner
+from pipeline.data.planners import EpisodePlanner, ImagePlanner, Planner, Views
 from pipeline.errors import PipelineError
-from pipeline.evaluation.embedded import IMAGES, embed_part
+from pipeline.evaluation.embedded import IMAGES, batch_size, embed_part
 from pipeline.evaluation.episodic import episode_accuracies, evaluating
 from pipeline.evaluation.statistics import Estimate, estimate
 from pipeline.methods.base import Method
@@ -77,9 +77,13 @@ def make_planner(config: TrainConfig, dataset: Dataset, method: type[Method] | M
     table = class_table(dataset.manifest, train.split)
     spec = train.spec(train.meta_batch_size, train.balanced_query)
     check_spec(table, spec, "train")
-    return EpisodePlanner(
-        table, spec, config.seed, _image_planner(config, dataset) if method.regime == "both" else None
-    )
+    images = _image_planner(config, dataset) if method.regime == "both" else None
+    return EpisodePlanner(table, spec, config.seed, images, _views(config, dataset))
+
+
+def _views(config: TrainConfig, dataset: Dataset) -> Views | None:
+    manifest = dataset.manifest
+    return Views(manifest.views, manifest.rows, config.seed) if manifest.views else None
 
 
 def _image_planner(config: TrainConfig, dataset: Dataset) -> ImagePlanner:
@@ -98,7 +102,7 @@ def _image_planner(config: TrainConfig, dataset: Dataset) -> ImagePlanner:
         )
     if classes > len(table):
         raise PipelineError(f"train.grouping={train.grouping}: split {train.split!r} has only {len(table)} classes")
-    return ImagePlanner(table, train.batch_size, config.seed, train.grouping)
+    return ImagePlanner(table, train.batch_size, config.seed, train.grouping, _views(config, dataset))
 
 
 def validate(learner: Learner, dataset: Dataset, workers: Workers) -> Estimate:
@@ -146,9 +150,11 @@ def survey(learner: Learner, dataset: Dataset, workers: Workers) -> None:
             return
         table = class_table(dataset.manifest, how.split, "kept", how.holdout)
         ends = np.cumsum(table.counts)
-        for start in range(0, int(ends[-1]) if workers.rank == 0 else 0, IMAGES):
-            part = range(start, min(start + IMAGES, int(ends[-1])))
-            features = torch.from_numpy(embed_part(method, learner.preprocess, dataset, table, part, device))
+        batch = batch_size(dataset.shape)
+        share = batch * -(-IMAGES // batch)
+        for start in range(0, int(ends[-1]) if workers.rank == 0 else 0, share):
+            part = range(start, min(start + share, int(ends[-1])))
+            features = torch.from_numpy(embed_part(method.backbone, learner.preprocess, dataset, table, part, device))
             labels = torch.from_numpy(np.searchsorted(ends, part, side="right"))
             total += cast(Tensor, method.summarise(features.to(device), labels.to(device)))
         method.keep_summary(workers.mean(total) * workers.world_size, int(ends[-1]))

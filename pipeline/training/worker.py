@@ -54,7 +54,7 @@ def train_worker(job: dict[str, Any]) -> None:
             learner.inherit(load_checkpoint(job["start"]))
     if config.compile:
         learner.module = torch.compile(learner.module)  # type: ignore[assignment]
-    if world_size > 1:
+    if world_size > 1 and any(parameter.requires_grad for parameter in learner.method.parameters()):
         learner.module = DistributedDataParallel(
             learner.module,
             device_ids=[device] if device.type == "cuda" else None,

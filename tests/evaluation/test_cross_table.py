@@ -51,7 +51,7 @@ def vectors(glyphs, model) -> np.ndarray:
     dataset = Dataset(glyphs)
     table = class_table(dataset.manifest, "test")
     method, preprocess, device = build_on_worker(model())
-    return embed_part(method, preprocess, dataset, table, range(int(table.counts.sum())), device)
+    return embed_part(method.backbone, preprocess, dataset, table, range(int(table.counts.sum())), device)
 
 
 @pytest.mark.parametrize("embedded", [False, True])

@@ -10,7 +10,7 @@ import torch
 
 from pipeline.data.dataset import Dataset, class_table
 from pipeline.data.episodes import EpisodeSpec, plan_episodes
-from pipeline.evaluation import evaluate as module
+from pipeline.evaluation import spread as module
 from pipeline.evaluation.embedded import Embeddings, embed_part, possible
 from pipeline.evaluation.episodic import episode_accuracies
 from pipeline.evaluation.evaluate import EpisodicProtocol, evaluate
@@ -27,7 +27,7 @@ def parts(glyphs):
     table = class_table(dataset.manifest, "test")
     method, preprocess = build_model(spec()).eval(), build_preprocess(spec())
     halves = range(70), range(70, int(table.counts.sum()))
-    values = [embed_part(method, preprocess, dataset, table, half, torch.device("cpu")) for half in halves]
+    values = [embed_part(method.backbone, preprocess, dataset, table, half, torch.device("cpu")) for half in halves]
     return dataset, table, method, preprocess, Embeddings(np.concatenate(values), table)
 
 
@@ -45,7 +45,8 @@ def test_rotated_classes_are_turned(parts, monkeypatch):
     dataset, _, method, preprocess, _ = parts
     monkeypatch.setattr(dataset, "manifest", replace(dataset.manifest, rotations=[0, 90, 180, 270]))
     table = class_table(dataset.manifest, "val")
-    values = embed_part(method, preprocess, dataset, table, range(int(table.counts.sum())), torch.device("cpu"))
+    every = range(int(table.counts.sum()))
+    values = embed_part(method.backbone, preprocess, dataset, table, every, torch.device("cpu"))
     spec_ = EpisodeSpec(5, 1, 4)
     found = [
         episode_accuracies(method, preprocess, dataset, table, spec_, 1, np.arange(12), 4, embeddings=embeddings)

@@ -89,7 +89,8 @@ def write_report(uri: str, glyphs: str) -> None:
         shape = {"split": "test", "way": 5, "shot": shot, "query": 3, "episodes": 12, "seed": 7}
         if shot == 1:
             first = [{"model": "untrained", **shape, "accuracy": 0.2345, "interval": 0.05}]
-            workflow._write_card(run, method, preprocess, dataset, protocol, found, None, first)
+            model = workflow.model_of_run(run)
+            workflow._write_card(run, model, dataset, protocol, found, None, first, None)
         results.append({"model": run.name, **shape, "accuracy": float(found.mean()), "interval": 0.05})
     store.write_bytes(f"{uri}/{REPORT}/{EVALUATION}", json.dumps(results).encode())
     points = [

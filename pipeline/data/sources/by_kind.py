@@ -33,6 +33,8 @@ def make_source(config: Mapping[str, Any]) -> Source:
     """The source of ``config``: its key ``kind`` names it, the others are its settings."""
     settings = dict(config)
     kind = settings.pop("kind", None)
+    if kind == "features":
+        raise PipelineError("data=features: features are made by python -m jobs.embed, of a dataset of images")
     if kind not in SOURCES:
         raise PipelineError(f"data.source.kind={kind!r} is none of {', '.join(SOURCES)}")
     known = [name for name in inspect.signature(SOURCES[kind].__init__).parameters if name != "self"]

@@ -1,0 +1,229 @@
+"""A dataset's features by a frozen network, on Ray Data: ranges of rows ──actors──► shards ──► a manifest.
+
+An actor holds the network, gathers its images from the mapped shards of the dataset, and writes a shard of features
+beside a record of it. Neither pixels nor features travel. Shards are cut by the dataset alone and batches by the size
+of its images, so that equal input gives equal bytes on any number of cores; what a killed job had written is not
+computed again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from pipeline import store
+from pipeline.data import shards
+from pipeline.data.augment import Augmentation
+from pipeline.data.dataset import open_dataset, whole_table
+from pipeline.data.features import NETWORK, Network
+from pipeline.data.manifest import FEATURES, Manifest, ShardInfo
+from pipeline.data.write import Target, rows_per_shard, write_shard
+from pipeline.errors import PipelineError
+from pipeline.evaluation.embedded import View, batch_size, embed_part
+from pipeline.evaluation.spread import cores
+from pipeline.files import sha256
+from pipeline.model import build_preprocess, network_shape
+from pipeline.nets import build_backbone
+from pipeline.ray_internals import DATA_PROGRESS_LOGGER
+
+LEAST_ROWS, SHARDS = 256, 64  # a shard is no smaller; a dataset of its size or more has so many, for as many cores
+ATTEMPTS = 3  # at a shard, where it fails; actors that are lost with their node are replaced by Ray Data
+PROGRESS_S = 5.0
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """What is computed: all that decides the bytes."""
+
+    dataset: str  # folder or URI of the images
+    network: Network
+    batch: int  # images through the network at once
+    shard_bytes: int
+    views: int = 0
+    augmentation: Augmentation = Augmentation()
+    seed: int = 0  # of the views
+
+    @classmethod
+    def of(cls, dataset: str, network: Network, batch: int | None, shard_bytes: int, gpu: bool) -> Embedding:
+        return cls(dataset, network, batch or batch_size(network_shape({"input": network.input}), gpu), shard_bytes)
+
+    def describe(self, manifest: Manifest) -> dict[str, Any]:
+        """ "network" of the manifest of the features of ``manifest``'s images."""
+        about = {"dataset": {"name": manifest.name, "fingerprint": manifest.fingerprint}, "batch": self.batch}
+        views = {"augmentation": asdict(self.augmentation), "seed": self.seed} if self.views else {}
+        return {**self.network.description, **about, **views}
+
+    def parts(self, images: int, features: int) -> list[tuple[int, range]]:
+        """The view and the rows of every shard; 0: the images as they are."""
+        by_count = max(LEAST_ROWS, -(-images // SHARDS))
+        rows = min(by_count, rows_per_shard((4 * features, 1, 1), self.shard_bytes))
+        share = -(-rows // self.batch) * self.batch
+        starts = range(0, images, share)
+        return [(view, range(s, min(s + share, images))) for view in range(1 + self.views) for s in starts]
+
+
+def embed_dataset(
+    embedding: Embedding, target: Target, name: str, source: dict[str, Any], gpus: float = 0.0,
+    say: Callable[[str], None] = print,
+) -> Manifest:  # fmt: skip
+    """Compute the features that are missing at ``target``, and make them a dataset.
+
+    Args:
+        name: of the dataset of features.
+        source: where it came from, for its manifest.
+        gpus: of every actor.
+
+    Raises:
+        PipelineError: the dataset is damaged, the network's features are not finite, or the place cannot be written.
+    """
+    images = open_dataset(embedding.dataset).manifest
+    features = int(load_network(embedding.network).out_features)  # type: ignore[arg-type]
+    described = embedding.describe(images)
+    parts = embedding.parts(images.rows * len(images.rotations), features)
+    plan = [described, [[view, part.start, part.stop] for view, part in parts]]
+    digest = sha256(json.dumps(plan, sort_keys=True).encode())
+    done = _done(target.place, digest)
+    missing = [number for number in range(len(parts)) if number not in done]
+    if done and missing:
+        say(f"{len(done):,} of {len(parts):,} shards are there already")
+    total, began, said = sum(len(parts[number][1]) for number in missing), time.monotonic(), time.monotonic()
+    embedded = 0
+    for number, shard in _computed(embedding, target, parts, missing, digest, gpus):
+        done[number] = shard
+        embedded += len(parts[number][1])
+        if time.monotonic() - said > PROGRESS_S or embedded == total:
+            said = time.monotonic()
+            say(f"{embedded:,} of {total:,} images embedded, {embedded / (said - began):,.0f} a second")
+    written = [done[number] for number in range(len(parts))]
+    manifest = _manifest(images, name, features, described, source, written, embedding.views)
+    with store.writing(target.uri, "data.root"):
+        target.commit(manifest, {NETWORK: embedding.network.content})
+    _remove_records(target.uri)
+    return manifest
+
+
+def _computed(
+    embedding: Embedding, target: Target, parts: list[tuple[int, range]], missing: list[int], digest: str, gpus: float
+) -> Iterator[tuple[int, ShardInfo]]:
+    if not missing:
+        return
+    work = [{"number": number, "view": parts[number][0], "start": parts[number][1].start,
+             "stop": parts[number][1].stop} for number in missing]  # fmt: skip
+    dataset = ray.data.from_items(work, override_num_blocks=len(work))
+    logging.getLogger("ray.data").setLevel(logging.WARNING)  # making a dataset sets it to INFO
+    logging.getLogger(DATA_PROGRESS_LOGGER).setLevel(logging.ERROR)  # it warns where there are no bars
+    context = dataset.context
+    context.enable_progress_bars, context.print_on_execution_start = False, False
+    actors = int(ray.cluster_resources().get("GPU", 0) // gpus) if gpus else cores()
+    held = ray.put(embedding)
+    done = dataset.map_batches(
+        _Embedder,
+        fn_constructor_kwargs={"held": held, "place": target.place, "current": target.current, "digest": digest,
+                               "gpu": gpus > 0},
+        batch_size=1, zero_copy_batch=True, num_cpus=1, num_gpus=gpus or None,
+        compute=ray.data.ActorPoolStrategy(size=max(1, min(actors, len(missing)))),
+    )  # fmt: skip
+    for row in done.iter_rows():
+        if row["refused"]:
+            raise PipelineError(row["refused"])
+        yield int(row["number"]), ShardInfo(**json.loads(row["shard"]))
+
+
+class _Embedder:
+    """An actor of Ray Data: the network, and the dataset of images."""
+
+    def __init__(self, held: Any, place: str, current: str | None, digest: str, gpu: bool) -> None:
+        torch.set_num_threads(1)
+        self.embedding: Embedding = ray.get(held)
+        self.place, self.current, self.digest = place, current, digest
+        self.device = torch.device("cuda" if gpu else "cpu")
+        self.dataset = open_dataset(self.embedding.dataset)
+        self.table = whole_table(self.dataset.manifest)
+        self.network = load_network(self.embedding.network).to(self.device)
+        self.preprocess = build_preprocess({"input": self.embedding.network.input}).to(self.device)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
+        number, view, start, stop = (int(batch[key][0]) for key in ("number", "view", "start", "stop"))
+        for attempt in range(ATTEMPTS):
+            try:
+                return {"number": [number], "shard": [self._write(number, view, range(start, stop))], "refused": [""]}
+            except PipelineError as error:  # travels as text, so that it ends in one line
+                return {"number": [number], "shard": [""], "refused": [str(error)]}
+            except Exception:  # of a GPU that others use too, say: one shard shall not end hours of work
+                if attempt == ATTEMPTS - 1:
+                    raise
+                time.sleep(1)
+        raise AssertionError
+
+    def _write(self, number: int, view: int, part: range) -> str:
+        how = self.embedding
+        seen = View(view, how.augmentation, how.seed) if view else None
+        values = embed_part(self.network, self.preprocess, self.dataset, self.table, part, self.device, how.batch, seen)
+        if not np.isfinite(values).all():
+            raise PipelineError("the network gives features that are NaN or infinite: its weights are damaged")
+        with store.writing(self.place, "data.root"):
+            shard = write_shard(self.place, shards.raw_table(values[..., None, None]), self.current)
+            record = json.dumps(asdict(shard))
+            store.write_bytes(store.join(self.place, _record(number, self.digest)), record.encode())
+        return record
+
+
+def load_network(network: Network) -> torch.nn.Module:
+    """The backbone with its weights, in evaluation mode."""
+    backbone = build_backbone(network.backbone, network_shape({"input": network.input}))
+    backbone.load_state_dict(network.weights)
+    return backbone.eval()
+
+
+def _manifest(
+    images: Manifest, name: str, features: int, network: dict[str, Any], source: dict[str, Any],
+    written: list[ShardInfo], views: int,
+) -> Manifest:  # fmt: skip
+    """Of the features: every class that is another one turned is a class of its own, by the id that it had."""
+    turns = images.rotations
+    names = [f"{known} {turn}°" if turn else known for known in images.class_names for turn in turns]
+    return replace(
+        images,
+        name=name,
+        shape=(features, 1, 1),
+        encoding=FEATURES,
+        class_names=names,
+        class_counts=[count for count in images.class_counts for _ in turns],
+        splits={
+            split: [member * len(turns) + turn for member in members for turn in range(len(turns))]
+            for split, members in images.splits.items()
+        },
+        mean=[], std=[], shards=written, rotations=[0], source=source, skipped={}, network=network, views=views,
+    )  # fmt: skip
+
+
+def _record(number: int, digest: str) -> str:
+    return f"part-{digest[:16]}-{number:06d}.json"
+
+
+def _done(place: str, digest: str) -> dict[int, ShardInfo]:
+    """The shards of the same work that an interrupted job wrote whole."""
+    prefix = _record(0, digest)[:-11]
+    found = {}
+    for file in store.list_names(place):
+        if file.startswith(prefix) and file.endswith(".json"):
+            shard = ShardInfo(**json.loads(store.read_bytes(store.join(place, file))))
+            where = store.join(place, shard.file)
+            if store.exists(where) and sha256(store.read_bytes(where)) == shard.sha256:
+                found[int(file[len(prefix) : -5])] = shard
+    return found
+
+
+def _remove_records(uri: str) -> None:
+    fs, path = store.open_store(uri)
+    for file in store.list_names(uri):
+        if file.startswith("part-") and file.endswith(".json"):
+            fs.delete_file(f"{path}/{file}")

@@ -1,0 +1,222 @@
+"""Features of a dataset: what the network makes of every image, the same bytes however they came about, and what is
+trained and measured on them is the same as on the images."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from pipeline.data.augment import Augmentation, augment, step_generator
+from pipeline.data.batches import local_batches
+from pipeline.data.dataset import Dataset, class_table, read_manifest
+from pipeline.data.episodes import EpisodeSpec
+from pipeline.data.features import NETWORK, Network, Pictures, read_network
+from pipeline.data.planners import EpisodePlanner, ImagePlanner, Views
+from pipeline.data.write import Target, write_dataset
+from pipeline.errors import PipelineError
+from pipeline.evaluation.embed_dataset import Embedding, embed_dataset
+from pipeline.evaluation.evaluate import EpisodicProtocol, evaluate
+from pipeline.evaluation.model import Model
+from pipeline.inference import FewShotClassifier
+from pipeline.model import build_model, build_preprocess
+from pipeline.nets import build_backbone
+from pipeline.training.checkpoint import Checkpoint
+from pipeline.training.models import model_for, whole_checkpoint
+
+BACKBONE = {"name": "conv4", "width": 8}
+INPUT = {"shape": [1, 28, 28], "scaling": "unit"}
+
+
+@pytest.fixture(scope="module")
+def turned(tmp_path_factory) -> str:
+    """Twelve classes of 25 noisy images, each a class of its own when it is turned."""
+    uri = str(tmp_path_factory.mktemp("turned") / "turned")
+    draw = np.random.default_rng(0)
+    classes = [(f"c{n}", draw.integers(0, 256, (25, 1, 28, 28), dtype=np.uint8)) for n in range(12)]
+    names = [name for name, _ in classes]
+    splits = {"train": names[6:], "val": names[3:6], "test": names[:3]}
+    write_dataset(uri, "turned", classes, splits, rotations=[0, 90], shard_bytes=100 * 784)
+    return uri
+
+
+@pytest.fixture(scope="module")
+def network() -> Network:
+    torch.manual_seed(3)
+    return Network(BACKBONE, INPUT, dict(build_backbone(BACKBONE, (1, 28, 28)).state_dict()))
+
+
+def embedded(uri: str, where: Path, network: Network, **options) -> str:
+    how = replace(Embedding.of(uri, network, None, 2**20, False), **options)
+    target = Target(str(where), resume=True)
+    embed_dataset(how, target, "features", {"kind": "features", "dataset": uri}, say=lambda line: None)
+    return str(where)
+
+
+@pytest.fixture(scope="module")
+def features(ray_session, turned, network, tmp_path_factory) -> str:
+    return embedded(turned, tmp_path_factory.mktemp("features") / "features", network)
+
+
+def content(folder: str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def test_every_row_is_what_the_network_makes_of_its_image(turned, features, network):
+    images, found = Dataset(turned), Dataset(features)
+    method = build_backbone(BACKBONE, (1, 28, 28))
+    method.load_state_dict(network.weights)
+    for split in ("train", "val", "test"):
+        of_images, of_features = (class_table(dataset.manifest, split) for dataset in (images, found))
+        np.testing.assert_array_equal(of_images.ids, of_features.ids)
+        for place, number in enumerate(of_images.ids.tolist()):
+            count = int(of_images.counts[place])
+            pixels = images.gather(of_images.starts[place] + np.arange(count))
+            pixels = np.rot90(pixels, number % 2, axes=(2, 3)).copy()
+            with torch.no_grad():
+                expected = method.eval()(torch.from_numpy(pixels).float() / 255).numpy()
+            rows = of_features.starts[place] + np.arange(count)
+            np.testing.assert_allclose(found.gather(rows)[..., 0, 0], expected, rtol=1e-4, atol=1e-6)
+            np.testing.assert_array_equal(Pictures(found).of(rows), pixels)
+    assert found.manifest.class_names[:4] == ["c0", "c0 90°", "c1", "c1 90°"]
+
+
+def test_the_manifest_names_dataset_network_and_weights(turned, features, network):
+    made, whole = read_manifest(features).network, read_network(features, read_manifest(features))
+    assert made["dataset"] == {"name": "turned", "fingerprint": read_manifest(turned).fingerprint}
+    assert made["backbone"] == BACKBONE and made["input"] == INPUT
+    assert all(torch.equal(whole.weights[name], tensor) for name, tensor in network.weights.items())
+    (Path(features) / NETWORK).rename(Path(features) / "away")
+    with pytest.raises(PipelineError, match="missing; make them again"):
+        read_network(features, read_manifest(features))
+    (Path(features) / "away").rename(Path(features) / NETWORK)
+
+
+def test_the_same_bytes_by_one_actor_and_over_what_was_there(
+    ray_session, turned, features, network, tmp_path, monkeypatch
+):
+    """Shards that are there are not computed again, and those of other work are of no use."""
+    monkeypatch.setattr("pipeline.evaluation.embed_dataset.cores", lambda: 1)
+    target = Target(str(tmp_path / "again"), resume=True)
+    place = Path(target.place)
+    target.leave()
+    (place / "part-0123456789abcdef-000000.json").write_text("{}")  # of other work
+    (place / "shard-0123456789abcdef.arrow").write_bytes(b"")
+    assert content(embedded(turned, tmp_path / "again", network)) == content(features)
+
+
+def test_killed_in_the_middle_it_goes_on_to_the_same_bytes(ray_session, glyphs, tmp_path):
+    """The whole job is killed, Ray with it; the same command goes on, and computes only what is missing."""
+    root, name = glyphs.rsplit("/", 1)
+    job = [sys.executable, "-m", "jobs.embed", f"data.root={root}", f"data.name={name}", "cluster.object_store_mb=150",
+           "backbone=conv4", "backbone.width=48", "name=killed"]  # fmt: skip
+    place = Path(root) / ".killed.partial"
+    victim = subprocess.Popen(job, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    while len(list(place.glob("part-*.json"))) < 2:
+        assert victim.poll() is None, victim.stdout.read().decode()
+        time.sleep(0.01)
+    for process in [*psutil.Process(victim.pid).children(recursive=True), psutil.Process(victim.pid)]:
+        process.send_signal(signal.SIGKILL)
+    victim.wait()
+    left = {path: path.stat().st_mtime_ns for path in place.glob("shard-*.arrow")}
+    assert 2 <= len(left) < 11, "the job was not killed in its middle"
+    done = subprocess.run(job, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "shards are there already" in done.stdout
+    killed = Path(root) / "killed"
+    assert all((killed / path.name).stat().st_mtime_ns == when for path, when in left.items())
+    made = read_manifest(str(killed))
+    again = Path(embedded(glyphs, tmp_path / "whole", read_network(str(killed), made)))
+    assert {shard.file for shard in made.shards} == {path.name for path in again.glob("*.arrow")}
+    assert all((killed / s.file).read_bytes() == (again / s.file).read_bytes() for s in made.shards)
+    assert made.shards == read_manifest(str(again)).shards
+    assert not [p for p in os.listdir(killed) if p.startswith(("part-", "."))]
+
+
+@pytest.mark.parametrize("method", ["prototypical", "simple_shot", "baseline"])
+def test_episodes_and_accuracies_are_those_of_the_images(ray_session, turned, features, network, method):
+    options = {"baseline": {"head": "ridge"}}.get(method, {})
+    spec = {"method": {"name": method, **options}, "backbone": {"name": "features"}, "way": 2, "classes": 12,
+            "input": {"shape": list(Dataset(features).shape), "scaling": "features"}}  # fmt: skip
+    torch.manual_seed(1)
+    on_features = Model(spec, dict(build_model(spec).state_dict()), "run", features)
+    on_images = model_for(on_features, turned)
+    assert on_images.spec["backbone"] == BACKBONE and model_for(on_features, features) is on_features
+    found = []
+    for model, uri in ((on_features, features), (on_images, turned)):
+        protocols = [EpisodicProtocol(uri, split, 3, 2, 5, episodes=30, seed=5) for split in ("test", "train")]
+        found.append([result.accuracies for result in evaluate(model, protocols)])
+    np.testing.assert_array_equal(*found)
+    with pytest.raises(PipelineError, match="holds features: give dataset=FOLDER of images"):
+        model_for(on_images, features)
+
+
+def test_a_registered_model_takes_images(turned, features, network):
+    """What is registered is the head with the network below it, and its dataset is the images'."""
+    spec = {"method": {"name": "prototypical", "scale": 3.0}, "backbone": {"name": "features"}, "way": 2, "classes": 12,
+            "input": {"shape": list(Dataset(features).shape), "scaling": "features"}}  # fmt: skip
+    head = build_model(spec)
+    about = {"name": "features", "fingerprint": read_manifest(features).fingerprint, "uri": features}
+    made = whole_checkpoint(Checkpoint(1, spec, {}, about, {}, [], dict(head.state_dict())))
+    assert made.dataset == {"name": "turned", "fingerprint": read_manifest(turned).fingerprint, "uri": turned}
+    classifier = FewShotClassifier.from_weights(made.spec, made.model)
+    images = Dataset(turned).gather(np.arange(75))  # of the three test classes, as they are
+    enrolment = classifier.enrol(images[[0, 1, 25, 26, 50, 51]], ["a", "a", "b", "b", "c", "c"])
+    answers = classifier.classify(enrolment, images, "none")
+    table, stored = class_table(read_manifest(features), "test"), Dataset(features)
+    known = np.concatenate([stored.gather(table.starts[p] + np.arange(25)) for p in (0, 2, 4)])
+    vectors = torch.from_numpy(known)[None]
+    with torch.no_grad():
+        state = head.eval().adapt(vectors[:, [0, 1, 25, 26, 50, 51]], torch.tensor([[0, 0, 1, 1, 2, 2]]), 3)
+        expected = head.classify(state, vectors)[0].softmax(-1).numpy()
+    np.testing.assert_allclose(answers.probabilities, expected, rtol=1e-3, atol=1e-5)
+    with pytest.raises(PipelineError, match="holds other features"):
+        whole_checkpoint(Checkpoint(1, spec, {}, {**about, "fingerprint": "0"}, {}, [], {}))
+
+
+def test_views_are_augmented_images_and_training_draws_them(ray_session, turned, network, tmp_path):
+    how = Augmentation(flip=True, crop_padding=3)
+    uri = embedded(turned, tmp_path / "views", network, views=2, augmentation=how, seed=4)
+    stored, images = Dataset(uri), Dataset(turned)
+    rows, batch = stored.manifest.rows, 63  # 28 x 28
+    assert rows == 600 and stored.manifest.views == 2 and stored.manifest.stored_rows == 1800
+    pixels = torch.from_numpy(Pictures(stored).of(np.arange(batch)))
+    backbone = build_backbone(BACKBONE, (1, 28, 28))
+    backbone.load_state_dict(network.weights)
+    for view in (1, 2):
+        changed = augment(pixels, how, step_generator("cpu", "view", 4, view, 0))
+        with torch.no_grad():
+            expected = backbone.eval()(build_preprocess({"input": INPUT})(changed)).numpy()
+        found = stored.gather(view * rows + np.arange(batch))[..., 0, 0]
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    assert images.manifest.rows == 300  # before they were turned
+    table, views = class_table(stored.manifest, "train"), Views(2, rows, 7)
+    for planner in (
+        EpisodePlanner(table, EpisodeSpec(4, 2, 3, 6), 7, views=views),
+        ImagePlanner(table, 24, 7, (2, 3), views),
+        ImagePlanner(table, 24, 7, None, views),
+    ):
+        bare = replace(planner, views=None)
+        both = [np.concatenate([p.plan(step, 1, 2).rows.reshape(-1) for step in range(8)]) for p in (planner, bare)]
+        np.testing.assert_array_equal(both[0] % rows, both[1] % rows)
+        assert set(both[0] // rows) == {0, 1, 2}
+        together = planner.plans(0, 8, 1, 2)
+        np.testing.assert_array_equal(np.concatenate([plan.rows.reshape(-1) for plan in together]), both[0])
+    step, batch_ = next(local_batches(stored, EpisodePlanner(table, EpisodeSpec(4, 2, 3, 6), 7, views=views), 0, 1))
+    assert step == 0 and batch_.support.shape == (6, 8, stored.shape[0], 1, 1) and batch_.support.dtype == torch.float32
+
+
+def test_features_that_are_no_numbers_are_refused(ray_session, turned, network, tmp_path):
+    name = next(iter(network.weights))
+    broken = replace(network, weights={**network.weights, name: network.weights[name] * float("nan")})
+    with pytest.raises(PipelineError, match="NaN or infinite"):
+        embedded(turned, tmp_path / "nan", broken)

@@ -1,0 +1,89 @@
+"""Runs on features: what they refuse, and that every head that looks at features alone trains on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.config import compose
+from pipeline.data.batches import local_batches
+from pipeline.data.dataset import Dataset, read_manifest
+from pipeline.data.features import NETWORK, Network
+from pipeline.data.shards import raw_table
+from pipeline.data.write import write_shard
+from pipeline.errors import PipelineError
+from pipeline.evaluation.embed_dataset import _manifest
+from pipeline.nets import build_backbone
+from pipeline.training.launch import prepare
+from pipeline.training.learner import Learner
+from pipeline.training.loop import make_planner, train
+
+from .conftest import METHODS, SMALL
+
+BACKBONE, INPUT = {"name": "conv4", "width": 8}, {"shape": [1, 28, 28], "scaling": "unit"}
+
+
+@pytest.fixture(scope="module")
+def features(glyphs, tmp_path_factory) -> str:
+    """Random features in place of the glyphs: a class is a place with noise around it."""
+    images = read_manifest(glyphs)
+    network = Network(BACKBONE, INPUT, dict(build_backbone(BACKBONE, (1, 28, 28)).state_dict()))
+    draw = np.random.default_rng(2)
+    places = np.repeat(draw.normal(size=(len(images.class_names), 8)), images.class_counts, axis=0)
+    values = (places + 0.1 * draw.normal(size=places.shape)).astype(np.float32)[..., None, None]
+    folder = tmp_path_factory.mktemp("features") / "features"
+    folder.mkdir()
+    shard = write_shard(str(folder), raw_table(values))
+    about = {**network.description, "dataset": {"name": images.name, "fingerprint": images.fingerprint}, "batch": 1}
+    made = _manifest(images, "features", 8, about, {"kind": "features", "dataset": glyphs}, [shard], 0)
+    (folder / NETWORK).write_bytes(network.content)
+    (folder / "manifest.json").write_text(made.to_json())
+    return str(folder)
+
+
+def configured(features: str, tmp_path: Path, method: str, *overrides: str) -> dict:
+    root, name = features.rsplit("/", 1)
+    usual = [o for o in [*SMALL, *METHODS[method]] if not o.startswith(("backbone", "augmentation"))]
+    place = ["data=features", f"data.root={root}", f"data.name={name}", f"storage={tmp_path}/runs", "backbone=features"]
+    return compose("train", [*usual, *place, *overrides])
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_heads_train_and_others_say_why_not(features, tmp_path, method):
+    raw = configured(features, tmp_path, method)
+    try:
+        config, _, run = prepare(raw)
+    except PipelineError as error:
+        whys = ("needs images", "nothing to train", "cannot be taken apart", "backbone")
+        assert any(why in str(error) for why in whys)
+        return
+    learner, dataset = Learner(config, run.spec), Dataset(features)
+    planner = make_planner(config, dataset, learner.method)
+    before = [parameter.clone() for parameter in learner.method.parameters()]
+    train(learner, local_batches(dataset, planner, 0, config.steps), dataset, planner.per_step)
+    assert learner.step == config.steps
+    assert learner.metrics["val/accuracy"] > 0.5 or method == "snail"  # whose attention takes longer
+    assert any(not torch.equal(a, b) for a, b in zip(before, learner.method.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "method, overrides, message",
+    [
+        ("simple_shot", ["backbone=conv4"], "holds features: set backbone=features"),
+        ("simple_shot", ["augmentation.flip=true"], "augmentation is of images"),
+        ("simple_shot", ["input.scaling=standard"], "input.scaling=standard is of images"),
+        ("maml", [], "method=maml needs images"),
+        ("prototypical", [], "method=prototypical has nothing to train on backbone=features: set steps=0"),
+    ],
+)
+def test_what_only_images_can_go_through_is_refused(features, tmp_path, method, overrides, message):
+    with pytest.raises(PipelineError, match=message):
+        prepare(configured(features, tmp_path, method, *overrides))
+
+
+def test_images_are_no_features(small_run):
+    with pytest.raises(PipelineError, match="takes features, and not images of 1x28x28: make a dataset of them"):
+        prepare(small_run("simple_shot", "backbone=features"))
