@@ -208,13 +208,14 @@ def begin_with(method: nn.Module, uri: str) -> list[str]:
     """Give a method the weights of the checkpoint at ``uri``; the names of those that stay as the seed made them.
 
     Everything of the backbone must fit. Beyond it (a layer with an output a training class, say) what has another name
-    or shape stays.
+    or shape stays, and so does what is not trained, which the configuration gives (a metric scale).
 
     Raises:
         PipelineError: the backbone is another one, or there is no checkpoint.
     """
     given, own = load_checkpoint(uri).model, method.state_dict()
-    fitting = {name: tensor for name, tensor in given.items() if name in own and own[name].shape == tensor.shape}
+    fixed = {n for n, p in method.named_parameters() if not p.requires_grad and not n.startswith(BACKBONE)}
+    fitting = {n: t for n, t in given.items() if n in own and own[n].shape == t.shape and n not in fixed}
     left = [name for name in own if name not in fitting]
     wrong = [name for name in left if name.startswith(BACKBONE)]
     if wrong or not fitting:

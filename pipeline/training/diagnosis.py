@@ -6,6 +6,7 @@ machine too small, with what to do about it.
 
 from __future__ import annotations
 
+import math
 import re
 
 import numpy as np
@@ -60,6 +61,25 @@ def check_finite(learner: Learner, losses: list[Tensor], per_step: int, workers:
     raise Diverged(
         f"{what} in step {step}, with {unit} {where}; the last checkpoint, from before, is kept. See which it is with: "
         f"{command('replay', f'run={folder}', f'step={step}')}; then lower optimizer.lr, or set clip.norm"
+    )
+
+
+def saturation(learner: Learner, loss: float) -> str | None:
+    """A line for a run that begins with other weights, whose first loss is far above that of guessing.
+
+    Their distances are not those that the scale of the logits was meant for: a softmax of them is near 0 or 1, wrong as
+    often as right, and its gradients undo the weights before anything is learnt.
+    """
+    config = learner.config
+    given = config.initial is not None or config.backbone.get("weights") is not None
+    way = config.train.way if isinstance(config.train.way, int) else config.train.way[0]
+    chance = math.log(max(way, 2))
+    if not given or learner.method.regime == "classical" or "scale" not in config.method or loss < 1.5 * chance:
+        return None
+    return (
+        f"the first loss is {loss:.2f}, that of guessing {chance:.2f}: with the weights that this run begins with, "
+        f"method.scale={config.method['scale']} saturates the logits; find a smaller one on validation episodes, or "
+        "give method.distance=cosine with method.scale=10 where the method has it"
     )
 
 

@@ -22,7 +22,7 @@ from pipeline.evaluation.episodic import episode_accuracies, evaluating
 from pipeline.evaluation.statistics import Estimate, estimate
 from pipeline.methods.base import Method
 from pipeline.training.config import TrainConfig
-from pipeline.training.diagnosis import check_finite
+from pipeline.training.diagnosis import check_finite, saturation
 from pipeline.training.learner import Learner
 from pipeline.training.preemption import Signal
 from pipeline.training.workers import Alone, Workers
@@ -33,6 +33,7 @@ class Hooks:
     """What the loop tells the outside, on every worker."""
 
     log: Callable[[dict[str, float]], None] = lambda entry: None
+    say: Callable[[str], None] = lambda line: None
     save: Callable[[Learner], None] = lambda learner: None
     step: Callable[[int], None] = lambda step: None  # after every step, on every worker: must not wait
     preemption: Callable[[], Signal] = lambda: Signal.NONE  # after every step: the same answer on all workers
@@ -204,6 +205,8 @@ def training(
             raise RuntimeError(f"the stream is at step {step}, the learner at {learner.step}")
         window.add(learner.train_step(batch))
         hooks.step(learner.step)
+        if learner.step == 1 and (line := saturation(learner, window.losses[0].item())):
+            hooks.say(line)
         done, last = learner.step, learner.step == config.steps
         logs = done % config.log_every == 0 or last
         validates = done % config.validation.every == 0 or last

@@ -68,6 +68,7 @@ def train_worker(job: dict[str, Any]) -> None:
     preemption = Preemption(world_size)
     hooks = Hooks(
         log=_logger(job, rank),
+        say=_speaker(job) if rank == 0 else lambda line: None,
         save=lambda learner: _report(learner, job, rank),
         step=_ticker(job, rank, preemption),
         preemption=preemption,

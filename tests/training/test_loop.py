@@ -102,3 +102,17 @@ def test_patience():
     assert not should_stop(history(0.5, 0.4), 2)
     assert should_stop(history(0.5, 0.4, 0.5), 2)
     assert not should_stop(history(0.5, 0.4, 0.51), 2)
+
+
+@pytest.mark.parametrize(("scale", "lines"), [(1.0, 0), (1000.0, 1)])
+def test_a_run_that_begins_with_other_weights_says_where_its_logits_are_saturated(small_run, tmp_path, scale, lines):
+    start, said = tmp_path / "checkpoint", []
+    learn(small_run("prototypical"), stop_at=8, folder=start)
+    config, _, run = prepare(small_run("prototypical", f"initial={start}", f"method.scale={scale}", "steps=2"))
+    learner, dataset = Learner(config, run.spec), Dataset(config.dataset_uri)
+    learner.begin()
+    planner = make_planner(config, dataset, learner.method)
+    batches = local_batches(dataset, planner, 0, 2)
+    train(learner, batches, dataset, planner.per_step, hooks=Hooks(say=said.append))
+    assert learner.method.scale == scale  # the configuration's, not the checkpoint's
+    assert len(said) == lines and all("method.scale=1000.0 saturates the logits" in line for line in said)
