@@ -16,6 +16,7 @@ from typing import Any
 from pipeline.config import Config, compose, help_text
 from pipeline.credentials import refuse_logins, split_login
 from pipeline.errors import PipelineError, Stopped, Unavailable
+from pipeline.ray_start import lost
 
 INPUT_ERROR = 2
 TRY_LATER = os.EX_TEMPFAIL  # 75
@@ -103,6 +104,12 @@ def run(
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    except Exception as error:
+        gone = lost(error)
+        if gone is None:
+            raise
+        print(f"error: {gone}", file=sys.stderr)
+        sys.exit(TRY_LATER)
     if as_json:
         print(json.dumps(summary, default=str))
     sys.exit(int(summary.get("exit_code", 0)))

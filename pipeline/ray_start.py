@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import socket
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -16,10 +17,25 @@ from pipeline.errors import PipelineError, Unavailable
 
 KNOCKS = 5  # at an address, a second apart: a head that is started again is away for a moment
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray's own
+_LOST = (
+    "RuntimeEnvSetupError", "NodeDiedError", "WorkerCrashedError", "OwnerDiedError", "ActorDiedError",
+    "ActorUnavailableError", "ObjectLostError", "LocalRayletDiedError",
+)  # fmt: skip
 _TOKEN = (
     "this cluster asks for its token, and was given none or another; give RAY_AUTH_MODE=token and "
     "RAY_AUTH_TOKEN_PATH=FILE in the environment"
 )
+
+
+def lost(error: Exception) -> str | None:
+    """What to say of an error that is the cluster's own: a node, a worker or what it held is gone; else None."""
+    ray = sys.modules.get("ray")
+    if ray is None or isinstance(error, ray.exceptions.RayTaskError):  # what a task itself raised
+        return None
+    if not isinstance(error, tuple(getattr(ray.exceptions, name) for name in _LOST)):
+        return None
+    reason = " ".join(str(error).split()).partition(". ")[0][:200]
+    return f"the cluster lost a node, a worker or what it held ({type(error).__name__}: {reason}); try again later"
 
 
 def in_submitted_job() -> bool:

@@ -148,6 +148,23 @@ def test_the_status_says_whether_to_try_again(error, status, capsys):
     assert exited.value.code == status and "what, where" in capsys.readouterr().err
 
 
+def test_what_the_cluster_lost_is_one_line_and_what_a_task_raised_a_bug(capsys):
+    from ray.exceptions import RayTaskError, WorkerCrashedError
+
+    def fails(config):
+        raise config["error"]
+
+    def status(error):
+        with pytest.raises(SystemExit) as exited:
+            run("train", lambda config: fails({"error": error}), [])
+        return exited.value.code, capsys.readouterr().err
+
+    code, said = status(WorkerCrashedError())
+    assert code == 75 and said.startswith("error: the cluster lost") and said.count("\n") == 1
+    with pytest.raises(ValueError):
+        status(RayTaskError("work", "", ValueError("a bug")).as_instanceof_cause())
+
+
 def test_help_shows_every_key_and_choice():
     text = help_text("train")
     assert "optimizer steps" in text and "--- method: one of" in text and "imprinted" in text

@@ -29,6 +29,7 @@ TOO_SMALL = {  # what the error's text has -> what is said
     "was out of memory: lower train.meta_batch_size (or train.batch_size) or validation.tasks, or take nodes with more "
     "memory (cluster.cpus_per_worker decides how many workers share one)",
 }
+NO_ENVIRONMENT = r"Failed to set up runtime environment|RuntimeEnvSetupError"
 NO_ROOM = r"OutOfDisk|No space left on device"
 LOST = (  # Ray's names and words for a worker, a node or a controller that is gone, and for places that did not come
     r"The actor (died unexpectedly|is dead because)|ActorUnavailableError|NodeDiedError|WorkerCrashedError|"
@@ -99,6 +100,9 @@ def cause_of(error: Exception, run: Run) -> Exception:
     if beginning := re.search(r"TrainController\.__init__(?s:.)*OSError: (.+)", text):
         line = f"its storage does not answer as it should: {beginning[1]}"
         return Unavailable(f"run {run.name}: {line}; go on with it once it does: {run.resume}")
+    if re.search(NO_ENVIRONMENT, text):
+        line = "a node could not prepare the job's environment: it was lost meanwhile, or the job's files are gone"
+        return Unavailable(f"run {run.name}: {line}; go on with it: {run.resume}")
     if re.search(NO_ROOM, text):
         return Unavailable(f"run {run.name}: {store.disk_full('a node')}; then go on with it: {run.resume}")
     for signs, line in TOO_SMALL.items():

@@ -105,3 +105,9 @@ def test_a_store_that_fails_the_controller_is_named():
     assert "storage does not answer" in found and "NETWORK_CONNECTION" in found
     assert "python -m jobs.train resume=/runs/small" in found
     assert "\n" not in found
+
+
+def test_a_node_that_is_lost_while_it_prepares_is_one_line() -> None:
+    text = "Training failed due to controller error:\nFailed to set up runtime environment.\nTraceback ..."
+    found = cause_of(RuntimeError(text), RUN)
+    assert isinstance(found, Unavailable) and f"go on with it: {RUN.resume}" in str(found) and "\n" not in str(found)
