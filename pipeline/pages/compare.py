@@ -74,8 +74,9 @@ class Subjects:
 
 
 def _cross_table(config: ReportConfig, subjects: Subjects) -> dict[str, Any]:
-    keys = ("split", "way", "shot", "query", "episodes", "seed")
-    asked = {key: getattr(config, key) for key in keys}
+    if len(config.shot) > 1:
+        raise PipelineError(f"shot={config.shot}: cross_table is made for one number of shots")
+    asked = {**_asked(config), "shot": config.shot[0]}
     protocol = EpisodicProtocol(subjects.dataset, **asked, tasks=config.tasks)
     fine_tune = cross_table.FineTune(config.fine_tune.steps, config.fine_tune.lr, config.fine_tune.norm)
     table = cross_table.cross_table(subjects.models, protocol, config.heads, fine_tune, config.cluster.gpus_per_worker)
@@ -91,26 +92,31 @@ def _cross_table(config: ReportConfig, subjects: Subjects) -> dict[str, Any]:
     return {"question": asked, "fine_tune": vars(fine_tune), "results": results, "comparisons": comparisons}
 
 
+def _asked(config: ReportConfig) -> dict[str, Any]:
+    return {key: getattr(config, key) for key in ("split", "way", "shot", "query", "episodes", "seed")}
+
+
 def _cross_domain(config: ReportConfig, subjects: Subjects) -> dict[str, Any]:
     """Every model on every dataset, whose images are brought to the model's input."""
     if not config.datasets:
         raise PipelineError("cross_domain needs datasets=[FOLDER,...], what the runs are measured on")
-    keys = ("split", "way", "shot", "query", "episodes", "seed")
-    asked = {key: getattr(config, key) for key in keys}
+    asked = _asked(config)
     manifests = {uri: read_manifest(uri) for uri in dict.fromkeys(config.datasets)}
     if len({manifest.name for manifest in manifests.values()}) < len(config.datasets):
         raise PipelineError(f"datasets={config.datasets}: every dataset once, each with a name of its own")
-    questions = {uri: EpisodicProtocol(uri, **asked, tasks=config.tasks, resize=True) for uri in manifests}
+    shots = [{**asked, "shot": shot, "tasks": config.tasks, "resize": True} for shot in config.shot]
+    questions = {uri: [EpisodicProtocol(uri, **question) for question in shots] for uri in manifests}
     for model, (_, checkpoint, _) in zip(subjects.models, subjects.trained, strict=True):
         for uri, manifest in manifests.items():  # all that can be refused, before anything is computed
             refuse_seen(model.label, checkpoint.dataset, manifest, config.split)
-            check(model_for(model, uri), questions[uri])
+            for question in questions[uri]:
+                check(model_for(model, uri), question)
     results = []
     for model in subjects.models:
         for uri, manifest in manifests.items():
-            found = evaluate(model_for(model, uri), [questions[uri]], config.cluster.gpus_per_worker)[0].estimate
             about = {"dataset": manifest.name, "fingerprint": manifest.fingerprint, "shape": list(manifest.shape)}
-            results.append({"run": model.label, **about, "accuracy": found.mean, "interval": found.interval})
+            for result in evaluate(model_for(model, uri), questions[uri], config.cluster.gpus_per_worker):
+                results.append({"run": model.label, **about, **result.summary()})
     return {"question": asked, "results": results, "comparisons": []}
 
 

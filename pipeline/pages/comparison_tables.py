@@ -34,17 +34,18 @@ def cross_table(content: dict[str, Any], table: Table) -> str:
 
 def cross_domain(content: dict[str, Any], table: Table) -> str:
     """Accuracy by model and dataset; that which a model was trained on, by other classes, is marked."""
-    datasets = list(dict.fromkeys(row["dataset"] for row in content["results"]))
-    cells = {(row["run"], row["dataset"]): percent(row["accuracy"], row["interval"]) for row in content["results"]}
+    columns = list(dict.fromkeys((row["dataset"], row["shot"]) for row in content["results"]))
+    cells = {(r["run"], r["dataset"], r["shot"]): percent(r["accuracy"], r["interval"]) for r in content["results"]}
     rows = []
     for run in content["runs"]:
         home = run["dataset"]["name"]
-        figures = [cells[run["name"], name] + (" *" if name == home else "") for name in datasets]
+        figures = [cells[run["name"], name, shot] + (" *" if name == home else "") for name, shot in columns]
         rows.append([run["name"], run["method"], home, *figures])
     q = content["question"]
-    asked = f"{q['episodes']:,} episodes of {q['way']}-way {q['shot']}-shot, {q['query']} queries a class, split "
+    asked = f"{q['episodes']:,} episodes of {q['way']} classes with {q['query']} queries each, split "
     note = f"Accuracy in percent, mean ± 95 % interval; {asked}{q['split']!r}. * by its own training dataset's classes."
-    return f"{table(['run', 'method', 'trained on', *datasets], rows)}\n\n{note}"
+    header = ["run", "method", "trained on", *(f"{name}, {shot}-shot" for name, shot in columns)]
+    return f"{table(header, rows)}\n\n{note}"
 
 
 def clustering(content: dict[str, Any], table: Table) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from pipeline.config import Section
+from pipeline.evaluation.config import Counts
 from pipeline.registry.tracking_config import TrackingConfig
 from pipeline.training.config import Cluster, Count, Name, Positive
 
@@ -32,7 +33,7 @@ class ReportConfig(Section):
     split: str
     strangers: str | None
     way: Count
-    shot: Count
+    shot: Counts
     query: Count
     episodes: Count
     tasks: Count

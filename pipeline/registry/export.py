@@ -89,11 +89,12 @@ def _exportable(classifier: FewShotClassifier) -> tuple[HeadMethod, ClassMeans]:
     method = classifier.method
     name = classifier.spec["method"]["name"]
     head = method.class_means() if isinstance(method, HeadMethod) else None
-    if not isinstance(method, HeadMethod) or head is None:
+    alone = method.extendable and method.embeds_once  # a subclass may tune to the support, or look at the queries
+    if not isinstance(method, HeadMethod) or head is None or not alone:
         raise PipelineError(
-            f"method {name} learns new classes by more than the means of their images (by gradients, a solver or a "
-            "network), which the exported page does not do; methods like prototypical, simple_shot, imprinted and "
-            "baseline with method.head=prototype can be exported"
+            f"method {name} learns new classes by more than the means of their images (by gradients, a solver, a "
+            "network or the queries), which the exported page does not do; methods like prototypical, simple_shot, "
+            "imprinted and baseline with method.head=prototype can be exported"
         )
     if looks_at_the_batch(method.backbone):
         raise PipelineError("the network normalises an image by those beside it: it has no answer for one image alone")

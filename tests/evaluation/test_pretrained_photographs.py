@@ -55,6 +55,7 @@ def chosen(plan: Plan, split: str, classes: int, images: int) -> list:
     return [row for name in [name for name in of if len(of[name]) >= images][:classes] for row in of[name][:images]]
 
 
+@pytest.mark.filterwarnings("ignore:.*:RuntimeWarning", "ignore:.*within_class_std_dev_.*")  # sklearn's, with one shot
 @pytest.mark.parametrize("shot", [1, 5])
 def test_simple_shot_is_at_least_as_good_as_the_nearest_centroid(features: tuple, shot: int) -> None:
     base, novel = features

@@ -85,18 +85,20 @@ def test_cross_domain(ray_session, runs, glyphs, tmp_path, capsys, monkeypatch):
         ingest(compose("ingest", ["data=folder", *words]), progress=False)
         places[name] = str(tmp_path / name)
     asked = ["runs=[meta,other]", f"datasets=[{glyphs},{','.join(places.values())}]", "query=3", "episodes=10"]
-    found = make("cross_domain", runs, *asked, f"record={tmp_path}/cross_domain_x.json")
+    found = make("cross_domain", runs, *asked, "shot=[1,2]", f"record={tmp_path}/cross_domain_x.json")
     shown = capsys.readouterr().out
-    cells = {(row["run"], row["dataset"]): row["accuracy"] for row in found["results"]}
-    assert len(cells) == 8
+    cells = {(row["run"], row["dataset"]): row["accuracy"] for row in found["results"] if row["shot"] == 1}
+    assert len(cells) == 8 and len(found["results"]) == 16
     for run in ("meta", "other"):  # resized when it is read, or when it was ingested: the same images
         assert cells[run, "raw"] == cells[run, "file"] == cells[run, "own"] > 0.2
-    assert "10 episodes of 5-way 1-shot, 3 queries a class, split 'test'" in shown and " *" in shown
+    assert "10 episodes of 5 classes with 3 queries each, split 'test'" in shown and " *" in shown
     monkeypatch.setattr(results, "FOLDER", tmp_path)
     page = results.page_text("<!-- measured: cross_domain_x -->\n<!-- end -->\n")
     assert "| meta | prototypical | glyphs |" in page
     with pytest.raises(PipelineError, match="needs datasets="):
         make("cross_domain", runs)
+    with pytest.raises(PipelineError, match="one number of shots"):
+        make("cross_table", runs, "shot=[1,5]")
     with pytest.raises(PipelineError, match="every dataset once"):
         make("cross_domain", runs, f"datasets=[{places['raw']},{places['raw']}]")
 

@@ -25,6 +25,7 @@ from pipeline.inference.scores import SCORES
 from pipeline.model import build_model
 from pipeline.registry import export as exporting
 from pipeline.registry.export import _load, export
+from pipeline.weights import described, give, recipe
 
 SHAPE = (3, 24, 20)
 METHODS = [
@@ -94,6 +95,25 @@ def test_the_page_answers_like_the_model(method: dict, tmp_path: Path, photograp
     np.testing.assert_allclose(alone, scores, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(3, 224, 224), (3, 320, 280)], ids=["enlarged", "reduced"])
+def test_a_pretrained_network_takes_its_own_preparation_along(
+    shape: tuple[int, int, int], tmp_path: Path, photographs: Path, real_data: Path
+) -> None:
+    weights = real_data / "pretrained" / "tf_efficientnet_lite0.safetensors"
+    if not weights.is_file():
+        pytest.skip(f"no {weights}")
+    pytest.importorskip("timm")
+    options = {"name": "timm", "model": "tf_efficientnet_lite0", "weights": str(weights)}
+    spec = {
+        "method": {"name": "simple_shot"}, "backbone": described(options), "way": 5, "shot": 1, "classes": 7,
+        "input": {"shape": list(shape), "scaling": "backbone", **recipe(options, 3)},
+    }  # fmt: skip
+    model = build_model(spec)
+    give(model.backbone, options)
+    found = exported(FewShotClassifier.from_weights(spec, model.state_dict()), tmp_path, photographs)
+    assert max(found["differences"].values()) < 1e-3
+
+
 @pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("method", [METHODS[0], METHODS[3]], ids=["prototypical", "imprinted"])
 def test_strangers_are_told_by_the_same_score(score: str, method: dict, tmp_path: Path, photographs: Path) -> None:
@@ -148,7 +168,7 @@ def test_a_network_that_answers_otherwise_is_not_written(
     assert not (tmp_path / "out").exists() and [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-@pytest.mark.parametrize("name", ["maml", "r2d2", "relation"])
+@pytest.mark.parametrize("name", ["maml", "r2d2", "relation", "pmf", "soft_kmeans", "rfs"])
 def test_a_method_that_learns_by_more_than_means_is_refused(name: str, tmp_path: Path, photographs: Path) -> None:
     spec = {
         "method": {"name": name}, "backbone": {"name": "relation_encoder" if name == "relation" else "conv4"},
