@@ -15,7 +15,7 @@ from pipeline.inference.background import Background
 from pipeline.inference.calibration import Calibration, CalibrationPoint
 from pipeline.inference.rates import Asked, auroc, equal_error_rate, measure_rates, oscr
 from pipeline.inference.scores import OF_BACKGROUND, SCORES, Evidence, gather_evidence, score_queries
-from pipeline.inference.temperature import fit_temperature
+from pipeline.inference.temperature import fit_temperature, reliability
 from pipeline.methods.base import Method
 
 ClassImages = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -127,6 +127,7 @@ class Answered:
     temperature: float
     right: np.ndarray  # bool [N] whether an enrolled query's answer is its class
     scores: Mapping[str, tuple[Asked, Asked]]  # enrolled queries and strangers
+    unreliable: tuple[float, float]  # calibration error of the stated probabilities, without temperature and with
 
     def auroc(self, score: str) -> float:
         enrolled, strangers = self.scores[score]
@@ -181,7 +182,10 @@ def ask_strangers(
             kinds = slice(inside), slice(inside, None)
             mine, others = (_asked(values[:, kind], queried[:, kind], answers[:, kind]) for kind in kinds)
             scores[name] = (mine, others)
-    return Answered(way, shot, temperature, (logits[:, :inside].argmax(-1) == labels).ravel(), scores)
+    right = (logits[:, :inside].argmax(-1) == labels).ravel()
+    stated = [torch.from_numpy(logits[:, :inside] / t).softmax(-1).amax(-1).ravel() for t in (1, temperature)]
+    before, after = (reliability(one.numpy(), right)["error"] for one in stated)
+    return Answered(way, shot, temperature, right, scores, (before, after))
 
 
 def _asked(scores: np.ndarray, queried: np.ndarray, answers: np.ndarray) -> Asked:

@@ -1,9 +1,12 @@
-"""One number that makes stated probabilities as often right as they say (Guo et al. 2017)."""
+"""Stated probabilities: how often they are right, and one number that makes them so (Guo et al. 2017)."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+BINS = 10
 _COLDEST, _HOTTEST = 1e-6, 1e6
 
 
@@ -36,3 +39,21 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         middle = np.sqrt(low * high)
         low, high = (middle, high) if slope(middle) < 0 else (low, middle)
     return float(1 / np.sqrt(low * high))
+
+
+def reliability(confidence: np.ndarray, right: np.ndarray) -> dict[str, Any]:
+    """Stated probability [N] against share of right answers, bool [N], in bins of equal width.
+
+    ``error`` is the expected calibration error: the mean difference of both, weighted by the queries of a bin.
+    """
+    known = np.isfinite(confidence)
+    confidence, right = confidence[known], right[known].astype(float)
+    place = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    bins, error = [], 0.0
+    for number in range(BINS):
+        mine = place == number
+        if mine.any():
+            mean, share = float(confidence[mine].mean()), float(right[mine].mean())
+            bins.append({"queries": int(mine.sum()), "confidence": mean, "accuracy": share})
+            error += mine.mean() * abs(mean - share)
+    return {"bins": bins, "error": float(error)}

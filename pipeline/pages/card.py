@@ -27,6 +27,7 @@ from pipeline.data.manifest import FEATURES
 from pipeline.evaluation.embedded import Embeddings, class_features, given_embeddings
 from pipeline.evaluation.episodic import evaluating
 from pipeline.evaluation.evaluate import EpisodicProtocol
+from pipeline.inference.temperature import reliability
 from pipeline.methods.base import Method
 from pipeline.nets.preprocess import Preprocess
 from pipeline.registry.masking import mask
@@ -39,7 +40,6 @@ MOST_EPISODES = 200
 PAIRS, HARD, FAILED, LISTED = 20, 12, 6, 20
 PROJECTED_CLASSES, PROJECTED_IMAGES = 10, 20
 SAMPLES, WRONG = 3, 12  # images shown of a class; wrong answers shown of a class of an episode
-BINS = 10
 THUMBNAIL, COLUMNS = 48, 32  # pixels; images in a row of the sheet
 
 
@@ -79,7 +79,9 @@ def draw_card(
             "question": {k: getattr(protocol, k) for k in ("split", "way", "shot", "query", "episodes", "seed")},
             "examined": len(numbers),
             "accuracy": float(np.mean([found.right.mean() for found in examined])),
-            "reliability": _reliability(examined),
+            "reliability": reliability(
+                *(np.concatenate([getattr(found, kind) for found in examined]) for kind in ("confidence", "right"))
+            ),
             "pairs": [
                 {"true": sheet.member(t), "given": sheet.member(g), "count": n, "asked": of} for t, g, n, of in pairs
             ],
@@ -216,23 +218,6 @@ def _matrix(
         "asked": asked.tolist(),
         **{"way": way, "shot": protocol.shot, "query": query, "episodes": episodes},
     }
-
-
-def _reliability(examined: Sequence[_Answered]) -> dict[str, Any]:
-    """Stated probability against share of right answers, in bins of equal width (Guo et al. 2017)."""
-    confidence = np.concatenate([found.confidence for found in examined])
-    right = np.concatenate([found.right for found in examined]).astype(float)
-    known = np.isfinite(confidence)
-    confidence, right = confidence[known], right[known]
-    place = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    bins, error = [], 0.0
-    for number in range(BINS):
-        mine = place == number
-        if mine.any():
-            mean, share = float(confidence[mine].mean()), float(right[mine].mean())
-            bins.append({"queries": int(mine.sum()), "confidence": mean, "accuracy": share})
-            error += mine.mean() * abs(mean - share)
-    return {"bins": bins, "error": float(error)}
 
 
 def _embedding(looker: _Looker, table: ClassTable, sheet: _Sheet) -> dict[str, Any]:

@@ -75,15 +75,18 @@ def strangers(content: dict[str, Any], table: Table) -> str:
         setting, of = [row["run"], f"{row['way']} × {row['shot']}"], row["calibrated"]
         area = "{value:.3f} ({low:.3f} to {high:.3f})".format(**row["auroc"])
         refused = [_whole(rate["refused"]) for rate in row["rates"]]
-        told.append([*setting, row["score"], f"{100 * row['accuracy']:.1f}", area, f"{row['oscr']:.3f}", *refused])
+        stated = "{before:.1f}; {after:.1f}".format(**{k: 100 * v for k, v in row["unreliable"].items()})
+        accuracy = f"{100 * row['accuracy']:.1f}"
+        told.append([*setting, row["score"], accuracy, stated, area, f"{row['oscr']:.3f}", *refused])
         kept = {rate["asked"]: f"{_whole(rate['passed'], 1)}; {_whole(rate['refused'])}" for rate in row["promised"]}
         cells = [kept.get(rate["asked"], "too few strangers") for rate in row["rates"]]
         promised.append([*setting, f"{of['way']} × {of['shot']}", *cells])
     shares = [f"{100 * rate['asked']:g} %" for rate in content["results"][0]["rates"]]
-    header = ["run", "classes × images", "score", "accuracy, %", "AUROC", "OSCR"]
+    header = ["run", "classes × images", "score", "accuracy, %", "calibration error, %", "AUROC", "OSCR"]
     return "\n\n".join(
         [
             table([*header, *(f"refused at {share} of strangers, %" for share in shares)], told),
+            "Calibration error: of the stated probabilities, by the plain softmax; with validation's temperature.",
             "With the thresholds of validation, set for so many strangers to pass: strangers that passed; enrolled "
             "that were refused, %",
             table(["run", "classes × images", "calibrated for", *shares], promised),

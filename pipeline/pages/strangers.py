@@ -164,6 +164,7 @@ def _figures(found: Answered, point: CalibrationPoint) -> dict[str, Any]:
         "calibrated": {"way": point.way, "shot": point.shot, "strangers": point.stranger_images},
         "score": point.score,
         "temperature": point.temperature,
+        "unreliable": {"before": found.unreliable[0], "after": found.unreliable[1]},
         "accuracy": float(found.right.mean()),
         "auroc": vars(auroc_of(enrolled, strangers)),
         "oscr": oscr(enrolled.scores, found.right, strangers.scores),

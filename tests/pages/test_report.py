@@ -151,6 +151,7 @@ def test_strangers(runs, tmp_path, capsys, monkeypatch):
     for row in found["results"]:
         assert 0 < row["auroc"]["low"] <= row["auroc"]["value"] == row["scores"][row["score"]] <= row["auroc"]["high"]
         assert row["oscr"] <= min(row["auroc"]["value"], row["accuracy"]) and row["strangers"] > 200
+        assert set(row["unreliable"]) == {"before", "after"}
         assert [rate["asked"] for rate in row["rates"]] == [0.01, 0.05, 0.2]
         assert row["promised"][-1]["passed"]["value"] == pytest.approx(0.2, abs=0.15)
     shown = capsys.readouterr().out
