@@ -114,11 +114,14 @@ class Calibration:
         points = tuple(_point_from(point) for point in content["points"])
         if not points:
             raise ValueError("a calibration without points")
+        target = _number(content["target"])
+        if any(point.rates and target not in [rate.asked for rate in point.rates] for point in points):
+            raise ValueError(f"no rate for its target, {target:g}")
         background = content.get("background")
         if background is None and any(point.score in OF_BACKGROUND for point in points):
             raise ValueError("its score needs a background, which is not there")
         return cls(
-            float(content["target"]),
+            target,
             str(content["split"]),
             int(content["seed"]),
             points,

@@ -185,18 +185,19 @@ def _conclusion(classifier: FewShotClassifier, enrolment: Enrolment, answers: An
         why = "the model has no calibration for them" if config.threshold == "auto" else "threshold=none"
         return f"{counted} (every image gets a class: {why})"
     point = classifier.point_for(enrolment)
-    if config.threshold != "auto" or point is None:
+    if config.threshold != "auto" or point is None or classifier.calibration is None:
         return f"{counted} (threshold {answers.threshold:.4g})"
-    return f"{counted} (threshold {answers.threshold:.4g}, {_promise(point, enrolment, config.unknown.share)})"
+    promise = _promise(point, enrolment, classifier.calibration.target, config.unknown.share)
+    return f"{counted} (threshold {answers.threshold:.4g}, {promise})"
 
 
-def _promise(point: CalibrationPoint, enrolment: Enrolment, share: float | None) -> str:
+def _promise(point: CalibrationPoint, enrolment: Enrolment, target: float, share: float | None) -> str:
     """What the threshold did in validation, how sure that is, and where the enrolment is beyond it."""
     where = f"calibrated for {point.way} classes of {point.shot} images"
     if not point.rates:  # of an earlier version
         passed, refused = 100 * point.false_acceptance, 100 * point.false_rejection
         return f"{where}: {passed:.1f} % of strangers pass, {refused:.1f} % of enrolled fail"
-    rate = next(r for r in point.rates if r.threshold == point.threshold) if share is None else point.rate(share)
+    rate = next(r for r in point.rates if r.asked == target) if share is None else point.rate(share)
     told = f"{where} by {MEANING[point.score]}: {_percent(rate.passed)} of strangers pass, {_percent(rate.refused)} "
     told += "of enrolled fail; 95 % intervals, from "
     told += f"{point.stranger_images:,} strangers of {point.stranger_classes} classes"

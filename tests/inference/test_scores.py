@@ -121,6 +121,8 @@ def test_stored_calibrations_come_back_and_damaged_ones_are_refused() -> None:
     for damage in ({"score": "luck"}, {"temperature": 0}, {"rates": [{"asked": 1}]}, {"auroc": {"logit": "high"}}):
         with pytest.raises((ValueError, KeyError)):
             Calibration.from_dict({**old, "points": [{**old["points"][0], **damage}]})
+    with pytest.raises(ValueError, match="no rate for its target"):
+        Calibration.from_dict({**whole.to_dict(), "target": 0.07})
     with pytest.raises(ValueError, match="needs a background"):
         Calibration.from_dict({**whole.to_dict(), "background": None})
     with pytest.raises(ValueError, match="no numbers"):

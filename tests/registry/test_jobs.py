@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from jobs._main import run as run_job
 from pipeline import store
 from pipeline.inference import Enrolment, FewShotClassifier
 from pipeline.inference.folders import read_queries, read_support
+from pipeline.inference.rates import Rate, Share
 from pipeline.registry.classify import classify
 from pipeline.registry.deliver import deliver
 from pipeline.registry.versions import pull
@@ -129,6 +131,35 @@ def test_the_table_says_what_was_done(model: Path, album: Path) -> None:
     assert lines[-1].startswith("1 file could not be read:") and "broken.png" in lines[-1]
     _, calibrated, _ = job("classify", *asked)
     assert "calibrated for 5 classes of 1 images: 5.0 % of strangers pass, 20.0 % of enrolled fail" in calibrated
+
+
+def test_the_rate_of_strangers_is_asked_for(run: Path, album: Path, tmp_path: Path) -> None:
+    """The answer tells what the threshold did in validation, how sure that is, and what it cannot promise."""
+    rates = tuple(
+        Rate(asked, -asked, Share(asked, asked / 2, asked * 2), Share(0.5 - asked, 0.2, 0.6))
+        for asked in (0.01, 0.05, 0.2)
+    )
+    point = replace(
+        CALIBRATION.points[0], way=3, shot=2, threshold=-0.05, score="energy", auroc={"energy": 0.9}, oscr=0.8,
+        rates=rates, stranger_images=30, stranger_classes=12,
+    )  # fmt: skip
+    checkpoint = load_checkpoint(str(run / "step_000008"))
+    made = FewShotClassifier.from_weights(SPEC, checkpoint.model, replace(CALIBRATION, points=(point,)))
+    made.save(tmp_path / "model")
+    asked = [f"model={tmp_path}/model", f"support={album}/support", f"queries={album}/queries"]
+    _, told, _ = job("classify", *asked, "unknown.pass=0.2")
+    assert "threshold -0.2, calibrated for 3 classes of 2 images by the log-sum-exp of the logits: " in told
+    assert "20.0 % (10.0 to 40.0) of strangers pass, 30.0 % (20.0 to 60.0) of enrolled fail" in told
+    assert "from 30 strangers of 12 classes; validation had too few classes to tell about 5" in told
+    _, told, _ = job("classify", *asked)
+    assert "threshold -0.05" in told and "too few to tell a rate under 10.0 %" in told
+    for arguments, message in (
+        (["unknown.pass=0.05"], "unknown.pass=0.05: validation had 30 strangers, too few to tell a rate under 0.1"),
+        (["unknown.pass=0.2", "threshold=none"], "unknown.pass=0.2 sets the threshold: leave out threshold=none"),
+        (["unknown.pass=1.5"], "unknown.pass=1.5: input should be less than 1"),
+    ):
+        status, _, err = job("classify", *asked, *arguments)
+        assert status == 2 and message in err, err
 
 
 @pytest.mark.parametrize(
