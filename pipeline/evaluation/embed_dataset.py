@@ -125,7 +125,7 @@ def _computed(
     actors = int(ray.cluster_resources().get("GPU", 0) // gpus) if gpus else cores()
     held = ray.put(embedding)
     done = dataset.map_batches(
-        _Embedder,
+        Embedder,
         fn_constructor_kwargs={"held": held, "place": target.place, "current": target.current, "digest": digest,
                                "gpu": gpus > 0},
         batch_size=1, zero_copy_batch=True, num_cpus=1, num_gpus=gpus or None,
@@ -137,12 +137,12 @@ def _computed(
         yield int(row["number"]), ShardInfo(**json.loads(row["shard"]))
 
 
-class _Embedder:
+class Embedder:
     """An actor of Ray Data: the network, and the dataset of images."""
 
     def __init__(self, held: Any, place: str, current: str | None, digest: str, gpu: bool) -> None:
         torch.set_num_threads(1)
-        self.embedding: Embedding = ray.get(held)
+        self.embedding: Embedding = ray.get(held) if isinstance(held, ray.ObjectRef) else held
         self.place, self.current, self.digest = place, current, digest
         self.device = torch.device("cuda" if gpu else "cpu")
         self.dataset = open_dataset(self.embedding.dataset)
