@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,7 +34,7 @@ class EmbeddedSplits:
     """What a model's backbone makes of the images of whole splits: computed once, for all who ask, on the cluster."""
 
     def __init__(self, model: Model, gpus: float = 0.0, seed: int = 0) -> None:
-        self._held, self._gpus, self._seed = ray.put(model), gpus, seed
+        self.held, self.gpus, self._seed = ray.put(model), gpus, seed
         self._method, self._shape = build_model(model.spec), network_shape(model.spec)
         self._found: dict[tuple[str, str, int | None], tuple[ClassTable, Any]] = {}
 
@@ -57,7 +58,7 @@ class EmbeddedSplits:
                 table = replace(table, counts=np.minimum(table.counts, max(LEAST, most // len(table))))
             if not possible(self._method, table, images):
                 return None
-            self._found[key] = table, embed_table(self._held, self._shape, dataset, table, self._gpus, self._seed)
+            self._found[key] = table, embed_table(self.held, self._shape, dataset, table, self.gpus, self._seed)
         return self._found[key]
 
     def of(self, dataset: str, split: str, images: int, most: int | None = None) -> Embeddings | None:
@@ -67,7 +68,17 @@ class EmbeddedSplits:
 
     def few(self, dataset: str, table: ClassTable) -> Embeddings:
         """Of the images of any table, which nobody else asks for."""
-        return Embeddings(ray.get(embed_table(self._held, self._shape, dataset, table, self._gpus, self._seed)), table)
+        return Embeddings(ray.get(embed_table(self.held, self._shape, dataset, table, self.gpus, self._seed)), table)
+
+
+def awaited(pieces: Sequence[Any]) -> Iterator[set[Any]]:
+    """Waits for Ray tasks; tells, now and then, which are done while others are not."""
+    waiting, said = list(pieces), time.monotonic()
+    while waiting:
+        _, waiting = ray.wait(waiting, timeout=PROGRESS_S)
+        if waiting and time.monotonic() - said > PROGRESS_S:
+            said = time.monotonic()
+            yield set(pieces) - set(waiting)
 
 
 def embed_table(held: Any, shape: tuple[int, int, int], uri: str, table: ClassTable, gpus: float, seed: int = 0) -> Any:
@@ -81,13 +92,9 @@ def embed_table(held: Any, shape: tuple[int, int, int], uri: str, table: ClassTa
     share = -(-min(EMBED_PART, -(-total // cores())) // batch) * batch
     ranges = [range(int(part[0]), int(part[-1]) + 1) for part in parts(total, share)]
     pieces = [task.remote(held, seed, uri, table, part, gpus > 0) for part in ranges]
-    waiting, said = list(pieces), time.monotonic()
-    while waiting:
-        _, waiting = ray.wait(waiting, timeout=PROGRESS_S)
-        if waiting and time.monotonic() - said > PROGRESS_S:
-            said = time.monotonic()
-            done = total - sum(len(part) for part, piece in zip(ranges, pieces, strict=True) if piece in waiting)
-            print(f"{done:,} of {total:,} images of split {table.split!r} embedded", flush=True)
+    for done in awaited(pieces):
+        images = sum(len(part) for part, piece in zip(ranges, pieces, strict=True) if piece in done)
+        print(f"{images:,} of {total:,} images of split {table.split!r} embedded", flush=True)
     return ray.put(np.concatenate(ray.get(pieces)))
 
 

@@ -22,6 +22,7 @@ ClassImages = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Class numbers int64 [N] and image numbers within the class int64 [N] to uint8 images [N, C, H, W]."""
 
 SHARES = (0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)  # of strangers that pass
+WAYS, SHOTS, QUERIES, TARGET = (1, 5, 20, 50), (1, 2, 5), 1000, 0.05
 _PIXELS_AT_ONCE = 2**20
 
 
@@ -56,10 +57,10 @@ def calibrate(
     images: ClassImages,
     counts: Sequence[int] | np.ndarray,
     *,
-    ways: Sequence[int] = (1, 5, 20, 50),
-    shots: Sequence[int] = (1, 2, 5),
-    queries: int = 1000,
-    target: float = 0.05,
+    ways: Sequence[int] = WAYS,
+    shots: Sequence[int] = SHOTS,
+    queries: int = QUERIES,
+    target: float = TARGET,
     seed: int = 0,
     split: str = "val",
     background: Background | None = None,
@@ -97,11 +98,24 @@ def calibrate(
     try:
         asked = [
             ask_strangers(method, preprocess, images, counts, way, shot, queries, seed, background)
-            for shot in sorted(set(shots))
-            for way in ways_of(ways, int((counts > shot).sum()), method.fixed_way)
+            for way, shot in grid_of(counts, method.fixed_way, ways, shots)
         ]
     finally:
         method.train(was_training)
+    return conclude(asked, target, seed, split, background)
+
+
+def grid_of(
+    counts: np.ndarray, fixed_way: int | None, ways: Sequence[int] = WAYS, shots: Sequence[int] = SHOTS
+) -> list[tuple[int, int]]:
+    """The points (way, shot) of the grid that classes of so many images can serve."""
+    return [(way, shot) for shot in sorted(set(shots)) for way in ways_of(ways, int((counts > shot).sum()), fixed_way)]
+
+
+def conclude(
+    asked: Sequence[Answered], target: float, seed: int, split: str, background: Background | None
+) -> Calibration | None:
+    """What :func:`calibrate` makes of the answers at the points of its grid; None where there are none."""
     if not asked:
         return None
     best = _best(asked)

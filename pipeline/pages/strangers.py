@@ -8,17 +8,29 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+import ray
 from torch import nn
 
 from pipeline.config import Config
-from pipeline.data.dataset import ClassTable, Dataset, class_table
+from pipeline.data.dataset import ClassTable, Dataset, class_table, open_dataset
 from pipeline.errors import PipelineError
 from pipeline.evaluation.embedded import given_embeddings, possible
 from pipeline.evaluation.episodic import evaluating
-from pipeline.evaluation.model import Model
-from pipeline.evaluation.spread import EmbeddedSplits
+from pipeline.evaluation.model import Model, build_on_worker
+from pipeline.evaluation.spread import EmbeddedSplits, awaited
+from pipeline.inference import calibrating
 from pipeline.inference.background import CLASSES, IMAGES, Background, has_background, survey
-from pipeline.inference.calibrating import Answered, ClassImages, ask_strangers, calibrate, class_images, ways_of
+from pipeline.inference.calibrating import (
+    TARGET,
+    Answered,
+    ClassImages,
+    ask_strangers,
+    calibrate,
+    class_images,
+    conclude,
+    grid_of,
+    ways_of,
+)
 from pipeline.inference.calibration import REPORTED, Calibration, CalibrationPoint
 from pipeline.inference.rates import auroc_of, measure_rates, oscr, share_of
 from pipeline.methods.base import Method
@@ -37,6 +49,7 @@ class Asking:
     preprocess: nn.Module
     images: ClassImages
     counts: np.ndarray  # [classes]
+    embedded: bool = False  # once, and not image by image
 
 
 @contextmanager
@@ -53,7 +66,7 @@ def asking(
     with evaluating(method):
         if embeddings is not None:
             with given_embeddings(method):
-                yield Asking(method, nn.Identity(), embeddings.of_class, embeddings.table.counts)
+                yield Asking(method, nn.Identity(), embeddings.of_class, embeddings.table.counts, True)
             return
         table = class_table(dataset.manifest, split)
         yield Asking(method, preprocess, _images(dataset, table), table.counts)
@@ -70,10 +83,40 @@ def calibrate_run(
     table = class_table(dataset.manifest, how["split"])
     background = background_of(method, preprocess, dataset, trained["train"]["split"], table, how["seed"], once)
     with asking(method, preprocess, dataset, how["split"], once, MOST) as ask:
-        return calibrate(
-            ask.method, ask.preprocess, ask.images, ask.counts,
-            seed=how["seed"], split=how["split"], background=background,
-        )  # fmt: skip
+        if once is None or ask.embedded:
+            return calibrate(
+                ask.method, ask.preprocess, ask.images, ask.counts,
+                seed=how["seed"], split=how["split"], background=background,
+            )  # fmt: skip
+    asked = _asked_on_the_cluster(once, dataset.uri, table, method.fixed_way, how, background)
+    return conclude(asked, TARGET, how["seed"], how["split"], background)
+
+
+def _asked_on_the_cluster(
+    once: EmbeddedSplits, uri: str, table: ClassTable, fixed: int | None, how: Config, background: Background | None
+) -> list[Answered]:
+    """At every point of the calibration's grid, by a method that takes images: each point is a task of its own."""
+    task = _ask.options(num_cpus=1, num_gpus=once.gpus)
+    points = grid_of(table.counts, fixed)
+    pieces = [
+        task.remote(once.held, uri, how["split"], way, shot, how["seed"], background, once.gpus > 0)
+        for way, shot in points
+    ]
+    for done in awaited(pieces):
+        print(f"{len(done)} of {len(points)} questions of the calibration asked", flush=True)
+    found: list[Answered] = ray.get(pieces)
+    return found
+
+
+@ray.remote
+def _ask(
+    model: Model, uri: str, split: str, way: int, shot: int, seed: int, background: Background | None, gpu: bool
+) -> Answered:
+    method, preprocess, _ = build_on_worker(model, gpu)
+    with asking(method, preprocess, open_dataset(uri, model.shape), split) as ask:
+        return ask_strangers(
+            ask.method, ask.preprocess, ask.images, ask.counts, way, shot, calibrating.QUERIES, seed, background
+        )
 
 
 def background_of(
