@@ -24,7 +24,7 @@ from pipeline.nets.norm import looks_at_the_batch
 from pipeline.nets.pieces import PIXELS
 from pipeline.nets.preprocess import Preprocess
 
-IMAGES = 512  # embedded at once by a GPU, and by networks that look at the batch
+IMAGES = 512  # embedded at once, at most: by a GPU, and by networks that look at the batch
 MOST_BYTES = 2**30  # of a split's embeddings, which every evaluating process maps
 
 
@@ -60,7 +60,7 @@ def possible(method: Method, table: ClassTable, images: int) -> bool:
 
 def batch_size(shape: tuple[int, int, int], gpu: bool = False) -> int:
     """How many images, of the ``shape`` that a network sees, go through it at once."""
-    return IMAGES if gpu else max(1, PIXELS // (shape[1] * shape[2]))
+    return IMAGES if gpu else max(1, min(IMAGES, PIXELS // (shape[1] * shape[2])))
 
 
 @dataclass(frozen=True)
