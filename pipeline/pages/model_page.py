@@ -307,9 +307,10 @@ def _data(card: Card) -> list[tuple[str, str]]:
     c, h, w = data.shape
     order = [*(split for split in ("train", "val", "test") if split in data.classes), *data.classes]
     splits = {split: data.classes[split] for split in order}
+    pixels = f"{data.images:,}, {w} × {h} pixels, {'grey' if c == 1 else f'{c} channels'}"
     rows = [
         ("data set", data.name),
-        ("images", f"{data.images:,}, {w} × {h} pixels, {'grey' if c == 1 else f'{c} channels'}"),
+        ("images", f"{data.images:,}, {c:,} features of each" if (h, w) == (1, 1) else pixels),
         ("classes", ", ".join(f"{count:,} {split}" for split, count in splits.items())),
         ("fingerprint", data.fingerprint),
     ]
