@@ -77,7 +77,6 @@ def evaluate(
     """
     for protocol in protocols:
         check(model, protocol)
-    held = ray.put(model)
     once, embedded = once or EmbeddedSplits(model, gpus, seed), {}
     for dataset, split in dict.fromkeys((q.dataset, q.split) for q in protocols):
         shared = [q for q in protocols if (q.dataset, q.split) == (dataset, split)]
@@ -90,7 +89,7 @@ def evaluate(
         vectors = embedded[protocol.dataset, protocol.split]
         share = min(PART, -(-protocol.episodes // cores()))
         numbers = parts(protocol.episodes, share)
-        answers.append([task.remote(held, seed, protocol, part, gpus > 0, vectors) for part in numbers])
+        answers.append([task.remote(once.held, seed, protocol, part, gpus > 0, vectors) for part in numbers])
     return [Result(q, np.concatenate(ray.get(found))) for q, found in zip(protocols, answers, strict=True)]
 
 
