@@ -38,7 +38,7 @@ test: install lint ## lint, types and the default tests; the numeric ones also w
 test-all: install lint ## the same with the slow tests, but those of test-faults
 	@$(RUN) -m pytest -q -m "not faults"
 
-test-faults: install ## what is done to a training on several nodes, and what it costs: a table (about half an hour)
+test-faults: install ## what is done to a training on several nodes, and to a busy day: a table (three quarters of an hour)
 	@$(RUN) -m tests.cluster.faults
 
 lint: install ## ruff, mypy and what may import what
