@@ -107,7 +107,10 @@ def check_spec(table: ClassTable, spec: EpisodeSpec, prefix: str = "episode") ->
     """Refuse, in one line that names the key and the limit, episodes that the split cannot serve."""
     way, shot, query = (bounds(value)[1] for value in (spec.way, spec.shot, spec.query))
     if way > len(table):
-        raise PipelineError(f"{prefix}.way={way}: split {table.split!r} has only {len(table)} classes")
+        raise PipelineError(
+            f"{prefix}.way={way}: split {table.split!r} has only {len(table)} classes; give {prefix}.way={len(table)} "
+            "at most, or ingest it with a larger share for that split (data.source.fractions), under another data.name"
+        )
     smallest = int(table.counts.min())
     if spec.balanced_query and shot + query > smallest:
         raise PipelineError(
