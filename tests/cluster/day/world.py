@@ -239,6 +239,7 @@ def world(folder: Path, at_once: int) -> Iterator[World]:
             "RAY_JOB_STOP_WAIT_TIME_S": "90",
             "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
             "RAY_prestart_worker_first_driver": "0",
+            "RAY_memory_monitor_refresh_ms": "0",  # it kills jobs of this head for what others use on the machine
         }
         variables.pop("AWS_SECRET_ACCESS_KEY")  # every job brings it
         head = stack.enter_context(running_head(**variables))
