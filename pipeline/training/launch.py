@@ -20,7 +20,7 @@ from pipeline import store
 from pipeline.config import GIVEN, Config, compose, flat, validate
 from pipeline.data.dataset import class_table, read_manifest
 from pipeline.data.episodes import EpisodeSpec, bounds, check_spec
-from pipeline.data.manifest import FEATURES, Manifest
+from pipeline.data.manifest import FEATURES, MANIFEST_NAME, Manifest
 from pipeline.environment import bfloat16_instructions
 from pipeline.errors import PipelineError, Stopped
 from pipeline.evaluation.seen import TRAINED, trained_classes
@@ -78,7 +78,7 @@ def prepare(raw: Config) -> tuple[TrainConfig, Config, Run]:
         return _resumed(raw)
     raw = _with_precision(_absolute(raw))
     config = validate(TrainConfig, raw)
-    manifest = read_manifest(config.dataset_uri)
+    manifest = _manifest(config)
     raw = {**raw, "backbone": settle(config.backbone)}
     config = validate(TrainConfig, raw)
     method = check(config, manifest, model_spec(config, manifest))
@@ -100,6 +100,15 @@ def prepare(raw: Config) -> tuple[TrainConfig, Config, Run]:
     }
     run = Run(name, uri, {**raw, "name": name}, spec, dataset, _arguments())
     return config, run.config, run
+
+
+def _manifest(config: TrainConfig) -> Manifest:
+    uri, made_by_embed = config.dataset_uri, dict(config.data.get("source") or {}).get("kind") == FEATURES
+    if made_by_embed and not store.exists(store.join(uri, MANIFEST_NAME)):
+        raise PipelineError(
+            f"no features at {uri}; make them with: python -m jobs.embed data=NAME run=NAME name={config.data['name']}"
+        )
+    return read_manifest(uri)
 
 
 def _trained_before(initial: str | None) -> list[str]:

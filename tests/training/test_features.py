@@ -75,6 +75,7 @@ def test_heads_train_and_others_say_why_not(features, tmp_path, method):
         ("simple_shot", ["backbone=conv4"], "holds features: set backbone=features"),
         ("simple_shot", ["augmentation.flip=true"], "augmentation is of images"),
         ("simple_shot", ["input.scaling=standard"], "input.scaling=standard is of images"),
+        ("simple_shot", ["data.name=none"], "no features at .*/none; make them with: python -m jobs.embed"),
         ("maml", [], "method=maml needs images"),
         ("prototypical", [], "method=prototypical has nothing to train on backbone=features: set steps=0"),
     ],
