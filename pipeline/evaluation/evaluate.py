@@ -17,7 +17,6 @@ from pipeline.evaluation.episodic import episode_accuracies
 from pipeline.evaluation.model import Model, build_on_worker
 from pipeline.evaluation.spread import EmbeddedSplits, cores, parts
 from pipeline.evaluation.statistics import Estimate, estimate
-from pipeline.model import build_model
 
 PART = 50  # episodes per task, at most
 
@@ -99,7 +98,7 @@ def check(model: Model, protocol: EpisodicProtocol) -> None:
     if not protocol.resize:
         check_images(model, manifest)
     check_spec(class_table(manifest, protocol.split), protocol.spec, "evaluation")
-    fixed = build_model(model.spec).fixed_way
+    fixed = model.build()[0].fixed_way
     if fixed is not None and fixed != protocol.way:
         name = model.spec["method"]["name"]
         raise PipelineError(f"way={protocol.way}: {name} trained with {fixed} ways answers for {fixed} classes only")

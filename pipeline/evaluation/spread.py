@@ -13,7 +13,7 @@ import ray
 from pipeline.data.dataset import ClassTable, class_table, open_dataset, read_manifest
 from pipeline.evaluation.embedded import Embeddings, batch_size, embed_part, possible
 from pipeline.evaluation.model import Model, build_on_worker
-from pipeline.model import build_model, network_shape
+from pipeline.model import network_shape
 
 EMBED_PART = 1000  # images per task, at least
 LEAST = 10  # images of every class, where a split is cut short
@@ -35,8 +35,14 @@ class EmbeddedSplits:
 
     def __init__(self, model: Model, gpus: float = 0.0, seed: int = 0) -> None:
         self.held, self.gpus, self._seed = ray.put(model), gpus, seed
-        self._method, self._shape = build_model(model.spec), network_shape(model.spec)
+        self._method, self._shape = model.build()[0], network_shape(model.spec)
         self._found: dict[tuple[str, str, int | None], tuple[ClassTable, Any]] = {}
+
+    def shared_with(self, model: Model) -> EmbeddedSplits:
+        """The same for another model with the same backbone."""
+        other = EmbeddedSplits(model, self.gpus, self._seed)
+        other._found = self._found
+        return other
 
     def reference(
         self, dataset: str, split: str, images: int, most: int | None = None
