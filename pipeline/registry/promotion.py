@@ -22,13 +22,9 @@ from pipeline.training.cluster import check_resources, start_ray
 KEPT = 3  # exit code: the champion stays
 
 
-class PromoteConfig(Section):
-    """Keys of ``conf/promote.yaml``."""
+class Contest(Section):
+    """On which episodes two models meet, and by how much the challenger must be better."""
 
-    name: Name
-    challenger: Name
-    rollback: bool
-    dataset: str | None
     split: str
     episodes: Count
     way: Count
@@ -38,6 +34,15 @@ class PromoteConfig(Section):
     seed: int
     margin: Real
     confidence: Share
+
+
+class PromoteConfig(Contest):
+    """Keys of ``conf/promote.yaml``."""
+
+    name: Name
+    challenger: Name
+    rollback: bool
+    dataset: str | None
     cluster: Cluster
     tracking: TrackingConfig
 

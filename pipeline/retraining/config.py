@@ -9,29 +9,15 @@ from pydantic import BeforeValidator, Field
 
 from pipeline import store
 from pipeline.config import Config, Section, config_hash, validate
-from pipeline.config_kinds import Count, Name, Positive, Real, Share
+from pipeline.config_kinds import Count, Name, Positive, Real
 from pipeline.errors import PipelineError
-from pipeline.registry.promotion import PromoteConfig
+from pipeline.registry.promotion import Contest, PromoteConfig
 from pipeline.renamed import former
 from pipeline.training.config import TrainConfig
 from pipeline.training.launch import absolute
 
 ELSEWHERE = ("name", "storage", "resume", "cluster", "tracking", "register_as", "initial")  # change no result
 Word = Annotated[bool | str, BeforeValidator(lambda value: str(value) if type(value) in (int, float) else value)]
-
-
-class Promotion(Section):
-    """On which episodes the two meet, and by how much the challenger must be better."""
-
-    split: str
-    episodes: Count
-    way: Count
-    shot: Count
-    query: Count
-    tasks: Count
-    seed: int
-    margin: Real
-    confidence: Share
 
 
 class RetrainSection(Section):
@@ -44,7 +30,7 @@ class RetrainSection(Section):
     force: Word
     start: Literal["scratch", "warm"]
     attempts: Count
-    promotion: Promotion
+    promotion: Contest
     exit_zero: bool
     lease: Positive
 

@@ -25,12 +25,13 @@ from pipeline.config import validate
 from pipeline.data.dataset import Dataset
 from pipeline.data.stream import Stream
 from pipeline.errors import PipelineError
-from pipeline.training.checkpoint import STATE, free_name, load_checkpoint, name_of, newest_whole, save_checkpoint
+from pipeline.training.checkpoint import STATE, free_name, name_of, save_checkpoint
 from pipeline.training.config import Cluster, TrainConfig
 from pipeline.training.launch import launch
-from pipeline.training.learner import Learner, make_deterministic
+from pipeline.training.learner import Learner
 from pipeline.training.loop import Hooks, make_planner, training
-from pipeline.training.runs import START, Run, checkpoints, write_run
+from pipeline.training.runs import Run, checkpoints, write_run
+from pipeline.training.set_up import set_up
 from pipeline.training.telemetry import CHECKPOINT_SECONDS, Telemetry, start_monitor
 from pipeline.training.workers import Alone
 
@@ -82,22 +83,10 @@ class Trial(tune.Trainable):
 
 def in_this_process(config: TrainConfig, run: Run) -> Validations:
     """Train with one worker, here; the episodes are planned here too."""
-    make_deterministic(config.cluster.threads_per_worker, config.deterministic)
-    dataset = _dataset(config.dataset_uri)
-    if dataset.manifest.fingerprint != run.dataset["fingerprint"]:
-        raise PipelineError(f"{config.dataset_uri} on this node is not the dataset that the campaign began with")
-    device = torch.device("cuda" if config.cluster.gpus_per_worker else "cpu")
-    learner, start = Learner(config, run.spec, device=device), store.join(run.uri, START)
+    dataset, device = _dataset(config.dataset_uri), torch.device("cuda" if config.cluster.gpus_per_worker else "cpu")
     write_run(run)
-    if found := checkpoints(run.uri):
-        learner.restore(newest_whole(run.uri, name_of(found[-1]), Alone(), print))
-    else:
-        learner.begin()
-        if store.exists(store.join(start, STATE)):
-            learner.inherit(load_checkpoint(start))
-    if config.compile:
-        learner.module = torch.compile(learner.module)  # type: ignore[assignment]
-
+    newest = [name_of(uri) for uri in checkpoints(run.uri)[-1:]]
+    learner = set_up(config, run, dataset, newest[0] if newest else None, Alone(), device)
     telemetry = Telemetry(run.name, str(config.method["name"]), str(run.dataset["name"]), config.steps)
     validated: list[dict[str, Any]] = []
 

@@ -35,7 +35,7 @@ from pipeline.training.diagnosis import cause_of
 from pipeline.training.loop import make_planner
 from pipeline.training.optim import build_schedule, check_optimizer
 from pipeline.training.preemption import asked_to_leave, leaving_on_sigterm
-from pipeline.training.runs import RUN_FILE, START, Run, best_checkpoint, checkpoints, find_run, step_of, write_run
+from pipeline.training.runs import RUN_FILE, Run, best_checkpoint, checkpoints, find_run, step_of, write_run
 from pipeline.training.teacher import load_teacher
 from pipeline.training.telemetry import Display, Entry, Restarts, Telemetry, start_monitor
 from pipeline.training.worker import train_worker
@@ -236,21 +236,13 @@ def launch(
     start_ray(config.cluster)
     check_resources(config.cluster, decoding=config.materialize == "cluster")
     write_run(run)
-    start = store.join(run.uri, START)
     monitor = monitor or start_monitor()
     done = max((step_of(uri) for uri in checkpoints(run.uri)), default=0)
     telemetry = Telemetry(run.name, str(config.method["name"]), str(run.dataset["name"]), config.steps, done)
     hooks: list[Any] = [Restarts(monitor)]
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={
-            "config": run.config,
-            "spec": run.spec,
-            "dataset": run.dataset,
-            "monitor": monitor,
-            "uri": run.uri,
-            "start": start if store.exists(store.join(start, STATE)) else None,
-        },
+        train_loop_config={"run": run, "monitor": monitor},
         torch_config=TorchConfig(backend="nccl" if config.cluster.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=config.cluster.workers,

@@ -12,18 +12,18 @@ from typing import Any
 import ray
 import ray.train
 import ray.train.torch
-import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.config import validate
 from pipeline.data.dataset import Dataset
 from pipeline.data.stream import Stream
-from pipeline.errors import Diverged, PipelineError
-from pipeline.training.checkpoint import free_name, load_checkpoint, name_of, newest_whole, save_checkpoint
+from pipeline.errors import Diverged
+from pipeline.training.checkpoint import free_name, name_of, save_checkpoint
 from pipeline.training.config import TrainConfig
-from pipeline.training.learner import Learner, make_deterministic
+from pipeline.training.learner import Learner
 from pipeline.training.loop import Hooks, make_planner, train
 from pipeline.training.preemption import Preemption, Signal
+from pipeline.training.set_up import set_up
 from pipeline.training.telemetry import CHECKPOINT_SECONDS
 from pipeline.training.workers import Alone, Distributed, Workers
 
@@ -31,29 +31,17 @@ PROGRESS_SECONDS = 0.5
 
 
 def train_worker(job: dict[str, Any]) -> None:
-    """``job`` holds the composed configuration, the model's spec, the dataset's fingerprint and the monitor."""
+    """``job`` holds the run and the monitor."""
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    config = validate(TrainConfig, job["config"])
+    config = validate(TrainConfig, job["run"].config)
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
     job["monitor"].begin.remote()
-    make_deterministic(config.cluster.threads_per_worker, config.deterministic)
-    dataset = Dataset(config.dataset_uri)
-    if dataset.manifest.fingerprint != job["dataset"]["fingerprint"]:
-        raise PipelineError(f"{config.dataset_uri} on this node is not the dataset that the run began with")
-
-    learner = Learner(config, job["spec"], rank, device)
+    dataset, run = Dataset(config.dataset_uri), job["run"]
     workers: Workers = Distributed(device) if world_size > 1 else Alone()
-    start = ray.train.get_checkpoint()
-    if start is not None:
-        learner.restore(newest_whole(job["uri"], name_of(start.path), workers, _speaker(job)))
-    else:
-        learner.begin()
-        if job["start"]:
-            learner.inherit(load_checkpoint(job["start"]))
-    if config.compile:
-        learner.module = torch.compile(learner.module)  # type: ignore[assignment]
+    newest = ray.train.get_checkpoint()
+    learner = set_up(config, run, dataset, newest and name_of(newest.path), workers, device, _speaker(job))
     if world_size > 1 and any(parameter.requires_grad for parameter in learner.method.parameters()):
         learner.module = DistributedDataParallel(
             learner.module,
@@ -124,10 +112,10 @@ def _report(learner: Learner, job: dict[str, Any], rank: int) -> None:
     if rank:
         ray.train.report(metrics)
         return
-    name = free_name(job["uri"], learner.step)
+    name = free_name(job["run"].uri, learner.step)
     folder, began = tempfile.mkdtemp(prefix="checkpoint-"), time.perf_counter()
     try:
-        save_checkpoint(folder, learner.checkpoint(job["config"], job["dataset"]))
+        save_checkpoint(folder, learner.checkpoint(job["run"].config, job["run"].dataset))
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder), checkpoint_dir_name=name)
         job["monitor"].log.remote({"step": learner.step, CHECKPOINT_SECONDS: time.perf_counter() - began})
     finally:

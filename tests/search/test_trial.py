@@ -81,7 +81,7 @@ def test_what_goes_wrong_is_told_in_one_line(campaign, monkeypatch):
     said = Trial(given(run)).step()
     assert said[DONE] and said[FAILED].startswith("the loss is") and "\n" not in said[FAILED]
     other = Run(**{**asdict(run), "dataset": {**run.dataset, "fingerprint": "other"}})
-    assert "is not the dataset that the campaign began with" in Trial(given(other)).step()[FAILED]
+    assert "is not the dataset that the run began with" in Trial(given(other)).step()[FAILED]
     monkeypatch.setattr("pipeline.search.trial.make_planner", lambda *_: 1 / 0)
     assert Trial(given(run)).step()[FAILED] == "ZeroDivisionError: division by zero"
     assert last_line(RuntimeError("first\n  last \n")) == "last" and last_line(RuntimeError()) == "no message"
