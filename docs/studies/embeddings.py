@@ -9,6 +9,7 @@ whatever their labels. Principal components ("pca"), of the images that are show
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import scipy.linalg
@@ -16,12 +17,49 @@ import torch
 
 from pipeline.charts.classes import project
 from pipeline.charts.style import FAINT, MARKERS, PALETTE, Kind, figure, render, style
-from pipeline.evaluation.embeddings import EmbeddedClasses
+from pipeline.data.dataset import class_table, open_dataset
+from pipeline.data.episodes import EpisodeSpec, check_spec, plan_groups
+from pipeline.evaluation.extractor import load_extractor
+from pipeline.evaluation.model import Model
 from pipeline.functional.clustering import class_spread, spread_clustering
 
 AXES = {"lda": ("first discriminant", "second"), "pca": ("first principal component", "second")}
 SHRINKAGE = 0.1  # share of the mean variance within classes that is added to that of every direction
 MOST_DIRECTIONS = 100  # principal components that discriminant analysis is left with
+MOST = 40  # images of a class in a picture, unless told otherwise
+
+
+@dataclass(frozen=True)
+class EmbeddedClasses:
+    """Two sets of images of the same classes, N each, as one extractor sees them."""
+
+    fitted: np.ndarray  # [N, D] float64: what axes are fitted to
+    shown: np.ndarray  # [N, D] float64: other images
+    labels: np.ndarray  # [N] int64, of either; places in names
+    names: list[str]
+
+
+def embed_classes(
+    model: Model, uri: str, split: str, classes: int, images: int | None = None, seed: int = 0
+) -> EmbeddedClasses:
+    """Random classes of a split; equal seeds give equal images, whatever the model.
+
+    Args:
+        images: of each class, in each of the two sets; None: half of the smallest class's, at most :data:`MOST`.
+    """
+    dataset = open_dataset(uri)
+    manifest, table = dataset.manifest, class_table(dataset.manifest, split)
+    images = min(MOST, int(table.counts.min()) // 2) if images is None else images
+    check_spec(table, EpisodeSpec(classes, max(images, 1), max(images, 1)), "embeddings")
+    plan = plan_groups(table, seed, 0, 1, classes, 2 * images)
+    features = load_extractor(model).features(dataset, plan).double().view(classes, 2, images, -1)
+    fitted, shown = (features[:, side].flatten(0, 1).numpy() for side in (0, 1))
+    turns = len(manifest.rotations)
+    names = []
+    for number in plan.classes.reshape(classes, -1)[:, 0]:
+        turn = manifest.rotations[number % turns]
+        names.append(manifest.class_names[number // turns] + (f" {turn}°" if turn else ""))
+    return EmbeddedClasses(fitted, shown, np.repeat(np.arange(classes), images), names)
 
 
 def side_by_side(

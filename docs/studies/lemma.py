@@ -13,11 +13,46 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from pipeline.charts.style import PALETTE, Kind, figure, render, style
-from pipeline.functional.prototypes import prototypes
-from pipeline.functional.tadam import METRICS, scaled_gradients
+from pipeline.functional.precision import in_float32
+from pipeline.functional.prototypes import one_hot, prototypes
+from pipeline.functional.tadam import METRICS
 
 ALPHAS = np.logspace(-3, 3, 61)
 FLOOR = 1e-8  # of what is drawn
+
+
+@in_float32
+def class_losses(distances: Tensor, labels: Tensor, alpha: Tensor | float) -> Tensor:
+    """J_k(phi, alpha): the cross-entropy summed over the queries of class k. distances [Q, W], labels [Q] to [W]."""
+    each = alpha * distances + (-alpha * distances).logsumexp(-1, keepdim=True)
+    return (one_hot(labels, distances.shape[-1], distances.dtype) * each).sum(0)
+
+
+def scaled_gradients(distances: Tensor, labels: Tensor, alpha: float, parameters: Tensor) -> Tensor:
+    """(1 / alpha) dJ_k / dphi of every class k, and its limits at alpha = 0 and alpha = inf (Lemma 1).
+
+    It is the sum over the queries x of k of d'_k - sum_j softmax_j(-alpha d) d'_j. The softmax is 1 / W for alpha = 0,
+    where all prototypes but the right one are pushed away alike, and picks the nearest prototype for alpha = inf, where
+    only mistakes count.
+
+    Args:
+        distances: [Q, W], of every query to every prototype, with the graph to ``parameters``.
+        labels: int64 [Q]; -1 counts nowhere.
+        alpha: from 0 to inf, both included.
+        parameters: phi, of any shape.
+
+    Returns:
+        [W, *phi.shape].
+    """
+    way = distances.shape[-1]
+    right = one_hot(labels, way, distances.dtype)
+    if alpha == float("inf"):
+        chosen = one_hot(distances.detach().argmin(-1), way, distances.dtype)
+    else:
+        chosen = (-alpha * distances.detach()).softmax(-1)
+    weights = torch.einsum("qk,qj->kqj", right, right - chosen)  # of d'_j in class k's gradient
+    (gradients,) = torch.autograd.grad(distances, parameters, weights, retain_graph=True, is_grads_batched=True)
+    return gradients
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,11 @@ from typing import Any
 import torch
 
 from docs.studies import campaigns, reproduction, results
-from docs.studies.embeddings import side_by_side
+from docs.studies.embeddings import embed_classes, side_by_side
 from pipeline import store
 from pipeline.charts.style import Kind
 from pipeline.config import Config, validate
 from pipeline.errors import PipelineError
-from pipeline.evaluation.embeddings import embed_classes
 from pipeline.functional.clustering import class_spread, spread_clustering
 from pipeline.pages.compare import Subjects
 from pipeline.pages.config import ReportConfig

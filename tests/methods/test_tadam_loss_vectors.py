@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from docs.studies.lemma import class_losses, scaled_gradients
 from pipeline.functional.losses import cross_entropy
 from pipeline.functional.prototypes import prototypes
-from pipeline.functional.tadam import METRICS, class_losses, scaled_gradients
+from pipeline.functional.tadam import METRICS
 
 CASES = "tadam_loss_*.npz"
 KINDS = {"sq": "squared_euclidean", "l2": "euclidean", "cos": "cosine"}

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from docs.studies.embeddings import discriminant_plane, plane, side_by_side
-from pipeline.evaluation.embeddings import EmbeddedClasses
+from docs.studies.embeddings import EmbeddedClasses, discriminant_plane, plane, side_by_side
 
 
 def classes(noise: float, count=4, images=30, width=200) -> EmbeddedClasses:

@@ -11,9 +11,9 @@ import torch
 from matplotlib.axes import Axes
 from PIL import Image
 
-from docs.studies.lemma import ALPHAS, Approach, approach, example, lemma_plot
+from docs.studies.lemma import ALPHAS, Approach, approach, class_losses, example, lemma_plot, scaled_gradients
 from pipeline.functional.prototypes import prototypes
-from pipeline.functional.tadam import METRICS, class_losses, scaled_gradients
+from pipeline.functional.tadam import METRICS
 from pipeline.nets.conv4 import Conv4
 
 
