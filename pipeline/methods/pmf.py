@@ -72,7 +72,7 @@ class PMF(Prototypical):
 
     def adapt(self, support: Tensor, labels: Tensor, way: int | None = None) -> State:
         """Prototypes [T, way, D]; where there is a rate, the tuned weights of every task [T, ...] beside them."""
-        if self.training or not self.rate:
+        if self.training or not self.rate or not self._tunable():
             return super().adapt(support, labels, way)
         way = self.check_support(labels, way)
         with torch.inference_mode(False), torch.no_grad():
@@ -99,7 +99,7 @@ class PMF(Prototypical):
         self, way: int, mapped: bool, steps: list[tuple[Tensor, bool]], support: Tensor, labels: Tensor
     ) -> State:
         """One task: support [S, C, H, W] and labels [S]; of every step, how the support is augmented, and whether."""
-        weights = {name: p.detach() for name, p in self.backbone.named_parameters() if p.requires_grad}
+        weights = self._tunable()
         moments, rate = Moments.zeros(weights), float(self.rate)
         for place, augmented in steps:
             query = self._view(support, place) if augmented else support
@@ -107,6 +107,10 @@ class PMF(Prototypical):
             weights, moments = adam_step(weights, gradients, moments, rate)
         found = self.fit(self._embedded(weights, support)[None], labels[None], way)
         return {**weights, **{name: value[0] for name, value in found.items()}}
+
+    def _tunable(self) -> Parameters:
+        """The weights of the backbone that are not frozen."""
+        return {name: p.detach() for name, p in self.backbone.named_parameters() if p.requires_grad}
 
     def _view(self, support: Tensor, place: Tensor) -> Tensor:
         """Recoloured, and shifted by at most an eighth of the image."""

@@ -93,6 +93,8 @@ def test_frozen_weights_are_not_tuned():
     first = next(name for name, _ in method.backbone.named_parameters())
     method.backbone.get_parameter(first).requires_grad_(False)
     assert first not in method.adapt(batch.support, batch.support_labels, 4)
+    method.backbone.requires_grad_(False)
+    assert set(method.adapt(batch.support, batch.support_labels, 4)) == {"prototypes", "counts"}
 
 
 @pytest.mark.parametrize("wrong", [{"rates": []}, {"rates": [-1.0]}, {"steps": 0}, {"probability": 2}])

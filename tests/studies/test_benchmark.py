@@ -226,11 +226,7 @@ def test_a_profile_names_the_parts_of_a_step(tmp_path):
     trace = tmp_path / "trace.json"
     done = subprocess.run(
         [
-            sys.executable,
-            "-m",
-            "jobs.benchmark",
-            f"profile={trace}",
-            "base.train.meta_batch_size=2",
+            sys.executable, "-m", "jobs.benchmark", f"profile={trace}", "base.train.meta_batch_size=2",
             "base.train.query=1",
         ],  # fmt: skip
         cwd=Path(run.__file__).parents[3],
