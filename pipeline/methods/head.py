@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.batch import Batch, Episodes, Images
+from pipeline.functional.distances import unit
 from pipeline.functional.heads import Head, Prototype
 from pipeline.functional.losses import accuracy, cross_entropy
 from pipeline.methods.base import Method, State, embed
@@ -117,6 +118,7 @@ class ClassicalMethod(HeadMethod):
     new_classes: Head = Prototype()
     keeps_mean = False  # the backbone's features of all training images are averaged before a checkpoint, to ``mean``
     mean: Tensor
+    centred = normalised = False  # features for new classes have ``mean`` taken off; and then unit length
 
     @abstractmethod  # a method has options of its own
     def __init__(self, backbone: nn.Module, classes: int | None = None) -> None:
@@ -128,7 +130,8 @@ class ClassicalMethod(HeadMethod):
 
     def represent(self, features: Tensor) -> Tensor:
         """What new classes are learnt by and answered for: [..., D] to [..., D']."""
-        return features
+        centred = features - self.mean if self.centred else features
+        return unit(centred) if self.normalised else centred
 
     def fit(self, features: Tensor, labels: Tensor, way: int) -> State:
         return self.new_classes.fit(self.represent(features), labels, way)
@@ -143,7 +146,10 @@ class ClassicalMethod(HeadMethod):
         own = (getattr(type(self), name) for name in ("fit", "scores", "represent"))
         usual = (getattr(ClassicalMethod, name) for name in ("fit", "scores", "represent"))
         means = type(self.new_classes) is Prototype and list(own) == list(usual)
-        return ClassMeans(self.new_classes.distance) if means else None  # type: ignore[attr-defined]
+        if not means:
+            return None
+        centre = self.mean if self.centred else None
+        return ClassMeans(self.new_classes.distance, centre=centre, unit=self.normalised)  # type: ignore[attr-defined]
 
     def summarise(self, features: Tensor, labels: Tensor) -> Tensor | None:
         return features.double().sum(0) if self.keeps_mean else None

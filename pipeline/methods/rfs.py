@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from pipeline.batch import Batch, Images
 from pipeline.errors import PipelineError
-from pipeline.functional.distances import unit
 from pipeline.functional.heads import Logistic
 from pipeline.functional.losses import accuracy, cross_entropy, divergence
 from pipeline.functional.views import drawn, shifted
@@ -57,13 +56,10 @@ class RFS(ClassicalMethod):
                 f"copies={copies} and crop_padding={crop_padding} must not be below zero, cost={cost} and "
                 f"temperature={temperature} above"
             )
-        self.copies, self.crop_padding, self.flip, self.normalise = copies, crop_padding, flip, normalise
+        self.copies, self.crop_padding, self.flip, self.normalised = copies, crop_padding, flip, normalise
         self.alpha, self.beta, self.temperature = alpha, beta, temperature
         self.new_classes, self.embeds_once = Logistic(cost), copies == 0
         self._teacher: tuple[ClassicalMethod, ...] = ()  # in a tuple, so that it is no module of this one
-
-    def represent(self, features: Tensor) -> Tensor:
-        return unit(features) if self.normalise else features
 
     def adapt(self, support: Tensor, labels: Tensor, way: int | None = None) -> State:
         if self.copies == 0:

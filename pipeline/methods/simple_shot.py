@@ -1,9 +1,8 @@
 """SimpleShot (Wang, Chao, Weinberger & van der Maaten 2019)."""
 
-from torch import Tensor, nn
+from torch import nn
 
-from pipeline.functional.distances import unit
-from pipeline.methods.head import ClassicalMethod, ClassMeans
+from pipeline.methods.head import ClassicalMethod
 from pipeline.nets.by_name import choose
 
 
@@ -23,12 +22,5 @@ class SimpleShot(ClassicalMethod):
 
     def __init__(self, backbone: nn.Module, classes: int, centring: str = "train_mean", normalise: bool = True) -> None:
         super().__init__(backbone, classes)
-        self.centring, self.normalise = choose("centring", centring, ("train_mean", "none")), normalise
-
-    def represent(self, features: Tensor) -> Tensor:
-        centred = features - self.mean if self.centring == "train_mean" else features
-        return unit(centred) if self.normalise else centred
-
-    def class_means(self) -> ClassMeans:
-        centre = self.mean if self.centring == "train_mean" else None
-        return ClassMeans("squared_euclidean", centre=centre, unit=self.normalise)
+        self.centred = choose("centring", centring, ("train_mean", "none")) == "train_mean"
+        self.normalised = normalise
