@@ -9,11 +9,13 @@ import sys
 from typing import Any
 
 from pipeline import store
+from pipeline.config import Config
 from pipeline.environment import code_version, machine
 from pipeline.training.checkpoint import Checkpoint, load_checkpoint
 from pipeline.training.runs import Run, read_run
 
-_HERE = ("storage", "data", "name", "tracking", "resume", "register_as")  # of the machine, not of the measurement
+# Keys of the machine, not of the measurement.
+_HERE = ("storage", "data", "name", "tracking", "resume", "initial", "register_as")
 # The same on a command line.
 _ARGUMENTS = (
     "storage=", "data.root=", "name=", "tracking", "register_as=", "cluster.object_store_mb=", "record=", "output=",
@@ -75,9 +77,17 @@ def _about(checkpoint: Checkpoint) -> dict[str, Any]:
         "seed": checkpoint.config["seed"],
         "train_seconds": round(_seconds(checkpoint.history, checkpoint.config["log_every"])),
         "machine": machine(),
-        "config": {key: value for key, value in checkpoint.config.items() if key not in _HERE},
+        "config": _anywhere(checkpoint.config),
         **_begun_with(checkpoint.config.get("initial")),
     }
+
+
+def _anywhere(config: Config) -> Config:
+    """The configuration without the folders of one machine; a file of weights keeps its name."""
+    kept = {key: value for key, value in config.items() if key not in _HERE}
+    if kept["backbone"].get("weights"):
+        kept["backbone"] = kept["backbone"] | {"weights": kept["backbone"]["weights"].rpartition("/")[2]}
+    return kept
 
 
 def _begun_with(initial: str | None) -> dict[str, Any]:
