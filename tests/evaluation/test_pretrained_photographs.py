@@ -13,7 +13,7 @@ from pipeline.data.dataset import ClassTable
 from pipeline.data.episodes import EpisodeSpec, plan_episodes
 from pipeline.data.sources.base import Plan
 from pipeline.data.sources.by_kind import make_source
-from pipeline.evaluation.statistics import paired
+from pipeline.evaluation.statistics import estimate
 from pipeline.methods.simple_shot import SimpleShot
 from pipeline.nets.pieces import in_pieces
 from pipeline.nets.preprocess import Preprocess
@@ -22,7 +22,12 @@ from pipeline.weights import recipe, with_weights
 pytest.importorskip("timm")
 neighbors = pytest.importorskip("sklearn.neighbors")
 
-CLASSES, IMAGES, SHAPE = 12, 10, (3, 224, 224)  # as many as the faces have: the least of the three sets
+SHAPE = (3, 224, 224)
+POOLS = {  # classes and images of each: of training, whose mean SimpleShot subtracts, and of the test
+    "orl": ((20, 5), (12, 10)),
+    "gtsrb": ((20, 5), (12, 10)),
+    "caltech101": ((45, 10), (40, 12)),
+}
 
 
 SETS = ["orl", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gtsrb", "caltech101"))]
@@ -30,7 +35,7 @@ SETS = ["orl", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gtsrb"
 
 @pytest.fixture(scope="module", params=SETS)
 def features(request: pytest.FixtureRequest, real_data: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of EfficientNet-Lite0: [100, D] of training classes, and [CLASSES, IMAGES, D] of test classes."""
+    """Of EfficientNet-Lite0: [N, D] of training classes, and [classes, images, D] of test classes."""
     folder = Path(os.environ.get("PIPELINE_PHOTOGRAPHS", "")) / request.param
     weights = real_data / "pretrained" / "tf_efficientnet_lite0.safetensors"
     if "PIPELINE_PHOTOGRAPHS" not in os.environ or not folder.is_dir() or not weights.is_file():
@@ -41,11 +46,15 @@ def features(request: pytest.FixtureRequest, real_data: Path) -> tuple[torch.Ten
     network, preprocess = with_weights(options, SHAPE), Preprocess("backbone", **recipe(options, 3))
 
     def embedded(split: str, classes: int, images: int) -> torch.Tensor:
-        [chunk] = source.read(chosen(plan, split, classes, images), classes * images)
         with torch.no_grad():
-            return in_pieces(network, preprocess(torch.from_numpy(chunk.images)))
+            parts = [
+                in_pieces(network, preprocess(torch.from_numpy(chunk.images)))
+                for chunk in source.read(chosen(plan, split, classes, images), 100)
+            ]
+        return torch.cat(parts).unflatten(0, (classes, images))
 
-    return embedded("train", 20, 5), embedded("test", CLASSES, IMAGES).unflatten(0, (CLASSES, IMAGES))
+    training, test = POOLS[request.param]
+    return embedded("train", *training).flatten(0, 1), embedded("test", *test)
 
 
 def chosen(plan: Plan, split: str, classes: int, images: int) -> list:
@@ -63,8 +72,9 @@ def test_simple_shot_is_at_least_as_good_as_the_nearest_centroid(features: tuple
     backbone.out_features = base.shape[1]
     method = SimpleShot(backbone, classes=20).eval()
     method.keep_summary(base.double().sum(0), len(base))
-    table = ClassTable(np.arange(CLASSES), np.arange(CLASSES) * IMAGES, np.full(CLASSES, IMAGES), "test")
-    plan = plan_episodes(table, EpisodeSpec(5, shot, IMAGES - 5), 0, np.arange(300))
+    classes, each = novel.shape[:2]
+    table = ClassTable(np.arange(classes), np.arange(classes) * each, np.full(classes, each), "test")
+    plan = plan_episodes(table, EpisodeSpec(5, shot, 5), 0, np.arange(600))
     images, s = novel.flatten(0, 1)[plan.rows], plan.support
     labels = torch.from_numpy(plan.labels)
     with torch.no_grad():
@@ -77,4 +87,5 @@ def test_simple_shot_is_at_least_as_good_as_the_nearest_centroid(features: tuple
         ]
     )
     assert theirs.mean() > 0.4, "the features tell the classes apart"
-    assert paired(theirs, ours).high >= 0, f"{ours.mean():.3f} is worse than {theirs.mean():.3f}"
+    a, b = estimate(ours), estimate(theirs)
+    assert a.mean + a.interval >= b.mean - b.interval, f"{a} is worse than {b}"
