@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pipeline import store
 from pipeline.errors import PipelineError
 from pipeline.files import sha256
-from pipeline.nets import build_backbone
+from pipeline.nets import build_backbone, own_code
 from pipeline.nets.base import Backbone, Shape
 from pipeline.nets.by_name import resolve
 from pipeline.nets.wrapped import Options, Wrapped
@@ -48,7 +48,7 @@ def settle(options: Mapping[str, Any]) -> Options:
     if kind is None:
         return dict(options)
     settled = kind.settle(options)
-    weights = settled.get("weights", HUB)
+    weights = settled.get("weights", kind.first)
     if weights is not None:
         trained_on = settled.get("trained_on") or (kind.trained_on(options) if weights == HUB else "unknown images")
         settled |= {"weights": weights, "trained_on": trained_on}
@@ -78,6 +78,20 @@ def described(options: Mapping[str, Any]) -> Options:
     return dict(options) if family(options) is None else {**options, "weights": None}
 
 
+def origin(backbone: Mapping[str, Any]) -> str | None:
+    """What people who read an accuracy need to know of a backbone's first weights; None: they were drawn."""
+    if not backbone.get("weights_sha256"):
+        return None
+    images = backbone.get("trained_on") or "unknown images"
+    return f"weights trained on {images}, whose classes may be among those of the test"
+
+
+def own_sources(spec: Mapping[str, Any]) -> own_code.Sources | None:
+    """The user's code that a model's description needs, to be sent to other machines; None: it needs none."""
+    backbone = spec["backbone"]
+    return own_code.find(backbone["code_sha256"], backbone.get("path")) if backbone.get("code_sha256") else None
+
+
 def with_weights(options: Mapping[str, Any], shape: Shape) -> nn.Module:
     """The backbone of ``options`` for images of ``shape`` (C, H, W), with its weights, in evaluation mode."""
     backbone = build_backbone(described(options), shape)
@@ -87,7 +101,7 @@ def with_weights(options: Mapping[str, Any], shape: Shape) -> nn.Module:
 
 def give(backbone: nn.Module, options: Mapping[str, Any]) -> Found | None:
     """Put the weights that ``options`` name into a backbone that was built of them; None: it begins as it was drawn."""
-    if not isinstance(backbone, Wrapped) or options.get("weights", HUB) is None:
+    if not isinstance(backbone, Wrapped) or options.get("weights", backbone.first) is None:
         return None
     found = read(backbone, options)
     backbone.network.load_state_dict({**backbone.network.state_dict(), **found.tensors})
@@ -100,7 +114,7 @@ def read(backbone: Wrapped, options: Mapping[str, Any]) -> Found:
     Raises:
         PipelineError: they cannot be read, are not those of ``weights_sha256``, or do not fit, in one line.
     """
-    source, expected = str(options.get("weights", HUB)), options.get("weights_sha256")
+    source, expected = str(options.get("weights", backbone.first)), options.get("weights_sha256")
     if source == HUB:
         given = _from_hub(backbone, options)
         digest = sha256(save({name: given[name].contiguous().clone() for name in sorted(given)}))

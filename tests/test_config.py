@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -18,7 +19,10 @@ from pipeline.training.config import TrainConfig
 from pipeline.training.optim import build_optimizer, build_schedule, check_optimizer
 
 SIZES = {"koch": 105}  # of images, where 28 pixels are too few
-OPTIONS = {"timm": ["backbone.model=test_resnet", "backbone.weights=null"]}  # that a backbone cannot do without
+OPTIONS = {  # that a backbone cannot do without
+    "timm": ["backbone.model=test_resnet", "backbone.weights=null"],
+    "module": [f"backbone.path={Path(__file__).parent / 'nets' / 'own_network.py'}"],
+}
 OWN_BACKBONE = {"relation": "relation_encoder"}  # of methods that cannot do with any
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,9 @@ from torch import Tensor
 from pipeline.errors import PipelineError
 from pipeline.methods.base import Method
 from pipeline.model import build_model, build_preprocess
+from pipeline.nets.own_code import send
 from pipeline.nets.preprocess import Preprocess
+from pipeline.weights import own_sources
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,10 @@ class Model:
     weights: dict[str, Tensor] | None  # None: untrained, as the seed makes it
     label: str = "model"
     dataset: str | None = None  # folder or URI of what it was trained on
+    code: Mapping[str, str] | None = None  # the user's own, which goes where the model goes
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "code", self.code or own_sources(self.spec))
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -43,6 +50,7 @@ class Model:
 
     def build(self, device: torch.device | str = "cpu", seed: int = 0) -> tuple[Method, Preprocess]:
         """The method in evaluation mode, and what prepares its images; ``seed`` is of untrained weights."""
+        send(self.code)
         torch.manual_seed(seed)
         method = build_model(self.spec)
         if self.weights is not None:

@@ -17,6 +17,7 @@ from pipeline.evaluation.one_shot_runs import HUMAN_ERROR, OneShotResult, evalua
 from pipeline.evaluation.spread import EmbeddedSplits
 from pipeline.evaluation.statistics import paired
 from pipeline.tables import percent, text_table
+from pipeline.weights import origin
 
 Measured = Sequence[tuple[Model, Sequence[Result | OneShotResult | GeneralizedResult]]]
 
@@ -96,6 +97,9 @@ def print_episodic(measured: Sequence[tuple[Model, list[Result]]]) -> None:
     p = protocols[0]
     print(f"\n{p.episodes:,} episodes of split {p.split!r}, {p.query} queries per class, mean ± 95 % interval")
     print(text_table(header, rows), flush=True)
+    for model, _ in measured:
+        if (pretrained := origin(model.spec["backbone"])) is not None:
+            print(f"{model.label}: {pretrained}", flush=True)
 
 
 def _print_one_shot_runs(measured: Sequence[tuple[Model, list[OneShotResult]]]) -> None:

@@ -24,6 +24,8 @@ from pipeline.methods.base import Method, State
 from pipeline.nets.by_name import choose
 from pipeline.nets.norm import batch_norms, fixed_statistics, recorded_statistics, replace_native
 from pipeline.nets.size import hidden_values
+from pipeline.nets.transforms import differentiable_attention
+from pipeline.nets.trial import mappable
 
 STATISTICS = "statistics."
 
@@ -49,7 +51,7 @@ class _FastWeights(Method):
         inner_loop: "loop" over tasks, "vmap" over all at once, or "auto", which looks at shapes and device only. On CPU
             per-task weights make convolutions grouped and slow: there it loops, except where a task is so small (five
             28x28 images and strided convolutions) that the loop's own cost is larger. On CUDA and without convolutions
-            it takes vmap.
+            it takes vmap, unless vmap cannot map the network.
     """
 
     few_values = 200_000  # of a task's hidden maps; about where the loop overtakes vmap on CPU (measured)
@@ -64,6 +66,7 @@ class _FastWeights(Method):
         self.inner_loop = choose("inner_loop", inner_loop, ("auto", "loop", "vmap"))
         self._convolutional = any(isinstance(m, nn.modules.conv._ConvNd) for m in backbone.modules())
         self._hidden: dict[torch.Size, int] = {}  # values of an image's hidden maps, by its shape
+        self._mappable: bool | None = None  # by vmap; None: not tried yet
 
     def classify(self, state: State, query: Tensor) -> Tensor:
         return self._each_task(query)(self._classify_one, state, query)
@@ -89,7 +92,8 @@ class _FastWeights(Method):
     def _features(self, parameters: Parameters, images: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, D] with the given parameters in the backbone."""
         own = {n.removeprefix("backbone."): v for n, v in parameters.items() if n.startswith("backbone.")}
-        return torch.func.functional_call(self.backbone, own, (images,))
+        with differentiable_attention():
+            return torch.func.functional_call(self.backbone, own, (images,))
 
     def _head(self, parameters: Parameters, features: Tensor) -> Tensor:
         return F.linear(features, parameters["head.weight"], parameters["head.bias"])
@@ -105,7 +109,11 @@ class _FastWeights(Method):
         """What maps a function of one task over all tasks, on the device of ``images`` [T, ...]."""
         if self.inner_loop == "auto":
             grouped_is_slow = self._convolutional and not images.is_cuda and self._many_values(images)
-            return loop_tasks if grouped_is_slow else vmap_tasks
+            if grouped_is_slow:
+                return loop_tasks
+            if self._mappable is None:
+                self._mappable = mappable(self.backbone, images)
+            return vmap_tasks if self._mappable else loop_tasks
         return vmap_tasks if self.inner_loop == "vmap" else loop_tasks
 
     def _many_values(self, images: Tensor) -> bool:

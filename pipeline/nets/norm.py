@@ -174,20 +174,52 @@ def fixed_statistics(module: nn.Module, statistics: Statistics) -> Iterator[None
             layer._fixed = None
 
 
+class _NormAct(BatchNorm):
+    """Batch normalisation with dropout and an activation behind it, as timm's layers of one piece have them."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.act(self.drop(super().forward(x)))
+        return found
+
+
 def replace_native(module: nn.Module) -> None:
-    """Replace every ``torch.nn.BatchNorm`` inside ``module`` by :class:`BatchNorm` with the same weights, in place."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.modules.batchnorm._BatchNorm):
-            setattr(module, name, _from_native(child))
-        else:
-            replace_native(child)
+    """Replace every ``torch.nn.BatchNorm`` inside ``module`` by :class:`BatchNorm` with the same weights, in place.
+
+    A layer that is used in several places stays one layer.
+
+    Raises:
+        PipelineError: a batch-norm of a class that does more than PyTorch's.
+    """
+    replaced: dict[nn.Module, BatchNorm] = {}
+    for parent in list(module.modules()):
+        for name, child in parent._modules.items():  # named_children leaves out a layer's second name
+            if isinstance(child, nn.modules.batchnorm._BatchNorm):
+                if child not in replaced:
+                    replaced[child] = _from_native(child)
+                setattr(parent, name, replaced[child])
 
 
 def _from_native(native: nn.modules.batchnorm._BatchNorm) -> BatchNorm:
+    with_act = isinstance(getattr(native, "act", None), nn.Module) and isinstance(
+        getattr(native, "drop", None), nn.Module
+    )
+    if not with_act and not type(native).__module__.startswith("torch.nn."):
+        raise PipelineError(
+            f"batch-norm of the class {type(native).__name__} cannot have other weights for every task: choose a "
+            "network with torch.nn.BatchNorm2d, or a method that does not adapt it"
+        )
+    kind = _NormAct if with_act else BatchNorm
     statistics = "batch" if native.running_mean is not None else "batch_statistics"
     momentum = 0.1 if native.momentum is None else native.momentum
-    layer = BatchNorm(native.num_features, statistics, "full" if native.affine else "none", native.eps, momentum)
+    layer = kind(native.num_features, statistics, "full" if native.affine else "none", native.eps, momentum)
+    if isinstance(layer, _NormAct):
+        layer.drop, layer.act = native.drop, native.act  # type: ignore[assignment]
     for like in native.parameters():
         layer.to(like)
     layer.load_state_dict({k: v for k, v in native.state_dict().items() if k != "num_batches_tracked"})
+    for mine, theirs in zip(layer.parameters(), native.parameters(), strict=True):
+        mine.requires_grad_(theirs.requires_grad)
     return layer.train(native.training)

@@ -1,8 +1,17 @@
-"""Whether code runs under ``torch.func``."""
+"""What ``torch.func`` and second derivatives ask of a network's code."""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+def differentiable_attention() -> AbstractContextManager[None]:
+    """Within: attention is computed by what can be differentiated twice, as PyTorch's fused operation cannot."""
+    found: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
+    return found
 
 
 def inside_transform() -> bool:

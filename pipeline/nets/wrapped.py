@@ -28,12 +28,14 @@ class Wrapped(Backbone, ABC):
         spare: parameters that have no part in the features are not trained, instead of being refused in training.
     """
 
+    first: str | None = "hub"  # where weights are from if nothing is said
+
     def __init__(
         self, network: nn.Module, shape: Shape, weights: str | None, freeze: str | int, spare: bool = True
     ) -> None:
         super().__init__()
         self.network, self.weights = network, weights
-        self._frozen: list[nn.Module] = []
+        self._frozen: list[str] = []
         self.out_features, unused = tried(self, shape, f"backbone {type(network).__name__}")
         self.unused = {name.removeprefix("network.") for name in unused}
         for name, parameter in network.named_parameters():
@@ -67,8 +69,8 @@ class Wrapped(Backbone, ABC):
 
     def train(self, mode: bool = True) -> Wrapped:
         super().train(mode)
-        for module in self._frozen:
-            module.eval()
+        for name in self._frozen:
+            self.network.get_submodule(name).eval()
         return self
 
     def stages(self) -> list[list[str]]:
@@ -92,13 +94,13 @@ class Wrapped(Backbone, ABC):
         stages = [[name for name in names if name.startswith(prefix)] for prefix in prefixes]
         return [stage for stage in [names[:first], *stages] if stage]
 
-    def _freeze(self, freeze: str | int) -> list[nn.Module]:
-        """Stop the training of stages; the modules that lie in them whole."""
+    def _freeze(self, freeze: str | int) -> list[str]:
+        """Stop the training of stages; the names of the modules that lie in them whole."""
         if freeze == "none":
             return []
         if freeze == "all":
             self.network.requires_grad_(False)
-            return [self.network]
+            return [""]
         stages = self.stages()
         if not isinstance(freeze, int) or isinstance(freeze, bool) or not 0 <= freeze <= len(stages):
             raise PipelineError(f"freeze={freeze!r}: give all, none, or how many of its {len(stages)} stages")
@@ -110,5 +112,5 @@ class Wrapped(Backbone, ABC):
         for prefix, module in self.network.named_modules():
             own = [f"{prefix}.{name}".lstrip(".") for name, _ in module.named_parameters()]
             if own and names.issuperset(own):
-                found.append(module)
+                found.append(prefix)
         return found

@@ -19,6 +19,7 @@ from pipeline.pages.reading import RUN_TAG, Files, Site
 from pipeline.pages.tables import Cell, Table, number, share
 from pipeline.renamed import RENAMED
 from pipeline.training.runs import EVALUATION, REPORT
+from pipeline.weights import origin
 
 MOST_MARKS = 14  # rows of a plot; the table has all
 
@@ -116,7 +117,7 @@ def _board(dataset: str, mine: Sequence[Scored], pages: Mapping[str, tuple[str, 
             [
                 Cell(entry.label, note="" if entry.label == entry.method else entry.method),
                 *cells,
-                Cell(str(parameters(entry.run).get("backbone.name", ""))),
+                _backbone(parameters(entry.run)),
                 number(_int(entry.run.data.params.get("steps")), ","),
                 Cell(version or "not registered", version or "~", href=page),
                 Cell(entry.name, code=True),
@@ -126,6 +127,13 @@ def _board(dataset: str, mine: Sequence[Scored], pages: Mapping[str, tuple[str, 
     table = Table(header, rows, f"Accuracy on the test classes of {dataset}, in percent ± 95 % interval", True,
                   f"leaderboard-{dataset}", sticky=True)  # fmt: skip
     return Board(dataset, table, [(setting, _plot(dataset, setting, mine)) for setting in settings])
+
+
+def _backbone(params: Mapping[str, Any]) -> Cell:
+    """The network, and what its first weights were trained on."""
+    own = {key.removeprefix("backbone."): value for key, value in params.items() if key.startswith("backbone.")}
+    names = [str(own[key]) for key in ("name", "model") if own.get(key) is not None]
+    return Cell(" ".join(names), note=origin(own) or "")
 
 
 def _cell(entry: Scored, setting: str, best: float) -> Cell:

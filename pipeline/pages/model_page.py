@@ -28,7 +28,10 @@ from pipeline.registry.record import CONFIG, ENVIRONMENT
 from pipeline.training.runs import CALIBRATION, REPORT
 
 RECIPE = {  # what of a configuration is shown without asking
-    "method.name": "method", "backbone.name": "backbone", "data.name": "data set", "train.split": "training split",
+    "method.name": "method", "backbone.name": "backbone", "backbone.model": "network",
+    "backbone.weights": "first weights",
+    "backbone.trained_on": "weights trained on (its classes may be among those of the test)",
+    "backbone.weights_sha256": "SHA-256 of the first weights", "data.name": "data set", "train.split": "training split",
     "train.way": "way", "train.shot": "shot", "train.query": "queries per class",
     "train.meta_batch_size": "episodes per step",
     "steps": "steps", "optimizer.name": "optimiser", "optimizer.lr": "learning rate", "schedule.name": "schedule",
@@ -86,7 +89,7 @@ def model_context(model: Registered, files: Files, papers: Sequence[Row]) -> dic
     untrained = card.untrained if card else []
     context["accuracy"] = _accuracy(results_of(files, version.run), params, version, papers, untrained)
     context["curve"] = _curve(files, run_id)
-    context["recipe"] = [(name, str(params[key])) for key, name in RECIPE.items() if key in params]
+    context["recipe"] = [(name, str(params[key])) for key, name in RECIPE.items() if params.get(key) is not None]
     context["config"] = files.text(run_id, CONFIG)
     context["environment"] = _environment(files.json(run_id, ENVIRONMENT), version)
     calibration = checked(Calibration, files.json(run_id, f"{REPORT}/{CALIBRATION}"))

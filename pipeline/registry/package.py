@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
 import shutil
+import subprocess
+import sys
 import sysconfig
 import tempfile
 from importlib.metadata import packages_distributions, version
@@ -18,7 +22,10 @@ from mlflow.types.schema import AnyType, Array
 
 import pipeline
 from pipeline.errors import PipelineError
+from pipeline.files import write_atomic
 from pipeline.inference import FewShotClassifier
+from pipeline.nets.own_code import FOLDER, digest_of, outside
+from pipeline.weights import own_sources
 
 ROOT = Path(pipeline.__file__).resolve().parent
 LIGHT = ("__init__.py", "errors.py", "files.py", "batch.py", "model.py", "nets", "functional", "methods", "inference")
@@ -37,6 +44,8 @@ def save_model(classifier: FewShotClassifier, folder: str | Path, model: Model) 
         stage = Path(staging)
         classifier.save(stage / ARTIFACT)
         code, requirements = stage_code(classifier.spec, stage / "code")
+        if len(code) > 1:
+            _try_elsewhere(stage)
         shutil.copy(ROOT / "registry" / "served.py", stage / "served.py")
         mlflow.pyfunc.save_model(
             str(folder),
@@ -64,6 +73,14 @@ def stage_code(spec: dict[str, Any], folder: Path) -> tuple[list[Path], list[str
         _copy(ROOT / "data" / name, package / "data" / name)
     code, library = [package], LIBRARIES.get(spec["backbone"].get("name", ""))
     requirements = pinned([library]) if library else []
+    sources = own_sources(spec)
+    if sources is not None:
+        own = folder / FOLDER
+        write_atomic(own / digest_of(sources) / "sources.json", json.dumps(dict(sources)).encode())
+        code.append(own)
+        for name in sorted(outside(sources)):
+            distributions = packages_distributions().get(name, [])  # none: what is not needed, or the trial tells
+            requirements += pinned([d for d in dict.fromkeys(distributions) if d not in REQUIREMENTS])
     for module in sorted(_own_modules(spec)):
         origin = _origin(module)
         if origin.is_relative_to(sysconfig.get_path("purelib")):
@@ -72,6 +89,20 @@ def stage_code(spec: dict[str, Any], folder: Path) -> tuple[list[Path], list[str
             _copy(origin, folder / origin.name)
             code.append(folder / origin.name)
     return code, requirements
+
+
+def _try_elsewhere(stage: Path) -> None:
+    """Refuse a model that another process cannot load which has neither this folder nor this environment's paths."""
+    program = (
+        f"import sys; sys.path.insert(0, {str(stage / 'code')!r}); from pipeline.inference import FewShotClassifier; "
+        f"FewShotClassifier.load({str(stage / ARTIFACT)!r})"
+    )
+    clean = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
+    clean |= {"XDG_CACHE_HOME": str(stage / "cache"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", program], cwd=stage, env=clean, capture_output=True, text=True)
+    if done.returncode:
+        why = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no reason")
+        raise PipelineError(f"the model cannot be loaded where only its code and requirements are: {why}")
 
 
 def signature() -> ModelSignature:

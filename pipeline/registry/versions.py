@@ -30,6 +30,7 @@ from pipeline.registry.tracking_config import TrackingConfig, registering, store
 from pipeline.training.checkpoint import Checkpoint, load_checkpoint
 from pipeline.training.models import whole_checkpoint
 from pipeline.training.runs import CALIBRATION, REPORT, best_checkpoint, read_run
+from pipeline.weights import origin as weights_origin
 
 CONTENT_TAG = "pipeline.content"  # SHA-256 of the model's description, which names that of its weights
 _URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
@@ -224,6 +225,8 @@ def _tags(
         "config.hash": config_hash(mask(checkpoint.config)),
         "code.version": code_version(),
     }
+    if (pretrained := weights_origin(checkpoint.spec["backbone"])) is not None:
+        tags["backbone.weights"] = pretrained
     for result in evaluation:
         tags[f"accuracy.{result_name(result)}"] = f"{result['accuracy']:.6f}"
         tags[f"interval.{result_name(result)}"] = f"{result['interval']:.6f}"

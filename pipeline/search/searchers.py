@@ -20,6 +20,7 @@ from pipeline.search.propose import propose
 from pipeline.search.trial import ACCURACY, FAILED, FINISHED, STEP
 from pipeline.training.checkpoint import STATE
 from pipeline.training.runs import Run, checkpoints
+from pipeline.weights import own_sources
 
 CRASHED = "its process died more often than it may (Ray's logs of this time tell more)"
 
@@ -111,7 +112,13 @@ class CampaignSearcher(Searcher):
             return None if self.waits() else Searcher.FINISHED
         record, run = found
         self._records[trial_id] = record
-        return {"number": record.number, "name": record.run, "run": json.dumps(asdict(run)), "until": self.until()}
+        return {
+            "number": record.number,
+            "name": record.run,
+            "run": json.dumps(asdict(run)),
+            "until": self.until(),
+            "code": own_sources(run.spec),
+        }
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         if ACCURACY in result:

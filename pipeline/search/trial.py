@@ -25,6 +25,7 @@ from pipeline.config import validate
 from pipeline.data.dataset import Dataset
 from pipeline.data.stream import Stream
 from pipeline.errors import PipelineError
+from pipeline.nets.own_code import send
 from pipeline.training.checkpoint import STATE, free_name, name_of, save_checkpoint
 from pipeline.training.config import Cluster, TrainConfig
 from pipeline.training.launch import launch
@@ -58,6 +59,7 @@ class Trial(tune.Trainable):
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.cleanup()
         self._run, self._until = Run(**json.loads(new_config["run"])), new_config["until"]
+        send(new_config.get("code"))
         config = validate(TrainConfig, self._run.config)
         here = self.trains_here(config.cluster)
         self._validations = (in_this_process if here else under_ray_train)(config, self._run)

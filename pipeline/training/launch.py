@@ -26,6 +26,7 @@ from pipeline.errors import PipelineError, Stopped
 from pipeline.evaluation.seen import TRAINED, trained_classes
 from pipeline.methods.base import Method
 from pipeline.model import build_model, build_preprocess
+from pipeline.nets import Backbone
 from pipeline.nets.wrapped import Wrapped
 from pipeline.ray_start import in_submitted_job
 from pipeline.training.checkpoint import STATE
@@ -38,8 +39,9 @@ from pipeline.training.preemption import asked_to_leave, leaving_on_sigterm
 from pipeline.training.runs import RUN_FILE, Run, best_checkpoint, checkpoints, find_run, step_of, write_run
 from pipeline.training.teacher import load_teacher
 from pipeline.training.telemetry import Display, Entry, Restarts, Telemetry, start_monitor
+from pipeline.training.trial import try_step
 from pipeline.training.worker import train_worker
-from pipeline.weights import HUB, described, read, recipe, settle
+from pipeline.weights import HUB, described, own_sources, read, recipe, settle
 
 GROUPS = ("data", "method", "backbone", "optimizer", "schedule", "tracking")  # whose keys depend on the choice made
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -173,7 +175,7 @@ def check(config: TrainConfig, manifest: Manifest, spec: dict[str, Any]) -> Meth
             f"method={config.method['name']} has nothing to train on backbone={config.backbone['name']}: set steps=0, "
             "which measures and registers it as it is"
         )
-    build_preprocess(spec)
+    preprocess = build_preprocess(spec)
     if spec["method"].get("teacher") is not None:
         method.imitate(load_teacher(spec, manifest.fingerprint))
     check_optimizer(method, config.optimizer)
@@ -201,6 +203,9 @@ def check(config: TrainConfig, manifest: Manifest, spec: dict[str, Any]) -> Meth
         )
     if manifest.shape[1] != manifest.shape[2] and len(manifest.rotations) > 1:
         raise PipelineError(f"dataset {manifest.name!r} has rotated classes but images that are not square")
+    foreign = not isinstance(method.backbone, Backbone) or isinstance(method.backbone, Wrapped)
+    if foreign and config.steps:
+        try_step(config, manifest, copy.deepcopy(method), preprocess)
     return method
 
 
@@ -242,7 +247,7 @@ def launch(
     hooks: list[Any] = [Restarts(monitor)]
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"run": run, "monitor": monitor},
+        train_loop_config={"run": run, "code": own_sources(run.spec), "monitor": monitor},
         torch_config=TorchConfig(backend="nccl" if config.cluster.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=config.cluster.workers,
@@ -367,6 +372,8 @@ def _absolute(raw: Config) -> Config:
     backbone = dict(raw["backbone"])
     if backbone.get("weights", HUB) not in (HUB, None):
         backbone["weights"] = absolute("backbone.weights", str(backbone["weights"]))
+    if backbone.get("name") == "module" and backbone.get("path") is not None:
+        backbone["path"] = os.path.abspath(str(backbone["path"]))  # read here, and sent to the workers
     if os.path.isdir(str(backbone.get("model"))):
         backbone["model"] = absolute("backbone.model", str(backbone["model"]))
     placed["backbone"] = backbone

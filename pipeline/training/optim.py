@@ -14,6 +14,7 @@ from pipeline.methods.base import Method
 
 Schedule = Callable[[int], float]  # step -> factor of the learning rate
 
+BACKBONE_LR = "backbone_lr"
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
@@ -23,7 +24,10 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 
 
 def build_optimizer(method: Method, config: dict[str, Any]) -> torch.optim.Optimizer:
-    """The optimizer of a config ``{"name": ..., "lr": ..., options of the torch class}`` for a method's groups."""
+    """The optimizer of a config ``{"name": ..., "lr": ..., options of the torch class}`` for a method's groups.
+
+    With ``backbone_lr`` the backbone's parameters have a learning rate of their own, in groups after the others'.
+    """
     return _build(_kind(config), method, config)
 
 
@@ -40,18 +44,24 @@ def _kind(config: dict[str, Any]) -> type[torch.optim.Optimizer]:
         raise PipelineError(f"optimizer.name={name!r}: choose one of {', '.join(OPTIMIZERS)}")
     known = set(inspect.signature(OPTIMIZERS[name]).parameters) - {"params"}
     for key in config:
-        if key not in known | {"name"}:
+        if key not in known | {"name", BACKBONE_LR}:
             raise PipelineError(f"unknown key 'optimizer.{key}': {name} takes {', '.join(sorted(known))}")
     return OPTIMIZERS[name]
 
 
 def _build(kind: type[torch.optim.Optimizer], method: Method, config: dict[str, Any]) -> torch.optim.Optimizer:
-    options = {key: value for key, value in config.items() if key != "name"}
-    groups = []
+    options = {key: value for key, value in config.items() if key not in ("name", BACKBONE_LR)}
+    rate, groups = config.get(BACKBONE_LR), []
+    if rate is not None and (isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < math.inf):
+        raise PipelineError(f"optimizer.{BACKBONE_LR}={rate!r}: give a learning rate, or null for that of the rest")
+    own = set() if rate is None else {id(parameter) for parameter in method.backbone.parameters()}
     for group in method.parameter_groups():
         group = dict(group)
-        scale = group.pop("lr_scale", 1.0)
-        groups.append({**group, "lr": options["lr"] * scale, "base_lr": options["lr"] * scale})
+        scale, parameters = group.pop("lr_scale", 1.0), list(group.pop("params"))
+        for lr, ours in ((options["lr"], False), (rate, True)):
+            mine = [parameter for parameter in parameters if (id(parameter) in own) == ours]
+            if mine or (not ours and not parameters):
+                groups.append({**group, "params": mine, "lr": lr * scale, "base_lr": lr * scale})
     try:
         return kind(groups, **options)
     except (ValueError, TypeError) as error:

@@ -18,6 +18,7 @@ from pipeline.config import validate
 from pipeline.data.dataset import Dataset
 from pipeline.data.stream import Stream
 from pipeline.errors import Diverged
+from pipeline.nets.own_code import send
 from pipeline.training.checkpoint import free_name, name_of, save_checkpoint
 from pipeline.training.config import TrainConfig
 from pipeline.training.learner import Learner
@@ -39,6 +40,7 @@ def train_worker(job: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     job["monitor"].begin.remote()
     dataset, run = Dataset(config.dataset_uri), job["run"]
+    send(job["code"])
     workers: Workers = Distributed(device) if world_size > 1 else Alone()
     newest = ray.train.get_checkpoint()
     learner = set_up(config, run, dataset, newest and name_of(newest.path), workers, device, _speaker(job))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from functools import partial
 
 import pytest
@@ -214,3 +215,31 @@ def test_large_maps_take_the_twice_differentiable_form_and_nothing_changes(monke
     native = torch.nn.functional.batch_norm(x.requires_grad_(), None, None, torch.ones(8), torch.zeros(8), True)
     native.square().sum().backward()
     assert torch.equal(leaf.grad, x.grad)
+
+
+def test_a_layer_that_is_used_twice_stays_one():
+    """PyTorch lists the children of a module once each, whatever their names."""
+    net = nn.Module()
+    net.first = nn.BatchNorm2d(3)
+    net.second = net.first
+    net.inner = nn.Sequential(nn.Conv2d(3, 3, 1), net.first)
+    replace_native(net)
+    assert isinstance(net.first, BatchNorm) and net.second is net.first and net.inner[1] is net.first
+
+
+def test_an_activation_in_one_piece_with_its_norm_stays():
+    from timm.layers import BatchNormAct2d
+
+    torch.manual_seed(0)
+    native = BatchNormAct2d(3).train()
+    holder = nn.Sequential(copy.deepcopy(native))
+    replace_native(holder)
+    images = torch.randn(4, 3, 5, 5)
+    torch.testing.assert_close(holder(images), native(images))
+    assert float(holder(images).detach().min()) == 0
+
+    class Own(nn.BatchNorm2d):
+        pass
+
+    with pytest.raises(PipelineError, match="batch-norm of the class Own cannot have other weights for every task"):
+        replace_native(nn.Sequential(Own(3)))
