@@ -1,4 +1,6 @@
-"""Configuration keys that were renamed. The old name is understood for one release, with a line that says so."""
+"""Configuration keys that were renamed or came later. An old name is understood for one release, with a line that says
+so; a key that came later changes no hash of a configuration that does not use it.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ RENAMED = {  # old: new, with the section that both are in
     "max_skipped_share": "max_skipped_fraction",
     "retrain.max_skipped_share": "retrain.max_skipped_fraction",
 }
+LATER = {"augmentation.affine": 0.0, "optimizer.backbone_lr": None}  # with the value that is as without the key
 _FORMER = {new: old for old, new in RENAMED.items()}
 _said: set[str] = set()
 
@@ -40,8 +43,14 @@ def current(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def former(config: Mapping[str, Any]) -> dict[str, Any]:
-    """With the names that keys had at first: what a hash of a configuration is of, so that renaming changes none."""
-    return _renamed(config, _FORMER)
+    """As it was written at first: what a hash of a configuration is of, which a new name or key does not change."""
+    out = _renamed(config, _FORMER)
+    for key, unused in LATER.items():
+        section, _, name = key.rpartition(".")
+        part = out.get(section)
+        if isinstance(part, Mapping) and name in part and part[name] == unused:
+            out[section] = {k: value for k, value in part.items() if k != name}
+    return out
 
 
 def _renamed(config: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class Crossed(Model):
 def under(model: Model, column: str, fine_tune: FineTune) -> Crossed:
     """The cell of a model and a column."""
     tuned = {"head": "finetune_all", "epochs": fine_tune.steps, "lr": fine_tune.lr, "norm": fine_tune.norm}
-    return Crossed(model.spec, model.weights, model.label, model.dataset, FROZEN.get(column, tuned))
+    return Crossed(model.spec, model.weights, model.label, model.dataset, model.code, how=FROZEN.get(column, tuned))
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class Model:
             raise PipelineError(
                 f"untrained: {self.label} began with weights from elsewhere; measure them with a run of steps=0"
             )
-        return Model(self.spec, None, "untrained", self.dataset)
+        return Model(self.spec, None, "untrained", self.dataset, self.code)
 
     def build(self, device: torch.device | str = "cpu", seed: int = 0) -> tuple[Method, Preprocess]:
         """The method in evaluation mode, and what prepares its images; ``seed`` is of untrained weights."""

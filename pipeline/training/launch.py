@@ -17,6 +17,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipeline import store
+from pipeline.commands import command
 from pipeline.config import GIVEN, Config, compose, flat, validate
 from pipeline.data.dataset import class_table, read_manifest
 from pipeline.data.episodes import EpisodeSpec, bounds, check_spec
@@ -107,9 +108,8 @@ def prepare(raw: Config) -> tuple[TrainConfig, Config, Run]:
 def _manifest(config: TrainConfig) -> Manifest:
     uri, made_by_embed = config.dataset_uri, dict(config.data.get("source") or {}).get("kind") == FEATURES
     if made_by_embed and not store.exists(store.join(uri, MANIFEST_NAME)):
-        raise PipelineError(
-            f"no features at {uri}; make them with: python -m jobs.embed data=NAME run=NAME name={config.data['name']}"
-        )
+        made = command("embed", "data=NAME", "run=NAME", f"name={config.data['name']}")
+        raise PipelineError(f"no features at {uri}; make them with: {made}")
     return read_manifest(uri)
 
 

@@ -113,7 +113,7 @@ def test_with_given_weights(files, tmp_path, name):
 
 def test_the_job(files, tmp_path, monkeypatch, capsys):
     """Without Ray, and without a dataset; the untrained network and people beside it."""
-    monkeypatch.setattr(workflow, "_subject", lambda name, config: (Model(spec(), None, "mine"), None))
+    monkeypatch.setattr(workflow, "_subject", lambda name, config, dataset=None: (Model(spec(), None, "mine"), None))
     path = pack(tmp_path / "runs.zip", files)
     overrides = ["model=models:/m/1", "protocol=one_shot_runs", "untrained=true", "compare=other"]
     summary = workflow.evaluate_job(compose("evaluate", [*overrides, f"runs={path}", f"output={tmp_path}/out.json"]))
