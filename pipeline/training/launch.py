@@ -106,8 +106,8 @@ def prepare(raw: Config) -> tuple[TrainConfig, Config, Run]:
 
 
 def _manifest(config: TrainConfig) -> Manifest:
-    uri, made_by_embed = config.dataset_uri, dict(config.data.get("source") or {}).get("kind") == FEATURES
-    if made_by_embed and not store.exists(store.join(uri, MANIFEST_NAME)):
+    uri = config.dataset_uri
+    if config.backbone["name"] == FEATURES and not store.exists(store.join(uri, MANIFEST_NAME)):
         made = command("embed", "data=NAME", "run=NAME", f"name={config.data['name']}")
         raise PipelineError(f"no features at {uri}; make them with: {made}")
     return read_manifest(uri)
