@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pipeline.batch import Batch, Episodes, Images
 from pipeline.data.augment import augment, step_generator
 from pipeline.data.philox import key_of, uniforms
+from pipeline.evaluation.embedded import Embeddings
 from pipeline.model import build_model, build_preprocess
 from pipeline.training.checkpoint import Checkpoint, begin_with, flatten_optimizers, restore_optimizers
 from pipeline.training.config import TrainConfig
@@ -63,6 +64,7 @@ class Learner:
         self.step = 0
         self.metrics: dict[str, float] = {}
         self.history: list[dict[str, float]] = []
+        self.embeddings: Embeddings | None = None  # of the validation images, by a backbone that stays as it is
 
     def begin(self) -> None:
         """Take the weights from elsewhere that a run begins with, which one that goes on from a checkpoint has."""

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from pipeline.batch import Batch
-from pipeline.data.dataset import Dataset, class_table
-from pipeline.data.episodes import check_spec
+from pipeline.data.dataset import ClassTable, Dataset, class_table
+from pipeline.data.episodes import bounds, check_spec
 from pipeline.data.planners import EpisodePlanner, ImagePlanner, Planner, Views
 from pipeline.errors import PipelineError
-from pipeline.evaluation.embedded import IMAGES, batch_size, embed_part
+from pipeline.evaluation.embedded import IMAGES, Embeddings, batch_size, embed_part, possible
 from pipeline.evaluation.episodic import episode_accuracies, evaluating
 from pipeline.evaluation.statistics import Estimate, estimate
 from pipeline.methods.base import Method
@@ -119,10 +119,27 @@ def _accuracies(learner: Learner, dataset: Dataset, workers: Workers, episodes: 
     how = learner.config.validation
     table = class_table(dataset.manifest, how.split)
     mine = np.arange(episodes)[workers.rank :: workers.world_size]
+    each = bounds(how.way)[1] * (bounds(how.shot)[1] + bounds(how.query)[1])
+    embeddings = _embeddings(learner, dataset, table, len(mine) * each)
     accuracies = episode_accuracies(
-        learner.method, learner.preprocess, dataset, table, how.spec(), how.seed, mine, how.tasks, learner.device
-    )
+        learner.method, learner.preprocess, dataset, table, how.spec(), how.seed, mine, how.tasks, learner.device,
+        embeddings,
+    )  # fmt: skip
     return workers.gather(accuracies)
+
+
+def _embeddings(learner: Learner, dataset: Dataset, table: ClassTable, images: int) -> Embeddings | None:
+    """Of the validation split, where the run never changes its backbone and episodes ask for more ``images``."""
+    method = learner.method
+    stays = learner.config.steps == 0 or not any(p.requires_grad for p in method.backbone.parameters())
+    if not (stays and possible(method, table, images)):
+        return None
+    if learner.embeddings is None:
+        with evaluating(method):
+            whole = range(int(table.counts.sum()))
+            values = embed_part(method.extractor(), learner.preprocess, dataset, table, whole, learner.device)
+        learner.embeddings = Embeddings(values, table)
+    return learner.embeddings
 
 
 def choose_candidate(learner: Learner, dataset: Dataset, workers: Workers) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.data.dataset import Dataset
+from pipeline.data.dataset import Dataset, class_table
 from pipeline.model import build_model
+from pipeline.training import loop
 from pipeline.training.launch import prepare
 from pipeline.training.learner import Learner, seed_everything
-from pipeline.training.loop import Hooks, train
+from pipeline.training.loop import Hooks, train, validate
+from pipeline.training.workers import Alone
 
 
 @pytest.mark.parametrize("method", ["prototypical", "simple_shot", "maml"])
@@ -25,3 +27,17 @@ def test_no_steps(small_run, method: str, schedule: str) -> None:
     first = build_model(run.spec).state_dict()
     changed = {name for name, tensor in first.items() if not torch.equal(tensor, weights[name])}
     assert changed == ({"mean"} if method == "simple_shot" else set()), "a summary of the training images, no weights"
+
+
+def test_no_validation_image_is_embedded_twice(small_run, monkeypatch) -> None:
+    """Where the network stays as it is and episodes hold more images than their split; the accuracy is the same."""
+    long = ["steps=0", "validation.episodes=200"]
+    config, _, run = prepare(small_run("prototypical", *long))
+    dataset, learner = Dataset(config.dataset_uri), Learner(config, run.spec)
+    seen: list[int] = []
+    learner.method.backbone.register_forward_hook(lambda module, given, out: seen.append(len(given[0])))
+    accuracy = validate(learner, dataset, Alone())
+    images = int(class_table(dataset.manifest, "val").counts.sum())
+    assert images <= sum(seen) < 2 * images
+    monkeypatch.setattr(loop, "possible", lambda *given: False)
+    assert abs(validate(learner, dataset, Alone()).mean - accuracy.mean) < 1e-3
