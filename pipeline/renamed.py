@@ -43,8 +43,13 @@ def current(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def former(config: Mapping[str, Any]) -> dict[str, Any]:
+    """With the names that keys had at first."""
+    return _renamed(config, _FORMER)
+
+
+def at_first(config: Mapping[str, Any]) -> dict[str, Any]:
     """As it was written at first: what a hash of a configuration is of, which a new name or key does not change."""
-    out = _renamed(config, _FORMER)
+    out = former(config)
     for key, unused in LATER.items():
         section, _, name = key.rpartition(".")
         part = out.get(section)

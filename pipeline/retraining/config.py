@@ -12,7 +12,7 @@ from pipeline.config import Config, Section, config_hash, validate
 from pipeline.config_kinds import Count, Name, Positive, Real
 from pipeline.errors import PipelineError
 from pipeline.registry.promotion import Contest, PromoteConfig
-from pipeline.renamed import former
+from pipeline.renamed import at_first
 from pipeline.training.config import TrainConfig
 from pipeline.training.launch import absolute
 
@@ -54,7 +54,7 @@ class Settings:
         """What the challenger is, apart from its data: a hash of how it is trained."""
         kept = {key: value for key, value in self.raw.items() if key not in ELSEWHERE}
         kept["data"] = self.raw["data"]["name"]
-        return config_hash({**former(kept), "start": self.retrain.start})[:16]
+        return config_hash({**at_first(kept), "start": self.retrain.start})[:16]
 
     def promotion(self, version: int) -> PromoteConfig:
         """As ``jobs.promote`` would be asked for this version."""
