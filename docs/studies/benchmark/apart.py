@@ -18,15 +18,23 @@ Side = Callable[..., Iterator[Any]]  # sets up, then measures whenever the next 
 class Apart:
     """A generator that runs in a fresh process; called, it gives its next figure.
 
-    ``product``: the process is started as those of Ray are (:mod:`pipeline.training.allocator`), not as a plain one.
+    ``product``: the process is started as those of Ray are (:mod:`pipeline.training.allocator`), not as a plain one;
+    ``allocator``: with these of the allocator's variables instead.
     """
 
-    def __init__(self, side: Side, *arguments: Any, threads: int = 1, product: bool = False) -> None:
+    def __init__(
+        self,
+        side: Side,
+        *arguments: Any,
+        threads: int = 1,
+        product: bool = False,
+        allocator: Mapping[str, str] | None = None,
+    ) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, other = context.Pipe()
         # Not a daemon: a data loader's workers are its children.
         self._process = context.Process(target=_serve, args=(other, threads, side, arguments))
-        with _environment(ALLOCATOR if product else {}):
+        with _environment(allocator or (ALLOCATOR if product else {})):
             self._process.start()
         other.close()
 
