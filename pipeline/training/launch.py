@@ -18,7 +18,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipeline import store
 from pipeline.commands import command
-from pipeline.config import GIVEN, Config, compose, flat, validate
+from pipeline.config import CONF, GIVEN, Config, compose, flat, validate
 from pipeline.data.dataset import class_table, read_manifest
 from pipeline.data.episodes import EpisodeSpec, bounds, check_spec
 from pipeline.data.manifest import FEATURES, MANIFEST_NAME, Manifest
@@ -392,9 +392,10 @@ def _checkpoint(key: str, given: str, storage: str) -> str:
     for uri in (given, store.join(storage, given)):
         if store.exists(store.join(uri, RUN_FILE)):
             return absolute(key, best_checkpoint(uri))
-    raise PipelineError(
-        f"{key}={given}: neither a checkpoint's folder, nor a run's, nor the name of a run in {storage}"
-    )
+    message = f"{key}={given}: neither a checkpoint's folder, nor a run's, nor the name of a run in {storage}"
+    if given in (recipe.stem for recipe in (CONF / "recipe").glob("*.yaml")):  # recipes that begin with another's run
+        message += f"; train it first: {command('train', f'recipe={given}', f'name={given}')}"
+    raise PipelineError(message)
 
 
 def _arguments() -> tuple[str, ...]:

@@ -74,3 +74,6 @@ def test_weights_to_begin_with(begun: Run, small_run, tmp_path: Path, monkeypatc
         assert prepare(small_run("prototypical", f"initial={given}"))[0].initial == checkpoint
     with pytest.raises(PipelineError, match="initial=nowhere: neither a checkpoint's folder, nor a run's"):
         prepare(small_run("prototypical", "initial=nowhere"))
+    wanted = "train it first: python -m jobs.train recipe=omniglot_classical name=omniglot_classical$"
+    with pytest.raises(PipelineError, match=wanted):
+        prepare(small_run("prototypical", "initial=omniglot_classical"))
