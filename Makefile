@@ -10,7 +10,10 @@ RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 PIP := $(RUN) -m pip --quiet --quiet --disable-pip-version-check install --constraint constraints.txt
 
-.PHONY: help install train test test-all test-faults lint clean
+# Two halves of the tests that take about as long as each other, most of it waiting for processes to start.
+HALF := tests/cluster tests/retraining tests/search tests/training
+
+.PHONY: help install train test test-half test-other-half test-all test-faults lint clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -32,7 +35,13 @@ train: install ## the demonstration: data, training, evaluation, registry, and a
 	@$(RUN) -m jobs.demo
 
 test: install lint ## lint, types and the default tests; the numeric ones also without AVX-512, as on most laptops
-	@$(RUN) -m pytest -q
+	@$(MAKE) --jobs=2 test-half test-other-half
+
+test-half: install
+	@$(RUN) -m pytest -q $(HALF)
+
+test-other-half: install
+	@$(RUN) -m pytest -q tests $(HALF:%=--ignore=%)
 	@ONEDNN_MAX_CPU_ISA=AVX2 $(RUN) -m pytest -q tests/methods tests/functional tests/nets
 
 test-all: install lint ## the same with the slow tests, but those of test-faults
