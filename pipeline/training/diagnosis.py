@@ -84,6 +84,26 @@ def saturation(learner: Learner, loss: float) -> str | None:
     )
 
 
+def still_guessing(learner: Learner, accuracy: float, steps: int, per_step: int) -> str | None:
+    """A line for a run that has trained for a while and answers no better than guessing, as some networks do for
+    thousands of steps and for ever at another learning rate.
+
+    Args:
+        accuracy: the mean in the training episodes of the last ``steps`` steps, ``per_step`` of them each.
+    """
+    train = learner.config.train
+    if learner.method.regime == "classical" or not (isinstance(train.way, int) and isinstance(train.query, int)):
+        return None
+    chance, answers = 1 / train.way, steps * per_step * train.way * train.query
+    if accuracy > chance + 3 * math.sqrt(chance * (1 - chance) / answers):
+        return None
+    return (
+        f"after {learner.step:,} steps the training accuracy is {accuracy:.1%}, that of guessing: try optimizer.lr ten "
+        f"times as large or as small (it is {learner.config.optimizer['lr']:g}), and the inner learning rate where the "
+        "method has one"
+    )
+
+
 def _weights_are_finite(learner: Learner) -> bool:
     values = [*learner.method.parameters(), *learner.method.buffers()]
     sums = [value.detach().sum().float() for value in values if value.is_floating_point()]

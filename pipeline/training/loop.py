@@ -22,10 +22,12 @@ from pipeline.evaluation.episodic import episode_accuracies, evaluating
 from pipeline.evaluation.statistics import Estimate, estimate
 from pipeline.methods.base import Method
 from pipeline.training.config import TrainConfig
-from pipeline.training.diagnosis import check_finite, saturation
+from pipeline.training.diagnosis import check_finite, saturation, still_guessing
 from pipeline.training.learner import Learner
 from pipeline.training.preemption import Signal
 from pipeline.training.workers import Alone, Workers
+
+SETTLED = 200  # steps after which a run that answers by guessing is told so, once
 
 
 @dataclass
@@ -236,6 +238,9 @@ def training(
                 rate = learner.learning_rate()
                 entry = learner.record({**{f"train/{k}": v for k, v in figures.items()}, "train/lr": rate})
                 hooks.log(entry)
+                told = "accuracy" in figures and SETTLED <= done < SETTLED + config.log_every
+                if told and (line := still_guessing(learner, figures["accuracy"], window.steps, per_step)):
+                    hooks.say(line)
                 window = _Window(waited=waited())
         if saves:
             survey(learner, dataset, workers)

@@ -8,6 +8,7 @@ import torch
 from pipeline.data.batches import local_batches
 from pipeline.data.dataset import Dataset
 from pipeline.errors import PipelineError
+from pipeline.training import loop
 from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.training.launch import prepare
 from pipeline.training.learner import Learner, make_deterministic
@@ -102,6 +103,23 @@ def test_patience():
     assert not should_stop(history(0.5, 0.4), 2)
     assert should_stop(history(0.5, 0.4, 0.5), 2)
     assert not should_stop(history(0.5, 0.4, 0.51), 2)
+
+
+@pytest.mark.parametrize(("lr", "lines"), [("0.0", 1), ("0.01", 0)])
+def test_a_run_that_answers_by_guessing_says_so_once(small_run, monkeypatch, lr, lines):
+    monkeypatch.setattr(loop, "SETTLED", 8)
+    said: list[str] = []
+    options = ("steps=24", "log_every=8", "validation.every=24", "checkpoint.every=24")
+    config, _, run = prepare(small_run("prototypical", *options, f"optimizer.lr={lr}"))
+    learner, dataset = Learner(config, run.spec), Dataset(config.dataset_uri)
+    learner.begin()
+    if lines:  # a network that tells nothing from anything
+        for weight in learner.method.backbone.parameters():
+            torch.nn.init.zeros_(weight)
+    planner = make_planner(config, dataset, learner.method)
+    batches = local_batches(dataset, planner, 0, 24)
+    train(learner, batches, dataset, planner.per_step, hooks=Hooks(say=said.append))
+    assert len(said) == lines and all("after 8 steps the training accuracy is" in line for line in said)
 
 
 @pytest.mark.parametrize(("scale", "lines"), [(1.0, 0), (1000.0, 1)])
