@@ -15,7 +15,7 @@ from pipeline.errors import PipelineError
 from pipeline.evaluation.embedded import Embeddings
 from pipeline.evaluation.episodic import episode_accuracies
 from pipeline.evaluation.model import Model, build_on_worker
-from pipeline.evaluation.spread import EmbeddedSplits, cores, parts
+from pipeline.evaluation.spread import EmbeddedSplits, awaited, cores, parts
 from pipeline.evaluation.statistics import Estimate, estimate
 
 PART = 50  # episodes per task, at most
@@ -83,12 +83,16 @@ def evaluate(
         found = once.reference(dataset, split, images)
         embedded[dataset, split] = None if found is None else found[1]
     task = _evaluate_part.options(num_cpus=1, num_gpus=gpus)
-    answers = []
+    answers, episodes = [], {}
     for protocol in protocols:
         vectors = embedded[protocol.dataset, protocol.split]
         share = min(PART, -(-protocol.episodes // cores()))
         numbers = parts(protocol.episodes, share)
         answers.append([task.remote(once.held, seed, protocol, part, gpus > 0, vectors) for part in numbers])
+        episodes.update(zip(answers[-1], map(len, numbers), strict=True))
+    for done in awaited(list(episodes)):
+        answered = sum(episodes[piece] for piece in done)
+        print(f"{answered:,} of {sum(episodes.values()):,} episodes answered", flush=True)
     return [Result(q, np.concatenate(ray.get(found))) for q, found in zip(protocols, answers, strict=True)]
 
 

@@ -9,6 +9,7 @@ import torch
 from pipeline.data.dataset import Dataset, class_table
 from pipeline.data.episodes import EpisodeSpec, plan_episodes
 from pipeline.errors import PipelineError
+from pipeline.evaluation import spread
 from pipeline.evaluation.episodic import episode_accuracies
 from pipeline.evaluation.evaluate import EpisodicProtocol, evaluate
 from pipeline.evaluation.generalized import FineTuning, GeneralizedProtocol, evaluate_joint
@@ -48,6 +49,12 @@ def test_accuracy_is_nearest_prototype_one_episode_at_a_time(glyphs, weights):
         prototypes = np.stack([support[plan.labels[0, : plan.support] == c].mean(0) for c in range(5)])
         answers = ((query[:, None] - prototypes) ** 2).sum(-1).argmin(1)
         assert accuracy == pytest.approx((answers == plan.labels[0, plan.support :]).mean())
+
+
+def test_a_slow_evaluation_says_how_far_it_is(ray_session, glyphs, weights, monkeypatch, capsys):
+    monkeypatch.setattr(spread, "PROGRESS_S", 0.01)
+    evaluate(Model(spec(), weights), [EpisodicProtocol(glyphs, "test", 5, shot, 4, episodes=40) for shot in (1, 2)])
+    assert " of 80 episodes answered\n" in capsys.readouterr().out
 
 
 def test_the_number_computed_at_once_changes_nothing(glyphs, weights):
