@@ -7,16 +7,18 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from pydantic import PositiveInt
 
 from pipeline import store
 from pipeline.commands import command
 from pipeline.config import Config, Section, compose, validate
-from pipeline.data.dataset import Dataset, class_table
-from pipeline.data.export import export_images
+from pipeline.data.dataset import ClassTable, Dataset, class_table
 from pipeline.data.manifest import MANIFEST_NAME
 from pipeline.errors import PipelineError
 
@@ -103,3 +105,32 @@ What to look at next (first: source .venv/bin/activate)
   your own images            python -m jobs.ingest data=folder data.source.path=FOLDER   (one sub-folder a class)
                              python -m jobs.train data=folder
   a cluster, other methods   README.md"""
+
+
+def export_images(
+    dataset: Dataset, table: ClassTable, classes: Sequence[int], images: slice, folder: str | Path
+) -> list[Path]:
+    """Write ``images`` (a range within each class) of the classes at these positions of ``table`` as PNG files.
+
+    They are named ``folder/CLASS/NUMBER.png``. Classes are written as they lie in the shards, without rotation.
+    """
+    written = []
+    for position in classes:
+        if not 0 <= position < len(table):
+            raise PipelineError(f"class {position} of split {table.split!r}, which has {len(table)} classes")
+        numbers = np.arange(table.counts[position])[images]
+        target = Path(folder) / _folder_name(dataset, int(table.ids[position]))
+        target.mkdir(parents=True, exist_ok=True)
+        for number, pixels in zip(numbers, dataset.gather(table.starts[position] + numbers), strict=True):
+            written.append(target / f"{number:04d}.png")
+            _picture(pixels).save(written[-1])
+    return written
+
+
+def _folder_name(dataset: Dataset, class_id: int) -> str:
+    return dataset.manifest.class_names[class_id // len(dataset.manifest.rotations)].replace("/", "-")
+
+
+def _picture(pixels: np.ndarray) -> Image.Image:
+    """uint8 [C, H, W] with one or three channels."""
+    return Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))

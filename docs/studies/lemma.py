@@ -15,7 +15,7 @@ from torch import Tensor
 from pipeline.charts.style import PALETTE, Kind, figure, render, style
 from pipeline.functional.precision import in_float32
 from pipeline.functional.prototypes import one_hot, prototypes
-from pipeline.functional.tadam import METRICS
+from pipeline.methods.tadam import METRICS
 
 ALPHAS = np.logspace(-3, 3, 61)
 FLOOR = 1e-8  # of what is drawn

@@ -21,7 +21,6 @@ from pipeline.evaluation.evaluate import check_images
 from pipeline.evaluation.model import Model, build_on_worker
 from pipeline.evaluation.spread import cores, parts
 from pipeline.evaluation.statistics import Estimate, estimate
-from pipeline.functional.sampling import class_balanced
 from pipeline.methods.imprinted import Imprinted, fine_tune
 from pipeline.model import build_model
 from pipeline.nets.preprocess import Preprocess
@@ -191,3 +190,19 @@ def _load(dataset: Dataset, table: ClassTable, each: int, preprocess: Preprocess
 def _turned(pixels: Tensor, ids: np.ndarray, dataset: Dataset, preprocess: Preprocess) -> Tensor:
     device = next(preprocess.buffers(), torch.empty(0)).device
     return preprocess(quarter_turns(pixels, class_turns(ids, dataset.manifest.rotations)).to(device))
+
+
+def class_balanced(labels: Tensor, batch_size: int, batches: int, seed: int) -> Iterator[Tensor]:
+    """Indices [batch_size] into ``labels`` [N]: a class uniformly at random, then one of its images, with replacement.
+
+    So a new class with one image is seen as often as one with hundreds. Equal arguments give equal batches.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    order = labels.cpu().argsort(stable=True)
+    counts = labels.cpu().bincount()
+    starts = counts.cumsum(0) - counts
+    present = counts.nonzero().squeeze(1)
+    for _ in range(batches):
+        classes = present[torch.randint(len(present), (batch_size,), generator=generator)]
+        position = (torch.rand(batch_size, generator=generator, dtype=torch.float64) * counts[classes]).long()
+        yield order[starts[classes] + position]

@@ -23,7 +23,6 @@ from pipeline.functional.inner_loop import (
 from pipeline.methods.base import Method, State
 from pipeline.nets.by_name import choose
 from pipeline.nets.norm import batch_norms, fixed_statistics, recorded_statistics, replace_native
-from pipeline.nets.size import hidden_values
 from pipeline.nets.transforms import differentiable_attention
 from pipeline.nets.trial import mappable
 
@@ -124,3 +123,30 @@ class _FastWeights(Method):
         if shape not in self._hidden:
             self._hidden[shape] = hidden_values(self.backbone, images)
         return images.shape[1] * self._hidden[shape] > self.few_values
+
+
+def hidden_values(network: nn.Module, images: Tensor) -> int:
+    """How many values the convolutions of ``network`` put out for one of ``images`` [..., C, H, W].
+
+    The network sees a black image, without its batch-norm, whose weights may be those of other inner steps; no random
+    number is taken from the run's.
+    """
+    found = []
+
+    def count(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        found.append(output[0].numel())
+
+    convolutions = [m for m in network.modules() if isinstance(m, nn.modules.conv._ConvNd)]
+    hooks = [module.register_forward_hook(count) for module in convolutions]
+    norms = batch_norms(network).values()
+    for norm in norms:
+        norm.forward = nn.Identity().forward  # type: ignore[method-assign,assignment]
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            network(images.new_zeros(1, *images.shape[-3:]))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for norm in norms:
+            del norm.forward
+    return sum(found)

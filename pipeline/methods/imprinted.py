@@ -125,7 +125,7 @@ def fine_tune(
 
     Args:
         model: from ``with_classes(joint_state(...))``; its mode (train or eval) is the same afterwards.
-        batches: class-balanced over training and new classes (:func:`pipeline.functional.sampling.class_balanced`),
+        batches: class-balanced over training and new classes (:func:`pipeline.evaluation.generalized.class_balanced`),
             labels in 0..classes-1 of ``model``, images preprocessed.
         lr_decay, decay_every: the rate is multiplied by ``lr_decay`` after every ``decay_every`` batches (four epochs
             in the paper); None: it is constant.

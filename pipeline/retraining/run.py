@@ -10,7 +10,8 @@ before (a run goes on from its checkpoint, a version is registered once, aliases
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -23,13 +24,13 @@ from pipeline.data.ingest import ingest
 from pipeline.data.manifest import MANIFEST_NAME, Manifest
 from pipeline.errors import PipelineError, Stopped, Unavailable
 from pipeline.registry.aliases import CHAMPION, Decision, alias_version, settle
+from pipeline.registry.locks import Taken, locked
 from pipeline.registry.promotion import KEPT, measure
 from pipeline.registry.tracking import connect, reaching
 from pipeline.registry.tracking_config import TRY_LATER, check_tracking
 from pipeline.retraining.champion import champion_of, keep_classes, keep_weights, refuse_seen_classes
 from pipeline.retraining.config import Settings, settings_of
 from pipeline.retraining.journal import Entry, Journal, Outcome
-from pipeline.retraining.lease import Busy, lease
 from pipeline.retraining.report import say_end, say_nothing, try_again, write_report
 from pipeline.retraining.trigger import find_work
 from pipeline.training.cluster import start_ray
@@ -37,6 +38,34 @@ from pipeline.training.runs import RUN_FILE
 
 PROMOTED, UNCHANGED, BUSY = 0, 4, 5  # exit codes, beside KEPT
 CODES = {"promoted": PROMOTED, "kept": KEPT, "unchanged": UNCHANGED, "busy": BUSY}
+
+
+class Busy(PipelineError):
+    """Another retraining of the model is under way."""
+
+
+@contextmanager
+def lease(tracking: Mapping[str, Any], name: str, seconds: float) -> Iterator[Callable[[], None]]:
+    """Hold the model's lease, or raise Busy. What is yielded checks that it is still held.
+
+    A holder on this machine whose process ended, and one elsewhere that was silent for ``seconds``, are dead.
+    """
+    try:
+        with ExitStack() as stack:
+            with reaching(tracking, "nothing was done; run again"):
+                client = connect(tracking).client
+                is_held = stack.enter_context(locked(client, f"{name}.retraining-lock", seconds))
+
+            def still_held() -> None:
+                with reaching(tracking, "run again"):
+                    if not is_held():
+                        raise Busy(f"another retraining of {name!r} took over from this one")
+
+            yield still_held
+    except Taken as taken:
+        raise Busy(
+            f"another retraining of {name!r} is under way, {taken}; wait for it, or, if it died, for {seconds:g} s"
+        ) from taken
 
 
 def retrain(raw: Config) -> dict[str, Any]:

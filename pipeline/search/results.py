@@ -1,4 +1,4 @@
-"""What a campaign found, as tables for a terminal and as plain data."""
+"""What a campaign found: tables for a terminal, plain data, and charts as files."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from pipeline.charts.campaign import Finalist, accuracy_over, parallel_coordinates, trials_over_time
+from pipeline.charts.style import Kind
 from pipeline.evaluation.statistics import Comparison
+from pipeline.search.campaign import Campaign
 from pipeline.search.finalists import Verdict
-from pipeline.search.ledger import Record
+from pipeline.search.ledger import Ledger, Record
 from pipeline.search.space import Space, Values
 from pipeline.tables import percent, text_table
 
@@ -104,3 +107,21 @@ def _short(keys: Sequence[str]) -> list[str]:
 
 def _points(found: Comparison) -> str:
     return f"{100 * found.difference:+.2f} points ({100 * found.low:+.2f} … {100 * found.high:+.2f})"
+
+
+def draw_campaign(campaign: Campaign, ledger: Ledger, verdict: Verdict | None) -> dict[str, bytes]:
+    """Every chart as SVG and PNG, by file name."""
+    records, select, space = ledger.search, campaign.train.validation.select, campaign.space.dimensions
+    standings = verdict.standings if verdict and campaign.config.finalists.seeds > 1 else []
+    finalists = [Finalist(s.record.values, s.estimate.mean, s.estimate.interval) for s in standings]
+    out: dict[str, bytes] = {}
+    kinds: tuple[Kind, Kind] = ("svg", "png")
+    for kind in kinds:
+        for key, dimension in space.items():
+            if dimension.choices is None and any(key in record.values and record.curve for record in records):
+                out[f"accuracy_over_{key}.{kind}"] = accuracy_over(
+                    key, space, records, select, campaign.default, finalists, f"Accuracy over {key}", kind
+                )
+        out[f"parallel_coordinates.{kind}"] = parallel_coordinates(space, records, select, kind)
+        out[f"trials_over_time.{kind}"] = trials_over_time([*records, *ledger.repetitions], select, kind)
+    return out

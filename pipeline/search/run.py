@@ -24,8 +24,7 @@ from pipeline.search.delivery import Delivery
 from pipeline.search.finalists import Verdict, choose, judge, measure
 from pipeline.search.ledger import LEDGER_FILE, Ledger, Record
 from pipeline.search.pbt import PBT
-from pipeline.search.plots import draw_campaign
-from pipeline.search.results import finalists_table, statement, summary, trials_table, values_text
+from pipeline.search.results import draw_campaign, finalists_table, statement, summary, trials_table, values_text
 from pipeline.search.searchers import FinalistTrials, SearchTrials
 from pipeline.search.tuner import room, run_trials
 from pipeline.training.cluster import capacity, check_resources, start_ray

@@ -29,10 +29,9 @@ from pipeline.nets.own_code import send
 from pipeline.training.checkpoint import STATE, free_name, name_of, save_checkpoint
 from pipeline.training.config import Cluster, TrainConfig
 from pipeline.training.launch import launch
-from pipeline.training.learner import Learner
+from pipeline.training.learner import Learner, set_up
 from pipeline.training.loop import Hooks, make_planner, training
 from pipeline.training.runs import Run, checkpoints, write_run
-from pipeline.training.set_up import set_up
 from pipeline.training.telemetry import CHECKPOINT_SECONDS, Telemetry, start_monitor
 from pipeline.training.workers import Alone
 

@@ -35,10 +35,10 @@ from pipeline.training.cluster import check_resources, start_ray
 from pipeline.training.config import TrainConfig
 from pipeline.training.diagnosis import cause_of
 from pipeline.training.loop import make_planner
+from pipeline.training.models import load_teacher
 from pipeline.training.optim import build_schedule, check_optimizer
 from pipeline.training.preemption import asked_to_leave, leaving_on_sigterm
 from pipeline.training.runs import RUN_FILE, Run, best_checkpoint, checkpoints, find_run, step_of, write_run
-from pipeline.training.teacher import load_teacher
 from pipeline.training.telemetry import Display, Entry, Restarts, Telemetry, start_monitor
 from pipeline.training.trial import try_step
 from pipeline.training.worker import train_worker

@@ -1,8 +1,9 @@
-"""One optimizer step, and the model, optimizer and position that a checkpoint holds."""
+"""One optimizer step; the model, optimizer and position that a checkpoint holds; and how they are made or taken up."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -10,15 +11,28 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pipeline import store
 from pipeline.batch import Batch, Episodes, Images
 from pipeline.data.augment import augment, step_generator
+from pipeline.data.dataset import Dataset
 from pipeline.data.philox import key_of, uniforms
+from pipeline.errors import PipelineError
 from pipeline.evaluation.embedded import Embeddings
 from pipeline.model import build_model, build_preprocess
-from pipeline.training.checkpoint import Checkpoint, begin_with, flatten_optimizers, restore_optimizers
+from pipeline.training.checkpoint import (
+    STATE,
+    Checkpoint,
+    begin_with,
+    flatten_optimizers,
+    load_checkpoint,
+    newest_whole,
+    restore_optimizers,
+)
 from pipeline.training.config import TrainConfig
+from pipeline.training.models import load_teacher
 from pipeline.training.optim import build_optimizer, build_schedule, set_rate
-from pipeline.training.teacher import load_teacher
+from pipeline.training.runs import START, Run
+from pipeline.training.workers import Workers
 from pipeline.weights import give
 
 Figures = dict[str, Tensor]
@@ -179,3 +193,34 @@ class Learner:
         groups = [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
         for group, own in zip(groups, options, strict=True):
             group.update(own)
+
+
+def set_up(
+    config: TrainConfig,
+    run: Run,
+    dataset: Dataset,
+    newest: str | None,
+    workers: Workers,
+    device: torch.device,
+    say: Callable[[str], None] = print,
+) -> Learner:
+    """The learner of a run, where the run left off.
+
+    Args:
+        newest: name of the newest checkpoint, to go on from; None: there is none, and the run begins, with the
+            checkpoint of another one that its folder may hold.
+        say: is told of corrupt checkpoints.
+    """
+    make_deterministic(config.cluster.threads_per_worker, config.deterministic)
+    if dataset.manifest.fingerprint != run.dataset["fingerprint"]:
+        raise PipelineError(f"{config.dataset_uri} on this node is not the dataset that the run began with")
+    learner, start = Learner(config, run.spec, workers.rank, device), store.join(run.uri, START)
+    if newest is not None:
+        learner.restore(newest_whole(run.uri, newest, workers, say))
+    else:
+        learner.begin()
+        if store.exists(store.join(start, STATE)):
+            learner.inherit(load_checkpoint(start))
+    if config.compile:
+        learner.module = torch.compile(learner.module)  # type: ignore[assignment]
+    return learner

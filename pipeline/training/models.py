@@ -1,4 +1,5 @@
-"""The model that a run stands for; of a run on features, with the network that made them, which lets it take images."""
+"""Models of runs: the one that a run stands for, which on features takes images by the network that made them; the one
+that teaches another."""
 
 from __future__ import annotations
 
@@ -10,6 +11,8 @@ from pipeline.data.features import read_network
 from pipeline.data.manifest import FEATURES, Manifest
 from pipeline.errors import PipelineError
 from pipeline.evaluation.model import Model
+from pipeline.methods.base import Method
+from pipeline.model import build_model
 from pipeline.training.checkpoint import BACKBONE, Checkpoint, load_checkpoint
 from pipeline.training.runs import Run, best_checkpoint
 
@@ -58,3 +61,27 @@ def _whole(spec: dict[str, Any], weights: dict[str, Any], uri: str) -> tuple[dic
     network = read_network(uri, manifest)
     whole = {**spec, "backbone": network.backbone, "input": network.input}
     return whole, {**weights, **{BACKBONE + name: tensor for name, tensor in network.weights.items()}}, manifest
+
+
+def load_teacher(spec: dict[str, Any], fingerprint: str | None = None) -> Method:
+    """The model of the checkpoint ``spec["method"]["teacher"]``, in evaluation mode, its weights fixed.
+
+    Args:
+        spec: of the model that is taught.
+        fingerprint: of the dataset that it is taught on; None: known to be the teacher's.
+
+    Raises:
+        PipelineError: it was trained on other images, or sees them otherwise.
+    """
+    uri = spec["method"]["teacher"]
+    checkpoint = load_checkpoint(uri)
+    refused = f"method.teacher={uri}: it cannot teach this model, since it was trained "
+    if fingerprint not in (None, checkpoint.dataset["fingerprint"]):
+        raise PipelineError(f"{refused}on another dataset, {checkpoint.dataset['name']!r}")
+    if checkpoint.spec["classes"] != spec["classes"]:
+        raise PipelineError(f"{refused}on {checkpoint.spec['classes']} classes, not on {spec['classes']}")
+    if checkpoint.spec["input"] != spec["input"]:
+        raise PipelineError(f"{refused}on images that are prepared otherwise: give both the same input.scaling")
+    teacher = build_model(checkpoint.spec)
+    teacher.load_state_dict(checkpoint.model)
+    return teacher.eval().requires_grad_(False)

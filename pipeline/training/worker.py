@@ -21,10 +21,9 @@ from pipeline.errors import Diverged
 from pipeline.nets.own_code import send
 from pipeline.training.checkpoint import free_name, name_of, save_checkpoint
 from pipeline.training.config import TrainConfig
-from pipeline.training.learner import Learner
+from pipeline.training.learner import Learner, set_up
 from pipeline.training.loop import Hooks, make_planner, train
 from pipeline.training.preemption import Preemption, Signal
-from pipeline.training.set_up import set_up
 from pipeline.training.telemetry import CHECKPOINT_SECONDS
 from pipeline.training.workers import Alone, Distributed, Workers
 

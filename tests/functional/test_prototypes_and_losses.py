@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pipeline.evaluation.generalized import class_balanced
 from pipeline.functional.losses import (
     accuracy,
     cross_entropy,
@@ -11,7 +12,6 @@ from pipeline.functional.losses import (
     summed_cross_entropy,
 )
 from pipeline.functional.prototypes import one_hot, prototypes
-from pipeline.functional.sampling import class_balanced
 from pipeline.methods.imprinted import blend, imprint
 
 LABELS = torch.tensor([[0, 2, 1, 2, 2, -1], [1, 1, 0, -1, -1, 2]])

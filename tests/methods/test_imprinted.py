@@ -7,7 +7,7 @@ import torch
 
 from pipeline.batch import Images
 from pipeline.errors import PipelineError
-from pipeline.functional.sampling import class_balanced
+from pipeline.evaluation.generalized import class_balanced
 from pipeline.methods.imprinted import Imprinted, fine_tune
 from pipeline.nets.conv4 import Conv4
 from pipeline.nets.mlp import MLP

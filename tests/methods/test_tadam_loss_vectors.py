@@ -8,7 +8,7 @@ import torch
 from docs.studies.lemma import class_losses, scaled_gradients
 from pipeline.functional.losses import cross_entropy
 from pipeline.functional.prototypes import prototypes
-from pipeline.functional.tadam import METRICS
+from pipeline.methods.tadam import METRICS
 
 CASES = "tadam_loss_*.npz"
 KINDS = {"sq": "squared_euclidean", "l2": "euclidean", "cos": "cosine"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from pipeline.config import compose
-from pipeline.functional.tadam import co_training_probability
+from pipeline.methods.tadam import co_training_probability
 from pipeline.training.optim import build_schedule
 
 CASES = "schedules.npz"

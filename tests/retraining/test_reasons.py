@@ -21,8 +21,7 @@ from pipeline.registry import locks
 from pipeline.retraining.champion import Champion, keep_classes, refuse_seen_classes
 from pipeline.retraining.config import Settings, settings_of
 from pipeline.retraining.journal import Entry, Journal
-from pipeline.retraining.lease import Busy, lease
-from pipeline.retraining.run import CODES
+from pipeline.retraining.run import CODES, Busy, lease
 from pipeline.retraining.trigger import DAY, find_work
 from tests.data.test_write import some_classes
 from tests.retraining.conftest import arguments
@@ -170,7 +169,7 @@ def tracking(tmp_path: Path, empty_database: Path) -> dict[str, Any]:
 
 HOLDER = """
 import os, signal, sys
-from pipeline.retraining.lease import lease
+from pipeline.retraining.run import lease
 with lease({"uri": sys.argv[1], "artifacts": None, "experiment": "tests", "timeout": 5}, "people", 300):
     os.kill(os.getpid(), signal.SIGKILL)
 """

@@ -13,7 +13,7 @@ from PIL import Image
 
 from docs.studies.lemma import ALPHAS, Approach, approach, class_losses, example, lemma_plot, scaled_gradients
 from pipeline.functional.prototypes import prototypes
-from pipeline.functional.tadam import METRICS
+from pipeline.methods.tadam import METRICS
 from pipeline.nets.conv4 import Conv4
 
 

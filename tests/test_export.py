@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from pipeline.data.dataset import Dataset, class_table
-from pipeline.data.export import export_images
 from pipeline.data.images import decode
 from pipeline.data.write import write_dataset
+from pipeline.demo import export_images
 from pipeline.errors import PipelineError
 
 
