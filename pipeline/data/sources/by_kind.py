@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.data.sources.base import Source
-from pipeline.data.sources.caltech101 import Caltech101
 from pipeline.data.sources.cifar import Cifar100
 from pipeline.data.sources.folder import Folder
 from pipeline.data.sources.glyphs import Glyphs
 from pipeline.data.sources.gtsrb import Gtsrb
 from pipeline.data.sources.mini_imagenet import MiniImagenet
 from pipeline.data.sources.omniglot import Omniglot
-from pipeline.data.sources.orl import Orl
+from pipeline.data.sources.photographs import Caltech101, Orl
 from pipeline.errors import PipelineError
 
 SOURCES: dict[str, type[Source]] = {

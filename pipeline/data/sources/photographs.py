@@ -69,3 +69,30 @@ class Photographs(FileSource):
             else:
                 skipped.append(Skip(entry.name, "", "not_in_split", "is no image of a class"))
         return found, skipped
+
+
+class Caltech101(Photographs):
+    """101 categories of 31 to 800 photographs of about 300 x 200 (Fei-Fei, Fergus and Perona 2004).
+
+    ``path``: the folder or a zip archive of ``101_ObjectCategories``, whose folders are the categories. Split: 45 / 16
+    / 40 categories; the two views of one thing (``Faces`` and ``Faces_easy``, ``cougar_body`` and ``cougar_face``, ...)
+    are in the same split. BACKGROUND_Google is no category but photographs of anything: a split of its own,
+    ``strangers``, which nothing is trained on.
+    """
+
+    kind = "caltech101"
+    layout = "101_ObjectCategories, with a folder for each category's images (tar -xzf 101_ObjectCategories.tar.gz)"
+    suffixes = (".jpg", ".jpeg", ".png")
+
+
+class Orl(Photographs):
+    """The AT&T database of faces: ten grey photographs each of 40 people, 92 x 112 (Samaria and Harter 1994).
+
+    ``path``: a folder or zip archive with the folders ``s1`` to ``s40`` of ``1.pgm`` to ``10.pgm``, at any depth.
+
+    PNG and JPEG files in the same folders are taken as well. Split: 20 / 8 / 12 people.
+    """
+
+    kind = "orl"
+    layout = "a folder or zip archive with a folder s1 ... s40 for each person's images"
+    suffixes = (".pgm", ".png", ".jpg", ".jpeg")
