@@ -6,14 +6,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from markupsafe import Markup
 from mlflow.entities import Run
 
 from pipeline.charts import campaign as charts
 from pipeline.charts.campaign import is_number, last, value_text
 from pipeline.pages.facts import Best, Dimension, Finalist, Summary, Trial, checked
 from pipeline.pages.inline import inline
-from pipeline.pages.leaderboard import parameters
+from pipeline.pages.leaderboard import parameters, whole_number
 from pipeline.pages.reading import RUN_TAG, Files
 from pipeline.pages.tables import Cell, Table, number, share
 from pipeline.registry.record import CONFIG
@@ -53,12 +52,19 @@ def campaign_context(parent: Run, children: Sequence[Run], files: Files) -> dict
         ],
         "statement": found.statement,
         "best": found.best,
-        "best_values": _values(found.best.values) if found.best else [],
+        "best_values": [(key, value_text(value)) for key, value in found.best.values.items()] if found.best else [],
         "best_config": files.text(run_id, BEST),
         "finalists": _finalists(found.finalists),
         "plots": _plots(space, searched, select, default, found.finalists),
-        "parallel": _parallel(space, searched, select) if space and searched else None,
-        "time": _over_time(records, select) if any(t.began > 0 for t in records) else None,
+        "parallel": inline(
+            charts.parallel_coordinates(space, searched, select, "svg"),
+            "Values of every trial and its accuracy, as parallel coordinates",
+        )
+        if space and searched
+        else None,
+        "time": inline(charts.trials_over_time(records, select, "svg"), "Trials over time")
+        if any(t.began > 0 for t in records)
+        else None,
         "lost": _lost(records),
         "trials": _trials(records, space, select, found.best),
         "space": _space_table(space),
@@ -92,7 +98,7 @@ def _trial(run: Run, space: dict[str, Dimension], files: Files) -> Trial | None:
     return checked(
         Trial,
         {
-            "number": _int(tags.get("trial.number")),
+            "number": whole_number(tags.get("trial.number")),
             "run": tags.get(RUN_TAG) or run.info.run_name,
             "values": {
                 k: params.get(k, params.get(f"values.{k}")) for k in space if k in params or f"values.{k}" in params
@@ -100,7 +106,7 @@ def _trial(run: Run, space: dict[str, Dimension], files: Files) -> Trial | None:
             "status": tags.get("trial.status", "running"),
             "reason": tags.get("trial.reason", ""),
             "curve": curve,
-            "seed": _int(kind.rpartition(" ")[2]) if kind.startswith("finalist") else None,
+            "seed": whole_number(kind.rpartition(" ")[2]) if kind.startswith("finalist") else None,
             "began": (run.info.start_time or 0) / 1000,
             "ended": run.info.end_time / 1000 if run.info.end_time else None,
         },
@@ -139,15 +145,6 @@ def _plots(
         )
         out.append({"key": key, "plot": inline(drawn, f"Validation accuracy over {key}"), "table": table})
     return out
-
-
-def _parallel(space: dict[str, Dimension], searched: Sequence[Trial], select: str) -> Markup:
-    drawn = charts.parallel_coordinates(space, searched, select, "svg")
-    return inline(drawn, "Values of every trial and its accuracy, as parallel coordinates")
-
-
-def _over_time(records: Sequence[Trial], select: str) -> Markup:
-    return inline(charts.trials_over_time(records, select, "svg"), "Trials over time")
 
 
 def _trials(records: Sequence[Trial], space: dict[str, Dimension], select: str, best: Best | None) -> Table:
@@ -208,13 +205,5 @@ def _space_table(space: dict[str, Dimension]) -> Table:
     return Table(["key", "values"], rows, "What was searched", name="space")
 
 
-def _values(values: dict[str, Any]) -> list[tuple[str, str]]:
-    return [(key, value_text(value)) for key, value in values.items()]
-
-
 def _value(value: Any) -> Cell:
     return number(float(value), ".4g") if is_number(value) else Cell(value_text(value))
-
-
-def _int(text: str | None) -> int | None:
-    return int(text) if text is not None and text.isascii() and text.isdigit() and len(text) < 16 else None

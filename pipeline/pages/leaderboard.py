@@ -118,7 +118,7 @@ def _board(dataset: str, mine: Sequence[Scored], pages: Mapping[str, tuple[str, 
                 Cell(entry.label, note="" if entry.label == entry.method else entry.method),
                 *cells,
                 _backbone(parameters(entry.run)),
-                number(_int(entry.run.data.params.get("steps")), ","),
+                number(whole_number(entry.run.data.params.get("steps")), ","),
                 Cell(version or "not registered", version or "~", href=page),
                 Cell(entry.name, code=True),
             ]
@@ -173,5 +173,6 @@ def _value(text: str) -> Any:
         return text
 
 
-def _int(text: str | None) -> int | None:
+def whole_number(text: str | None) -> int | None:
+    """Of somebody's text; None where it is none."""
     return int(text) if text is not None and text.isascii() and text.isdigit() and len(text) < 16 else None
