@@ -1,4 +1,5 @@
-"""What ``jobs.report`` does with a user's own runs: pages, and comparisons of trained extractors."""
+"""What ``jobs.report`` does with a user's own runs: pages; and trained runs beside each other on one dataset, as
+extractors crossed with classifiers, on other datasets, by how clustered their features are, and by strangers."""
 
 from __future__ import annotations
 
@@ -6,10 +7,163 @@ from typing import Any
 
 from pipeline import store
 from pipeline.config import Config, validate
+from pipeline.data.dataset import read_manifest
+from pipeline.errors import PipelineError
+from pipeline.evaluation import clustering, cross_table
+from pipeline.evaluation.evaluate import EpisodicProtocol, check, evaluate
+from pipeline.evaluation.extractor import kind, matched
+from pipeline.evaluation.model import Model
+from pipeline.evaluation.seen import refuse_seen
+from pipeline.evaluation.spread import EmbeddedSplits
+from pipeline.pages import strangers
 from pipeline.pages.build import make_pages
-from pipeline.pages.compare import compare
+from pipeline.pages.comparison_tables import COMPARISONS
 from pipeline.pages.config import ReportConfig
 from pipeline.pages.published import read_published
+from pipeline.pages.record import record_comparison
+from pipeline.tables import text_table
+from pipeline.training.checkpoint import Checkpoint, load_checkpoint
+from pipeline.training.cluster import check_resources, start_ray
+from pipeline.training.models import model_for
+from pipeline.training.runs import Run, best_checkpoint, find_run
+
+
+def compare(config: ReportConfig) -> dict[str, Any]:
+    """The comparison ``config.what``, printed as a table."""
+    subjects = Subjects(config)
+    start_ray(config.cluster)
+    check_resources(config.cluster)
+    found = _FOUND[config.what](config, subjects)
+    content = {"runs": subjects.described(), **found}
+    print(COMPARISONS[config.what](content, text_table), flush=True)
+    subjects.record(config, found)
+    return content
+
+
+class Subjects:
+    """The runs that are compared, with their models and the dataset that they share."""
+
+    def __init__(self, config: ReportConfig) -> None:
+        if not config.runs:
+            raise PipelineError(f"{config.what} needs runs=[NAME,...], the trained runs to compare")
+        if len(set(config.runs)) < len(config.runs):
+            raise PipelineError(f"runs={config.runs}: every run once")
+        runs = [find_run(name, config.storage) for name in config.runs]
+        loaded = [(run, load_checkpoint(best_checkpoint(run.uri))) for run in runs]
+        self.models = [Model(c.spec, c.model, run.name, c.dataset["uri"]) for run, c in loaded]
+        self.trained: list[tuple[Run, Checkpoint, str]] = [
+            (run, checkpoint, kind(model)) for (run, checkpoint), model in zip(loaded, self.models, strict=True)
+        ]
+        known = {c.dataset["fingerprint"]: c.dataset for _, c in loaded}
+        if config.dataset is None and len(known) > 1 and config.what != "cross_domain":
+            names = ", ".join(sorted({str(d["name"]) for d in known.values()}))
+            raise PipelineError(f"the runs were trained on different datasets ({names}): give dataset=FOLDER")
+        self.dataset = config.dataset or str(next(iter(known.values()))["uri"])
+
+    def described(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": run.name,
+                "kind": kind,
+                "dataset": {"name": checkpoint.dataset["name"]},
+                "method": checkpoint.spec["method"]["name"],
+                "steps": checkpoint.step,
+            }
+            for run, checkpoint, kind in self.trained
+        ]
+
+    def record(self, config: ReportConfig, found: dict[str, Any]) -> None:
+        if config.record:
+            record_comparison(config.record, self.trained, found, config.what)
+            print(f"recorded in {config.record}")
+
+
+def _cross_table(config: ReportConfig, subjects: Subjects) -> dict[str, Any]:
+    if len(config.shot) > 1:
+        raise PipelineError(f"shot={config.shot}: cross_table is made for one number of shots")
+    asked = {**_asked(config), "shot": config.shot[0]}
+    protocol = EpisodicProtocol(subjects.dataset, **asked, tasks=config.tasks)
+    fine_tune = cross_table.FineTune(config.fine_tune.steps, config.fine_tune.lr, config.fine_tune.norm)
+    table = cross_table.cross_table(subjects.models, protocol, config.heads, fine_tune, config.cluster.gpus_per_worker)
+    results = []
+    for model in subjects.models:
+        for head in config.heads:
+            cell = table.cell(model.label, head)
+            results.append({"run": model.label, "head": head, "accuracy": cell.mean, "interval": cell.interval})
+    comparisons = [
+        {"meta": meta.label, "classical": classical.label, "head": head, **vars(comparison)}
+        for meta, classical, head, comparison in table.comparisons()
+    ]
+    return {"question": asked, "fine_tune": vars(fine_tune), "results": results, "comparisons": comparisons}
+
+
+def _asked(config: ReportConfig) -> dict[str, Any]:
+    return {key: getattr(config, key) for key in ("split", "way", "shot", "query", "episodes", "seed")}
+
+
+def _cross_domain(config: ReportConfig, subjects: Subjects) -> dict[str, Any]:
+    """Every model on every dataset, whose images are brought to the model's input."""
+    if not config.datasets:
+        raise PipelineError("cross_domain needs datasets=[FOLDER,...], what the runs are measured on")
+    asked = _asked(config)
+    manifests = {uri: read_manifest(uri) for uri in dict.fromkeys(config.datasets)}
+    if len({manifest.name for manifest in manifests.values()}) < len(config.datasets):
+        raise PipelineError(f"datasets={config.datasets}: every dataset once, each with a name of its own")
+    shots = [{**asked, "shot": shot, "tasks": config.tasks, "resize": True} for shot in config.shot]
+    questions = {uri: [EpisodicProtocol(uri, **question) for question in shots] for uri in manifests}
+    for model, (_, checkpoint, _) in zip(subjects.models, subjects.trained, strict=True):
+        for uri, manifest in manifests.items():  # all that can be refused, before anything is computed
+            refuse_seen(model.label, checkpoint.dataset, manifest, config.split)
+            for question in questions[uri]:
+                check(model_for(model, uri), question)
+    results = []
+    for model in subjects.models:
+        for uri, manifest in manifests.items():
+            about = {"dataset": manifest.name, "fingerprint": manifest.fingerprint, "shape": list(manifest.shape)}
+            for result in evaluate(model_for(model, uri), questions[uri], config.cluster.gpus_per_worker):
+                results.append({"run": model.label, **about, **result.summary()})
+    return {"question": asked, "results": results, "comparisons": []}
+
+
+def _clustering(config: ReportConfig, subjects: Subjects) -> dict[str, Any]:
+    protocol = clustering.ClusteringProtocol(subjects.dataset, config.split, config.pairs, config.seed)
+    found = {
+        model.label: clustering.measure_clustering(model, protocol, config.cluster.gpus_per_worker)
+        for model in subjects.models
+    }
+    results = [{"run": label, **result.summary()} for label, result in found.items()]
+    comparisons = [
+        {"meta": meta.label, "classical": classical.label, "measure": measure, **vars(comparison)}
+        for meta, classical in matched(subjects.models)
+        for measure, comparison in clustering.compare(found[meta.label], found[classical.label]).items()
+    ]
+    return {"results": results, "comparisons": comparisons}
+
+
+def _strangers(config: ReportConfig, subjects: Subjects) -> dict[str, Any]:
+    results = [
+        row
+        for model, (_, checkpoint, _) in zip(subjects.models, subjects.trained, strict=True)
+        for row in strangers.measure(
+            model,
+            checkpoint.config,
+            subjects.dataset,
+            config.split,
+            config.strangers,
+            config.seed,
+            EmbeddedSplits(model, config.cluster.gpus_per_worker),
+        )
+    ]
+    asked = {"dataset": read_manifest(subjects.dataset).name, "split": config.split, "strangers": config.strangers}
+    return {"question": {**asked, "seed": config.seed}, "results": results, "comparisons": []}
+
+
+_FOUND = {
+    "cross_table": _cross_table,
+    "cross_domain": _cross_domain,
+    "clustering": _clustering,
+    "strangers": _strangers,
+}
 
 
 def report(raw: Config) -> dict[str, Any]:
