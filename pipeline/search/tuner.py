@@ -7,14 +7,16 @@ import math
 import os
 import shutil
 import tempfile
+from typing import Any
 
 from ray import tune
+from ray.exceptions import RayActorError
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from pipeline.data.planners import TASK_CPUS
 from pipeline.errors import PipelineError
 from pipeline.search.searchers import CampaignSearcher
-from pipeline.search.trial import Trial
+from pipeline.search.trial import Trial, last_line
 from pipeline.training.cluster import capacity
 from pipeline.training.config import Cluster
 
@@ -24,8 +26,20 @@ _SETTINGS = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # an interrupted campaign is resumed from its ledger
     "RAY_AIR_NEW_OUTPUT": "0",  # its boxes name Tune's own files
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # a traceback of its own for every process that died: Interruptions says it
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
+
+
+class Interruptions(tune.Callback):
+    """Tells in one line of a trial whose process died, or could not begin, and that goes on in another."""
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        error = trial.get_pickled_error()
+        what = last_line(error) if error and not isinstance(error, RayActorError) else "its process died"
+        print(
+            f"trial {trial.config['name']}: {what}; it goes on in another process, from its last checkpoint", flush=True
+        )
 
 
 def room(cluster: Cluster, resources: dict[str, float]) -> int:
@@ -79,6 +93,7 @@ def run_trials(
                 name=searcher.campaign.name,
                 storage_path=folder,
                 verbose=0,
+                callbacks=[Interruptions()],
                 failure_config=tune.FailureConfig(max_failures=1),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # trials write their own
             ),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from dataclasses import asdict
 from typing import Any
 
@@ -108,6 +110,26 @@ def test_what_goes_wrong_concerns_one_trial(ray_session, campaign):
     reasons = {record.number: record.reason for record in ledger.search}
     assert reasons[1].startswith("the loss is") and "600" in reasons[2]
     assert reasons[4] == "not among the best at step 6"
+
+
+def test_a_trial_whose_process_dies_goes_on_and_the_log_says_so_in_one_line(ray_session, campaign, tmp_path, capfd):
+    small = campaign("trials=1")
+    ledger, mark = Ledger(small.uri), tmp_path / "killed"
+
+    class Dying(Trial):
+        def step(self):
+            found = super().step()
+            if not mark.exists():
+                mark.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return found
+
+    run_trials(SearchTrials(small, ledger), None, None, Dying)
+    [record] = ledger.search
+    assert record.status == "finished" and mark.exists()
+    said = "".join(capfd.readouterr())
+    assert said.count(f"trial {record.run}: its process died; it goes on in another process") == 1
+    assert "Traceback" not in said and "Error" not in said
 
 
 @pytest.mark.slow
