@@ -59,8 +59,14 @@ def possible(method: Method, table: ClassTable, images: int) -> bool:
 
 
 def batch_size(shape: tuple[int, int, int], gpu: bool = False) -> int:
-    """How many images, of the ``shape`` that a network sees, go through it at once."""
+    """How many images, of the ``shape`` that a network sees, go through it at once, whatever the network is."""
     return IMAGES if gpu else max(1, min(IMAGES, PIXELS // (shape[1] * shape[2])))
+
+
+def at_once(network: nn.Module, preprocess: Preprocess, dataset: Dataset, device: torch.device) -> int:
+    """How many images of a dataset go through this network at once: parts of a split begin at its multiples."""
+    shape = (dataset.shape[0], *(preprocess.size or dataset.shape[1:]))
+    return batch_size(shape, device.type != "cpu" or looks_at_the_batch(network))
 
 
 @dataclass(frozen=True)
@@ -88,12 +94,11 @@ def embed_part(
     Args:
         network: the backbone, in evaluation mode on ``device``.
         part: begins at a multiple of the batch, so that a split cut in parts has the bits of the whole.
-        batch: images at once; None: :func:`batch_size`. The last batch is filled up with its last image.
+        batch: images at once; None: :func:`at_once`. The last batch is filled up with its last image.
         view: what is embedded instead of the images as they are.
     """
     fills = not looks_at_the_batch(network)
-    shape = (dataset.shape[0], *(preprocess.size or dataset.shape[1:]))
-    batch = batch or batch_size(shape, device.type != "cpu" or not fills)
+    batch = batch or at_once(network, preprocess, dataset, device)
     numbers = np.asarray(part, dtype=np.int64)
     ends = np.cumsum(table.counts)
     position = np.searchsorted(ends, numbers, side="right")

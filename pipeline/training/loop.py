@@ -17,7 +17,7 @@ from pipeline.data.dataset import ClassTable, Dataset, class_table
 from pipeline.data.episodes import bounds, check_spec
 from pipeline.data.planners import EpisodePlanner, ImagePlanner, Planner, Views
 from pipeline.errors import PipelineError
-from pipeline.evaluation.embedded import IMAGES, Embeddings, batch_size, embed_part, possible
+from pipeline.evaluation.embedded import IMAGES, Embeddings, at_once, embed_part, possible
 from pipeline.evaluation.episodic import episode_accuracies, evaluating
 from pipeline.evaluation.statistics import Estimate, estimate
 from pipeline.methods.base import Method
@@ -140,9 +140,10 @@ def _embeddings(learner: Learner, dataset: Dataset, table: ClassTable, images: i
         return learner.embeddings
     with evaluating(method):
         whole = range(int(table.counts.sum()))
-        values = embed_part(method.extractor(), learner.preprocess, dataset, table, whole, learner.device)
+        values = embed_part(method.backbone, learner.preprocess, dataset, table, whole, learner.device)
     found = Embeddings(values, table)
-    if learner.config.steps == 0 or not any(p.requires_grad for p in method.backbone.parameters()):
+    weights = list(method.backbone.parameters())  # without any, it may keep what it learns elsewhere: in buffers
+    if learner.config.steps == 0 or (weights and not any(p.requires_grad for p in weights)):
         learner.embeddings = found
     return found
 
@@ -173,7 +174,7 @@ def survey(learner: Learner, dataset: Dataset, workers: Workers) -> None:
             return
         table = class_table(dataset.manifest, how.split, "kept", how.holdout)
         ends = np.cumsum(table.counts)
-        batch = batch_size(dataset.shape)
+        batch = at_once(method.backbone, learner.preprocess, dataset, device)
         share = batch * -(-IMAGES // batch)
         for start in range(0, int(ends[-1]) if workers.rank == 0 else 0, share):
             part = range(start, min(start + share, int(ends[-1])))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from pipeline.data.dataset import Dataset, class_table
 from pipeline.model import build_model
@@ -49,3 +50,31 @@ def test_no_validation_image_is_embedded_twice(small_run, monkeypatch, steps: in
         learner.method.backbone.convs[0].weight.neg_()  # type: ignore[union-attr]
     monkeypatch.setattr(loop, "possible", lambda *given: False)
     assert abs(validate(learner, dataset, Alone()).mean - accuracy.mean) < 1e-3
+
+
+class Averaging(nn.Module):
+    """No parameter, but what it makes of an image changes with all those that it has seen in training."""
+
+    out_features = 28
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(28))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        found = images.mean((1, 2))
+        if self.training:
+            self.mean += found.mean(0)
+        return found - self.mean
+
+
+@pytest.mark.parametrize(("kind", "stays"), [("frozen", True), ("trained", False), ("without parameters", False)])
+def test_only_a_frozen_network_is_taken_to_stay_as_it_is(small_run, kind: str, stays: bool) -> None:
+    config, _, run = prepare(small_run("prototypical", "validation.episodes=200"))
+    dataset, learner = Dataset(config.dataset_uri), Learner(config, run.spec)
+    if kind == "frozen":
+        learner.method.backbone.requires_grad_(False)
+    if kind == "without parameters":
+        learner.method.backbone = Averaging()
+    validate(learner, dataset, Alone())
+    assert (learner.embeddings is not None) == stays

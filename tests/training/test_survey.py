@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from pipeline.data.batches import local_batches
 from pipeline.data.dataset import Dataset, class_table
+from pipeline.evaluation.embedded import embed_part
 from pipeline.methods.baseline import Baseline
 from pipeline.training.launch import prepare
 from pipeline.training.learner import Learner, make_deterministic
-from pipeline.training.loop import Hooks, make_planner, train
+from pipeline.training.loop import Hooks, make_planner, survey, train
+from pipeline.training.workers import Alone
 
 ROOT = Path(__file__).resolve().parents[2]
 METHOD = f"{__name__}.Keeping"
@@ -79,6 +81,20 @@ def test_every_checkpoint_has_its_own(small_run, holdout):
     train(learner, stream, dataset, planner.per_step, hooks=Hooks(save=save))
     assert [step for step, _ in seen] == [4, 6, 8, 12]  # checkpoints in between, and those that are validated
     assert not torch.allclose(seen[1][1], seen[3][1], atol=1e-3)
+
+
+def test_images_go_through_in_the_batches_of_any_other_embedding(small_run):
+    """Which matters where an image's answer depends on those beside it."""
+    config, _, run = prepare(own(small_run, "backbone.norm=batch_statistics"))
+    learner, dataset = Learner(config, run.spec), Dataset(config.dataset_uri)
+    table = class_table(dataset.manifest, "train", "kept", config.train.holdout)
+    whole = range(int(table.counts.sum()))
+    assert len(whole) > 700, "several batches"
+    survey(learner, dataset, Alone())
+    method = learner.method.eval()
+    features = embed_part(method.backbone, learner.preprocess, dataset, table, whole, learner.device)
+    means = [part.mean(0) for part in np.split(features.astype(np.float64), np.cumsum(table.counts)[:-1])]
+    torch.testing.assert_close(method.means, torch.tensor(np.stack(means)).float(), rtol=1e-6, atol=1e-6)
 
 
 def worker(rank: int, folder: Path, raw: dict) -> None:
