@@ -1,6 +1,7 @@
-"""python -m jobs.report [pages | cross_table | cross_domain | clustering | strangers | results | campaign | ...] ...
+"""python -m jobs.report [WHAT] ...: see --help.
 
-See --help. The last four compare with papers and write the project's own results: they need a checkout.
+WHAT is pages, cross_table, cross_domain, clustering or strangers, of a user's own runs and models; or results,
+reproduction, campaign or embeddings, of the project itself: these need a checkout.
 """
 
 from typing import Any
@@ -12,7 +13,7 @@ from pipeline.pages.report import report
 
 
 def dispatch(raw: Config) -> dict[str, Any]:
-    own = raw.get("what") in ("results", "readme", "reproduction", "campaign", "embeddings")
+    own = raw.get("what") in ("results", "reproduction", "campaign", "embeddings")
     return (study("report", "report") if own else report)(raw)
 
 
