@@ -93,8 +93,17 @@ def find(digest: str, path: str | None = None) -> Sources:
             return found
     raise PipelineError(
         f"backbone.path={path}: this model's own code (SHA-256 {digest[:12]}) is not on this machine; bring the file "
-        "back as it was, or load the registered model with mlflow.pyfunc.load_model, which carries it"
+        "back as it was, or take the registered model, which carries it (model=models:/NAME/VERSION)"
     )
+
+
+def known(digest: str, path: str | None = None) -> bool:
+    """Whether :func:`find` finds it."""
+    try:
+        find(digest, path)
+    except PipelineError:
+        return False
+    return True
 
 
 def outside(sources: Sources) -> set[str]:

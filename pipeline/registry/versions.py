@@ -8,6 +8,7 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import mlflow.artifacts
@@ -21,6 +22,9 @@ from pipeline.config import config_hash, validate
 from pipeline.environment import code_version
 from pipeline.errors import PipelineError
 from pipeline.inference import Calibration, FewShotClassifier
+from pipeline.inference.classifier import MODEL
+from pipeline.inference.files import read_json
+from pipeline.nets import own_code
 from pipeline.registry.masking import mask
 from pipeline.registry.package import ARTIFACT, save_model
 from pipeline.registry.publish import evaluation_of, result_name
@@ -114,7 +118,8 @@ def set_alias(tracking: Mapping[str, Any], name: str, alias: str, version: int) 
 def pull(model_uri: str, tracking: Mapping[str, Any], device: str = "cpu") -> FewShotClassifier:
     """The classifier of ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
 
-    Weights and description alone are fetched and read; no code of the model runs.
+    Weights and description alone are fetched and read, and no code of the model runs, but that of a network of one's
+    own (``backbone=module``): where this machine does not have it, it is what the registered model carries.
     """
     match = _URI.fullmatch(model_uri)
     if match is None:
@@ -127,7 +132,21 @@ def pull(model_uri: str, tracking: Mapping[str, Any], device: str = "cpu") -> Fe
             path = mlflow.artifacts.download_artifacts(
                 artifact_uri=f"{location}/artifacts/{ARTIFACT}", dst_path=folder, tracking_uri=client.tracking_uri
             )
+            _bring_code(Path(path), location, client)
             return FewShotClassifier.load(path, device)
+
+
+def _bring_code(classifier: Path, location: str, client: MlflowClient) -> None:
+    """Fetch the user's own network that the described model needs, where this machine does not have it."""
+    backbone = read_json(classifier / MODEL, "pull the model again").get("spec", {}).get("backbone", {})
+    digest = backbone.get("code_sha256")
+    if digest is None or own_code.known(digest, backbone.get("path")):
+        return
+    found = mlflow.artifacts.download_artifacts(
+        artifact_uri=f"{location}/code/{own_code.FOLDER}/{digest}/sources.json",
+        dst_path=str(classifier.parent / "code"), tracking_uri=client.tracking_uri,
+    )  # fmt: skip
+    own_code.send(json.loads(Path(found).read_text("utf-8")))
 
 
 def calibration_of(run_uri: str) -> Calibration | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -14,12 +15,15 @@ from mlflow.exceptions import MlflowException
 from pipeline import store
 from pipeline.errors import PipelineError
 from pipeline.inference import Calibration, CalibrationPoint, FewShotClassifier
+from pipeline.model import build_model
+from pipeline.nets import own_code
 from pipeline.pages.reading import read_site
 from pipeline.registry.aliases import alias_version, roll_back
 from pipeline.registry.publish import publish
 from pipeline.registry.tracking import all_models
 from pipeline.registry.versions import pull, register, register_run, set_alias
 from pipeline.training.checkpoint import load_checkpoint
+from pipeline.weights import settle
 from tests.registry.conftest import DATASET, SPEC, add_checkpoint
 
 POINT = CalibrationPoint(5, 1, -1e-5, 0.05, 0.2, 0.1, 0.9, 100, 100)
@@ -101,6 +105,25 @@ def test_pull_by_alias_number_and_mistake(run: Path, tracking: dict, pictures: n
     ]:
         with pytest.raises(PipelineError, match=message):
             pull(uri, tracking)
+
+
+def test_a_network_of_ones_own_is_pulled_where_its_file_is_not(
+    run: Path, tracking: dict, pictures: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    net = tmp_path / "net.py"
+    net.write_text(
+        "from torch import nn\n\nclass Flat(nn.Module):\n    def forward(self, x):\n        return x.flatten(1)\n"
+    )
+    spec = {**SPEC, "backbone": settle({"name": "module", "path": str(net)})}
+    checkpoint = replace(load_checkpoint(str(run / "step_000008")), spec=spec, model=build_model(spec).state_dict())
+    register("first-run", checkpoint, tracking, "own")
+    net.unlink()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "of another machine"))
+    monkeypatch.setattr(own_code, "_sent", {})
+    model = pull("models:/own/1", tracking)
+    classes = model.enrol(pictures[:3, :2].reshape(-1, 1, 16, 16), ["a", "a", "b", "b", "c", "c"])
+    assert model.logits(classes, pictures[:3, 3]).argmax(-1).tolist() == [0, 1, 2]
 
 
 def test_models_beyond_a_page_of_the_store_are_known(
