@@ -3,8 +3,8 @@
 Every worker streams its own share of every step: Ray Data computes blocks of plans in the cluster, ahead of the
 training and in order, and a thread of the worker gathers the pixels. A plan is three arrays of row numbers, so
 little travels. ``materialize`` chooses where pixels are gathered: in the ``worker`` (default), in the ``cluster``
-(for encoded images, whose decoding is then spread) or from a copy of the dataset on the ``device``. The bytes are
-the same.
+(for encoded images, whose decoding is then spread; by the worker while all CPUs are taken) or from a copy of the
+dataset on the ``device``. The bytes are the same.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pipeline.data.dataset import Dataset
 from pipeline.data.episodes import AnyPlan
 from pipeline.data.plan_source import PlanSource, decode
 from pipeline.data.planners import TASK_CPUS, Planner
-from pipeline.ray_internals import rest_between_turns
+from pipeline.ray_internals import autoscaler_limits, rest_between_turns
 
 MATERIALIZE = ("worker", "cluster", "device")
 PLANNERS = 4  # tasks at once that plan for one worker
@@ -110,17 +110,24 @@ class Stream:
             for step in range(self.first, self.last):
                 yield step, self.rank, self.planner.plan(step, self.rank, self.world_size), None
             return
-        uri, first = self.dataset.uri if self.materialize == "cluster" else None, self.first
+        first, said = self.first, self.rank != 0
         while first < self.last and not stop.is_set():
+            spread = self.materialize == "cluster" and _room_to_gather()
+            if self.materialize == "cluster" and not (spread or said):
+                print("all CPUs of the cluster are taken: the workers gather the pixels themselves", flush=True)
+                said = True
+            uri = self.dataset.uri if spread else None
             source = PlanSource(self.planner, first, self.last, self.rank, self.world_size, uri)
-            yield from self._plans_of(source, stop)
+            yield from self._plans_of(source, spread, stop)
             first = source.last
 
-    def _plans_of(self, source: PlanSource, stop: threading.Event) -> Iterator[tuple[int, int, AnyPlan, Any]]:
+    def _plans_of(
+        self, source: PlanSource, spread: bool, stop: threading.Event
+    ) -> Iterator[tuple[int, int, AnyPlan, Any]]:
         """Planning takes milliseconds and reserves nothing, or runs that share a cluster would take its last CPU from
         each other's planning and stand still together; gathering and decoding take what others could use."""
         share: dict[str, Any] = {"num_cpus": 0, "concurrency": min(PLANNERS, source.blocks)}
-        if self.materialize == "cluster":
+        if spread:
             share = {"num_cpus": TASK_CPUS}
         blocks = ray.data.read_datasource(source, override_num_blocks=source.blocks, **share)
         blocks.context.execution_options.preserve_order = True
@@ -146,6 +153,15 @@ class Stream:
         else:
             self.dataset.gather(rows, out=buffer.numpy())
         return buffers.send(buffer)
+
+
+def _room_to_gather() -> bool:
+    """Whether a task that gathers pixels finds a place: on a full cluster it would be waited for until others end.
+
+    The free CPUs may lie on many nodes, of which one must have enough; an autoscaler brings what there is not.
+    """
+    nodes = sum(bool(node["Alive"]) for node in ray.nodes())
+    return ray.available_resources().get("CPU", 0.0) >= TASK_CPUS * nodes or bool(autoscaler_limits())
 
 
 def _drain(ready: queue.Queue[Any]) -> None:

@@ -45,6 +45,21 @@ def test_stream_equals_local_gather(ray_session, dataset, planner, materialize):
     assert count == 300 and stream.waited > 0
 
 
+def test_on_a_full_cluster_the_worker_gathers_what_the_cluster_was_to(ray_session, dataset, planner, capfd):
+    """Two runs that leave no CPU between them would wait for each other without end."""
+    taken = ray_session.util.placement_group([{"CPU": 4}])
+    ray_session.get(taken.ready(), timeout=60)
+    stream = Stream(dataset, planner, 5, 10, materialize="cluster")
+    try:
+        found = [(step, batch.support.clone()) for step, batch in stream]
+    finally:
+        ray_session.util.remove_placement_group(taken)
+    expected = list(local_batches(dataset, planner, 5, 5))
+    assert [step for step, _ in found] == [step for step, _ in expected]
+    assert all(torch.equal(a, b.support) for (_, a), (_, b) in zip(found, expected, strict=True))
+    assert capfd.readouterr().out.count("the workers gather the pixels themselves") == 1
+
+
 @pytest.mark.parametrize("materialize", ["worker", "device"])
 def test_a_stream_planned_in_its_own_process_equals_local_gather(dataset, planner, materialize):
     """Without Ray."""
