@@ -25,10 +25,10 @@ SMALL = [
 OWN_NET = """
 from torch import nn
 
-class MyNet(nn.Module):
-    def __init__(self, shape):
+class Net(nn.Module):
+    def __init__(self, shape, width):
         super().__init__()
-        self.body, self.out_features = nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], 16)), 16
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], width))
 
     def forward(self, images):
         return self.body(images)
@@ -107,9 +107,12 @@ def test_from_photographs_to_answers_and_on(tmp_path: Path) -> None:
     user.types("python -m jobs.report pages output=pages")
     assert list((tmp_path / "pages").glob("*.html"))
 
-    (tmp_path / "my_package.py").write_text(OWN_NET)
+    (tmp_path / "nets").mkdir()
+    (tmp_path / "nets" / "net.py").write_text(OWN_NET)
     own = [key for key in SMALL if not key.startswith("backbone")]
-    user.types("PYTHONPATH=FOLDER_OF_THE_MODULE python -m jobs.train", *own, FOLDER_OF_THE_MODULE=f"{tmp_path}:{ROOT}")
+    own_net = "python -m jobs.train data=folder data.name=photos backbone=module backbone.path=FOLDER/net.py"
+    user.types(own_net, *own, "name=own", FOLDER="nets")
+    assert (tmp_path / "runs" / "own" / "report" / "evaluation.json").is_file()
 
 
 @pytest.mark.slow
