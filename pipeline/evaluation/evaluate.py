@@ -83,7 +83,7 @@ def evaluate(
         found = once.reference(dataset, split, images)
         embedded[dataset, split] = None if found is None else found[1]
     task = _evaluate_part.options(num_cpus=1, num_gpus=gpus)
-    answers, episodes = [], {}
+    answers, episodes = [], dict[Any, int]()
     for protocol in protocols:
         vectors = embedded[protocol.dataset, protocol.split]
         share = min(PART, -(-protocol.episodes // cores()))
