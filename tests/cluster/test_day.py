@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.cluster, pytest.
 
 
 def test_a_day_in_five_minutes(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
-    command = [sys.executable, "-m", "tests.cluster.day", "minutes=5", "seed=0", "people=2", "at_once=2", "--json"]
+    command = [sys.executable, "-m", "tests.cluster.day", "minutes=5", "seed=0", "people=3", "at_once=3", "--json"]
     done = subprocess.run([*command, tmp_path / "day.json"], cwd=ROOT, text=True, capture_output=True)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
     found = json.loads((tmp_path / "day.json").read_text())

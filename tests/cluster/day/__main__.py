@@ -1,9 +1,10 @@
 """A day in an hour: python -m tests.cluster.day [minutes=60] [seed=0] [people=10] [at_once=3] [--json FILE]
 
 On one live Ray head with a second node, people submit, stop, go on with and measure small runs, a retraining looks at a
-folder that grows, a campaign runs, two models are served to four threads each, and promotions race. Once a minute
-something is killed or taken away, drawn by the seed: a driver, a worker, the second node, the MLflow server, the object
-store, the room on a disk. One input in ten is wrong. Then what was begun is finished, and it is held that
+folder that grows, a campaign runs, two models are served to four threads each, and promotions race. Once a minute, or
+so often that all of it comes in a shorter day, something is killed or taken away, in an order drawn by the seed: a
+driver, a worker, the second node, the MLflow server, the object store, the room on a disk. One input in ten is wrong.
+Then what was begun is finished, and it is held that
 
 * every run ended, or said in one line why not, with a command that goes on with it and works;
 * the weights are those of undisturbed runs, bit for bit;
@@ -23,6 +24,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ from mlflow.entities import ViewType
 from pipeline.tables import text_table
 from tests.cluster.conftest import MARK, marked
 from tests.cluster.day.people import (
+    RACED,
     RUNS,
     SEEDS,
     SMALL,
@@ -48,7 +51,7 @@ from tests.cluster.day.people import (
     served,
     weights_of,
 )
-from tests.cluster.day.troubles import Troubles
+from tests.cluster.day.troubles import KINDS, Troubles
 from tests.cluster.day.world import DATASETS, World, world
 from tests.cluster.nodes import BUCKET
 
@@ -92,9 +95,9 @@ def spend(folder: Path, minutes: float, seed: int, people: int, at_once: int) ->
             here.say(f"{minutes:g} minutes, {people} people, {at_once} jobs at once")
             crowd = [Person(here, number, seed, references) for number in range(people)]
             searcher, race = Searcher(here), Race(here)
-            troubles = Troubles(here, seed, 60.0)
-            hurting = begin(troubles)
-            threads = [begin(work) for work in (*crowd, nights, searcher, race, *clients)]
+            troubles = Troubles(here, seed, min(60.0, 60 * minutes / (len(KINDS) + 2)))
+            hurting = begin(here, troubles)
+            threads = [begin(here, work) for work in (*crowd, nights, searcher, race, *clients)]
             time.sleep(60 * minutes)
             troubles.end()
             hurting.join()
@@ -106,6 +109,8 @@ def spend(folder: Path, minutes: float, seed: int, people: int, at_once: int) ->
                 if thread.is_alive():
                     here.wrong.append("what was begun did not end")
                     break
+        if not race.runs:
+            here.wrong.append("no two promotions raced")
         look(here)
         told = tell(here, crowd, clients, nights, searcher, race, troubles)
         mark = here.head.env[MARK]
@@ -116,25 +121,34 @@ def spend(folder: Path, minutes: float, seed: int, people: int, at_once: int) ->
     return {"held": not here.wrong, **told, "wrong": here.wrong}
 
 
-def begin(work: Callable[[], None]) -> threading.Thread:
-    thread = threading.Thread(target=work, name=type(work).__name__, daemon=True)
+def begin(here: World, work: Callable[[], None]) -> threading.Thread:
+    def whole() -> None:
+        try:
+            work()
+        except Exception as error:
+            here.wrong.append(f"{type(work).__name__} of the day broke: {type(error).__name__}: {error}")
+
+    thread = threading.Thread(target=whole, name=type(work).__name__, daemon=True)
     thread.start()
     return thread
 
 
 def prepare(here: World) -> dict[int, str]:
-    """The dataset, the two models that are served, and the undisturbed runs: seed -> weights."""
+    """The dataset, two models that are served, two versions that race, and the undisturbed runs: seed -> weights."""
+
     def whole(*command: str) -> None:
         ended = here.submit("morning", *command)
         if ended.code != 0:
             raise RuntimeError(f"{ended.command} ended with {ended.code} before anything was disturbed:\n{ended.log}")
 
     whole("jobs.ingest", "data=glyphs", f"data.root={DATASETS}", "data.source.classes=60", "data.source.per_class=10")
-    for name, how in SERVED.items():
-        whole("jobs.train", *SMALL, *how, *here.tracking, f"name=served-{name}", f"register_as={name}",
-              "evaluation=null")  # fmt: skip
-    for seed in SEEDS:
-        whole("jobs.train", *TRAIN, "tracking=none", f"name=undisturbed-{seed}", f"seed={seed}")
+    how = {f"served-{name}": [*how, f"register_as={name}"] for name, how in SERVED.items()}
+    how |= {f"raced-{seed}": ["method=prototypical", f"register_as={RACED}", f"seed={seed}"] for seed in (0, 1)}
+    jobs = [["jobs.train", *SMALL, *keys, *here.tracking, f"name={name}", "evaluation=null"]
+            for name, keys in how.items()]  # fmt: skip
+    jobs += [["jobs.train", *TRAIN, "tracking=none", f"name=undisturbed-{seed}", f"seed={seed}"] for seed in SEEDS]
+    with ThreadPoolExecutor() as pool:  # as many at once as the day allows
+        list(pool.map(lambda job: whole(*job), jobs))
     return {seed: weights_of(f"{RUNS}/undisturbed-{seed}") for seed in SEEDS}
 
 
@@ -145,10 +159,11 @@ def look(here: World) -> None:
     if not experiments <= {"Default", "few-shot"}:
         here.wrong.append(f"locks are left: {sorted(experiments - {'Default', 'few-shot'})}")
     models = {model.name: model for model in client.search_registered_models()}
-    if not models.keys() <= {*SERVED, "people", "searched"}:
+    if not models.keys() <= {*SERVED, RACED, "people", "searched"}:
         here.wrong.append(f"registered models that nobody made: {sorted(models)}")
-    if "people" in models and "champion" not in models["people"].aliases:
-        here.wrong.append("there is no champion")
+    for name in ("people", RACED):
+        if name in models and "champion" not in models[name].aliases:
+            here.wrong.append(f"there is no champion of {name}")
     s3 = boto3.client("s3", endpoint_url=here.objects.endpoint, aws_access_key_id="x", aws_secret_access_key="x")
     pages = s3.get_paginator("list_objects_v2").paginate(Bucket=BUCKET)
     names = [entry["Key"] for page in pages for entry in page.get("Contents", [])]
@@ -179,6 +194,7 @@ def tell(here: World, crowd: list[Person], clients: list[Client], nights: Nights
         "retrainings": nights.done,
         "campaign": "ended" if searcher.found else "NOT ended",
         "races of promotions": race.runs,
+        "of which the slower one was refused": race.refused,
         "answers of served models": sum(client.asked - client.refused for client in clients),
         "wrong questions refused": sum(client.refused for client in clients),
         "what was wrong": len(here.wrong),

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -145,12 +145,15 @@ class World:
     def say(self, what: str) -> None:
         print(f"{time.monotonic() - self.began:>5.0f} s  {what}", flush=True)
 
-    def submit(self, who: str, *command: str, stop_after: float | None = None) -> Ended:
-        """``python -m COMMAND`` as a job of the head, to its end; ``stop_after`` so many seconds it is asked to end."""
+    def submit(self, who: str, *command: str, stop_after: float | None = None, waits: bool = True) -> Ended:
+        """``python -m COMMAND`` as a job of the head, to its end; ``stop_after`` so many seconds it is asked to end.
+
+        It waits while as many as the day allows are there, unless ``waits`` is false.
+        """
         with self._lock:
             self._count += 1
             number = self._count
-        with self.at_once:
+        with self.at_once if waits else nullcontext():
             ended = self._run(number, who, command, stop_after)
         with self._lock:
             self.ended.append(ended)
