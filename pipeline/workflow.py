@@ -24,7 +24,7 @@ from pipeline.evaluation.seen import refuse_seen
 from pipeline.evaluation.spread import EmbeddedSplits
 from pipeline.inference.calibration import Calibration
 from pipeline.pages.record import record
-from pipeline.pages.strangers import calibrate_run
+from pipeline.pages.strangers import calibrate_run, doubts
 from pipeline.registry.masking import mask_argument
 from pipeline.registry.tracker import Tracker
 from pipeline.registry.tracking_config import check_tracking, registering, say_undelivered
@@ -223,6 +223,8 @@ def _write_calibration(run: Run, model: Model, dataset: Dataset, once: EmbeddedS
     calibration = calibrate_run(*model.build(), dataset, run.config, once)
     if calibration is not None:
         _write_report(run, CALIBRATION, json.dumps(calibration.to_dict(), indent=1).encode())
+        for note in doubts(calibration, dataset, run.config):
+            print(f"note: {note}", flush=True)
     return calibration
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 FOLDS = 5
+MOST = 2.0  # times the share of strangers that was asked for: a rate that may let more pass is no promise
 _Z95 = 1.96
 
 
@@ -81,9 +82,11 @@ def share_of(counted: np.ndarray, asked: Asked) -> Share:
     Images of a class, images that the same enrolled class attracts, and one image asked twice, tell less than as many
     independent ones. Wilson's interval is for the effective number of observations (Korn & Graubard 1998), at most the
     number of different images, from the variance between classes, true and answered (Cameron, Gelbach & Miller 2011).
+    A variance of so few classes is itself uncertain: it has Student's quantile of their number less one.
     """
     value = float(np.mean(counted))
     effective = float(asked.distinct)
+    fewest = min(len(np.unique(asked.classes)), len(np.unique(asked.answers)))
     if len(np.unique(asked.classes)) < 2:
         effective = 1.0
     elif 0 < value < 1:
@@ -92,7 +95,16 @@ def share_of(counted: np.ndarray, asked: Asked) -> Share:
         variance = max(both, *one_way) / len(counted) ** 2
         if variance > 0:
             effective = max(1.0, min(effective, value * (1 - value) / variance))
-    return _wilson(value, effective)
+    return _wilson(value, max(1.0, effective * _certainty(fewest, asked.distinct)))
+
+
+def _certainty(groups: int, images: int) -> float:
+    """What the effective number of observations is multiplied by, as its variance is that of a few ``groups``: the
+    square of Student's quantile for independent images over that for groups (Korn & Graubard 1998)."""
+    from scipy.special import stdtrit  # here, since a registered model that answers never asks
+
+    independent, between = (float(stdtrit(max(1, n - 1), 0.975)) for n in (images, groups))
+    return min(1.0, (independent / between) ** 2)
 
 
 def _spread(counted: np.ndarray, groups: np.ndarray) -> float:
@@ -119,6 +131,11 @@ class Rate:
     threshold: float
     passed: Share  # of strangers
     refused: Share  # of enrolled queries
+
+    @property
+    def borne_out(self) -> bool:
+        """Whether validation says, with 95 % confidence, that no more than :data:`MOST` times as many pass."""
+        return self.passed.high <= MOST * self.asked
 
 
 def measure_rates(enrolled: Asked, strangers: Asked, shares: Sequence[float], seed: int = 0) -> tuple[Rate, ...]:

@@ -65,7 +65,15 @@ class PMF(Prototypical):
         self.steps, self.probability = steps, probability
         self.tasks = choose("tasks", tasks, ("auto", "loop", "vmap"))
         self.register_buffer("rate", torch.tensor(self.candidates[0], dtype=torch.float64))
-        self.extendable = self.embeds_once = self.candidates == (0.0,)
+
+    @property
+    def embeds_once(self) -> bool:  # type: ignore[override]
+        """Where no task is tuned, it is a prototypical network, with all that such a one allows."""
+        return not self.rate
+
+    @property
+    def extendable(self) -> bool:  # type: ignore[override]
+        return not self.rate
 
     def settle(self, candidate: float) -> None:
         self.rate.fill_(candidate)

@@ -30,6 +30,8 @@ class HuggingFace(Wrapped):
         weights_sha256: of the file, or of the tensors as safetensors; None: not checked. A run records it.
         trained_on: what the weights were trained on, for model cards and tables; None: the name of ``model``.
         freeze: "all", "none", or the number of stages, from the input on, that are not trained.
+        batch_norm: in training by the "batch", or by its "averages", which stay those of the first weights: the few
+            classes of an episode make other statistics than new tasks are answered by.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
         architecture: its description in JSON; None: that of ``model``. A run records it, and needs ``model`` no more.
     """
@@ -43,6 +45,7 @@ class HuggingFace(Wrapped):
         weights_sha256: str | None = None,
         trained_on: str | None = None,
         freeze: str | int = "none",
+        batch_norm: str = "batch",
         gradient_checkpointing: bool = False,
         architecture: str | None = None,
     ) -> None:
@@ -59,7 +62,7 @@ class HuggingFace(Wrapped):
         self._call = {"interpolate_pos_encoding": True} if _takes(network.forward, "interpolate_pos_encoding") else {}
         patch = getattr(config, "patch_size", None)
         self._patches = (shape[1] // patch) * (shape[2] // patch) if isinstance(patch, int) else 0
-        super().__init__(network, shape, weights, freeze)
+        super().__init__(network, shape, weights, freeze, batch_norm=batch_norm)
         if gradient_checkpointing:
             network.gradient_checkpointing_enable()
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pipeline.errors import PipelineError
+from pipeline.nets.blocks import to_format
 from pipeline.nets.trial import Shape
 from pipeline.nets.wrapped import Options, Wrapped
 
@@ -23,6 +24,8 @@ class Timm(Wrapped):
         weights_sha256: of the file, or of the tensors as safetensors; None: not checked. A run records it.
         trained_on: what the weights were trained on, for model cards and tables; None: as timm says.
         freeze: "all", "none", or the number of stages, from the input on, that are not trained.
+        batch_norm: in training by the "batch", or by its "averages", which stay those of the first weights: the few
+            classes of an episode make other statistics than new tasks are answered by.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
     """
 
@@ -34,15 +37,19 @@ class Timm(Wrapped):
         weights_sha256: str | None = None,
         trained_on: str | None = None,
         freeze: str | int = "none",
+        batch_norm: str = "batch",
         gradient_checkpointing: bool = False,
     ) -> None:
         self.arguments: Options = {"num_classes": 0, "in_chans": shape[0]}
         if _pretrained_cfg(model).fixed_input_size:
             self.arguments["img_size"] = shape[1:]
         self.model = model
-        super().__init__(self._create(False), shape, weights, freeze)
+        super().__init__(self._create(False), shape, weights, freeze, batch_norm=batch_norm)
         if gradient_checkpointing:
             self.network.set_grad_checkpointing()  # type: ignore[operator]
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(to_format(images, True))  # timm's networks allow it; convolutions are faster on CPUs
 
     def _create(self, pretrained: bool) -> nn.Module:
         network: nn.Module = library().create_model(self.model, pretrained=pretrained, **self.arguments)

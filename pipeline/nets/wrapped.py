@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.errors import PipelineError
 from pipeline.nets.base import Backbone
+from pipeline.nets.by_name import choose
 from pipeline.nets.trial import Shape, tried
 
 Options = dict[str, Any]
@@ -25,16 +27,24 @@ class Wrapped(Backbone, ABC):
         shape: (C, H, W) of the images.
         weights: where its weights are from. Building it does not read them: ``pipeline.weights`` does.
         freeze: "all", "none", or the number of stages, from the input on, that are not trained.
+        batch_norm: in training by the "batch", or by its "averages", which then stay as they are.
         spare: parameters that have no part in the features are not trained, instead of being refused in training.
     """
 
     first: str | None = "hub"  # where weights are from if nothing is said
 
     def __init__(
-        self, network: nn.Module, shape: Shape, weights: str | None, freeze: str | int, spare: bool = True
+        self,
+        network: nn.Module,
+        shape: Shape,
+        weights: str | None,
+        freeze: str | int,
+        spare: bool = True,
+        batch_norm: str = "batch",
     ) -> None:
         super().__init__()
         self.network, self.weights = network, weights
+        self._averages = choose("batch_norm", batch_norm, ("batch", "averages")) == "averages"
         self._frozen: list[str] = []
         self.out_features, unused = tried(self, shape, f"backbone {type(network).__name__}")
         self.unused = {name.removeprefix("network.") for name in unused}
@@ -71,6 +81,9 @@ class Wrapped(Backbone, ABC):
         super().train(mode)
         for name in self._frozen:
             self.network.get_submodule(name).eval()
+        for module in self.network.modules() if self._averages else ():
+            if isinstance(module, _BatchNorm):
+                module.eval()
         return self
 
     def stages(self) -> list[list[str]]:

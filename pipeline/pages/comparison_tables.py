@@ -78,10 +78,16 @@ def strangers(content: dict[str, Any], table: Table) -> str:
         stated = "{before:.1f}; {after:.1f}".format(**{k: 100 * v for k, v in row["unreliable"].items()})
         accuracy = f"{100 * row['accuracy']:.1f}"
         told.append([*setting, row["score"], accuracy, stated, area, f"{row['oscr']:.3f}", *refused])
-        kept = {rate["asked"]: f"{_whole(rate['passed'], 1)}; {_whole(rate['refused'])}" for rate in row["promised"]}
+        kept = {
+            rate["asked"]: f"{_whole(rate['passed'], 1)}; {_whole(rate['refused'])}{_doubt(rate)}"
+            for rate in row["promised"]
+        }
         cells = [kept.get(rate["asked"], "too few strangers") for rate in row["rates"]]
-        promised.append([*setting, f"{of['way']} × {of['shot']}", *cells])
+        classes = f", {of['classes']} classes" if "classes" in of else ""  # which earlier records do not tell
+        promised.append([*setting, f"{of['way']} × {of['shot']}{classes}", *cells])
     shares = [f"{100 * rate['asked']:g} %" for rate in content["results"][0]["rates"]]
+    doubted = any(not rate.get("borne_out", True) for row in content["results"] for rate in row["promised"])
+    doubt = "† no promise: validation has too few classes; by its own interval up to so many percent may pass."
     header = ["run", "classes × images", "score", "accuracy, %", "calibration error, %", "AUROC", "OSCR"]
     return "\n\n".join(
         [
@@ -90,8 +96,14 @@ def strangers(content: dict[str, Any], table: Table) -> str:
             "With the thresholds of validation, set for so many strangers to pass: strangers that passed; enrolled "
             "that were refused, %",
             table(["run", "classes × images", "calibrated for", *shares], promised),
+            *([doubt] if doubted else []),
         ]
     )
+
+
+def _doubt(rate: dict[str, Any]) -> str:
+    """A mark where validation did not bear a rate out, and the most that it left room for."""
+    return "" if rate.get("borne_out", True) else f" † {100 * rate['validated']['high']:.0f}"
 
 
 def _whole(share: dict[str, float], digits: int = 0) -> str:

@@ -92,6 +92,30 @@ def calibrate_run(
     return conclude(asked, TARGET, how["seed"], how["split"], background)
 
 
+def doubts(calibration: Calibration, dataset: Dataset, trained: Config) -> list[str]:
+    """What is to be said of thresholds that are less than a promise, in a line each."""
+    found, how = [], trained["validation"]["split"]
+    classes, training = (class_table(dataset.manifest, split) for split in (how, trained["train"]["split"]))
+    if trained["steps"] and np.isin(classes.ids, training.ids).any():
+        found.append(
+            f"'unknown' is calibrated on classes of validation.split={how} that were trained on: of new ones more "
+            "strangers pass"
+        )
+    open_to = [rate.passed.high for point in calibration.points for rate in point.rates
+               if rate.asked == calibration.target and not rate.borne_out]  # fmt: skip
+    if open_to:
+        more = (
+            "; a network that trains on nothing can be calibrated on the training classes too: validation.split=train+val"
+            if not trained["steps"] and how == "val" and len(training)
+            else ""
+        )
+        found.append(
+            f"{len(classes)} validation classes are too few to promise that {100 * calibration.target:g} % of "
+            f"strangers pass: by their 95 % intervals it may be up to {100 * max(open_to):.0f} %{more}"
+        )
+    return found
+
+
 def _asked_on_the_cluster(
     once: EmbeddedSplits, uri: str, table: ClassTable, fixed: int | None, how: Config, background: Background | None
 ) -> list[Answered]:
@@ -204,7 +228,12 @@ def _figures(found: Answered, point: CalibrationPoint) -> dict[str, Any]:
     return {
         "way": found.way,
         "shot": found.shot,
-        "calibrated": {"way": point.way, "shot": point.shot, "strangers": point.stranger_images},
+        "calibrated": {
+            "way": point.way,
+            "shot": point.shot,
+            "strangers": point.stranger_images,
+            "classes": point.stranger_classes,
+        },
         "score": point.score,
         "temperature": point.temperature,
         "unreliable": {"before": found.unreliable[0], "after": found.unreliable[1]},
@@ -217,12 +246,14 @@ def _figures(found: Answered, point: CalibrationPoint) -> dict[str, Any]:
         "promised": [
             {
                 "asked": asked,
-                "threshold": threshold,
-                "passed": vars(share_of(strangers.scores >= threshold, strangers)),
-                "refused": vars(share_of(enrolled.scores < threshold, enrolled)),
+                "threshold": rate.threshold,
+                "validated": vars(rate.passed),
+                "borne_out": rate.borne_out,
+                "passed": vars(share_of(strangers.scores >= rate.threshold, strangers)),
+                "refused": vars(share_of(enrolled.scores < rate.threshold, enrolled)),
             }
             for asked in REPORTED
             if asked >= point.least_share
-            for threshold in [point.rate(asked).threshold]
+            for rate in [point.rate(asked)]
         ],
     }

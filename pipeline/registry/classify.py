@@ -203,6 +203,9 @@ def _promise(point: CalibrationPoint, enrolment: Enrolment, target: float, share
     told += f"{point.stranger_images:,} strangers of {point.stranger_classes} classes"
     if rate.asked < point.least_share:
         told += f", too few to tell a rate under {100 * point.least_share:.1f} %"
+    if not rate.borne_out:
+        told += f"; no promise: {point.stranger_classes} validation classes are too few for {100 * rate.asked:g} %, "
+        told += f"of other strangers up to {100 * rate.passed.high:.1f} % may pass"
     if enrolment.way > 1.5 * point.way:
         told += f"; validation had too few classes to tell about {enrolment.way}, among which more strangers pass"
     return told

@@ -165,7 +165,7 @@ def check(config: TrainConfig, manifest: Manifest, spec: dict[str, Any]) -> Meth
     if manifest.encoding == FEATURES:
         _check_features(config, manifest)
     method = build_model(spec)
-    if manifest.encoding == FEATURES and not method.embeds_once:
+    if manifest.encoding == FEATURES and (not method.embeds_once or any(method.candidates)):
         raise PipelineError(
             f"method={config.method['name']} needs images, to adapt the network or look at more than its features: "
             f"give data=NAME of images, and not {manifest.name!r}, which holds features"

@@ -129,17 +129,20 @@ def _accuracies(learner: Learner, dataset: Dataset, workers: Workers, episodes: 
 
 
 def _embeddings(learner: Learner, dataset: Dataset, table: ClassTable, images: int) -> Embeddings | None:
-    """Of the validation split, where the run never changes its backbone and episodes ask for more ``images``."""
+    """Of the validation split, where episodes ask for more ``images`` than it has; kept where the run never changes its
+    backbone."""
     method = learner.method
-    stays = learner.config.steps == 0 or not any(p.requires_grad for p in method.backbone.parameters())
-    if not (stays and possible(method, table, images)):
+    if not possible(method, table, images):
         return None
-    if learner.embeddings is None:
-        with evaluating(method):
-            whole = range(int(table.counts.sum()))
-            values = embed_part(method.extractor(), learner.preprocess, dataset, table, whole, learner.device)
-        learner.embeddings = Embeddings(values, table)
-    return learner.embeddings
+    if learner.embeddings is not None:
+        return learner.embeddings
+    with evaluating(method):
+        whole = range(int(table.counts.sum()))
+        values = embed_part(method.extractor(), learner.preprocess, dataset, table, whole, learner.device)
+    found = Embeddings(values, table)
+    if learner.config.steps == 0 or not any(p.requires_grad for p in method.backbone.parameters()):
+        learner.embeddings = found
+    return found
 
 
 def choose_candidate(learner: Learner, dataset: Dataset, workers: Workers) -> None:

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from pipeline.inference.rates import (
     Asked,
+    Rate,
+    Share,
     auroc,
     auroc_of,
     equal_error_rate,
@@ -98,6 +100,34 @@ def test_intervals_hold_for_new_classes(of_stranger: float, of_answer: float) ->
         naive.append(abs(truth - 0.1) <= 1.96 * math.sqrt(0.09 / mine.scores.size))
         held.append(rate.passed.low <= truth <= rate.passed.high)
     assert np.mean(held) >= 0.88 > 0.75 > np.mean(naive)
+
+
+@pytest.mark.parametrize(("classes", "shared"), [(5, 0.7), (7, 0.7), (7, 0.3)])
+def test_intervals_of_few_classes_hold_and_unkept_promises_are_told(classes: int, shared: float) -> None:
+    """A variance between few classes is uncertain. Where as many strangers pass as would break a promise twice over,
+    the promise was not given."""
+    rng = np.random.default_rng(1)
+
+    def draw(number: int, images: int) -> tuple[np.ndarray, np.ndarray]:
+        answers = rng.integers(0, number, (number, images))
+        common = shared * (rng.normal(size=(number, 1)) + rng.normal(size=number)[answers])
+        return common + rng.normal(size=(number, images)), answers
+
+    others = np.sort(draw(20_000, 1)[0].ravel())
+    held, broken = [], []
+    for trial in range(300):
+        mine = asked(*draw(classes, 20))
+        [rate] = measure_rates(mine, mine, [0.1], seed=trial)
+        truth = 1 - np.searchsorted(others, rate.threshold) / len(others)
+        held.append(rate.passed.low <= truth <= rate.passed.high)
+        broken.append(rate.borne_out and truth > 0.2)
+    assert np.mean(held) >= 0.91 and np.mean(broken) <= 0.03
+
+
+def test_a_rate_is_borne_out_by_the_upper_end_of_its_interval() -> None:
+    refused = Share(0.3, 0.2, 0.4)
+    assert Rate(0.05, 0.0, Share(0.05, 0.02, 0.1), refused).borne_out
+    assert not Rate(0.05, 0.0, Share(0.05, 0.02, 0.11), refused).borne_out
 
 
 def test_share_of_independent_images_is_wilsons() -> None:

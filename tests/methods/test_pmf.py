@@ -83,7 +83,9 @@ def test_rate_nought_is_a_prototypical_network_by_cosine():
         real = batch.support_labels[t] >= 0
         expected = logits_of(method.backbone, batch.support[t][real], batch.support_labels[t][real], batch.query[t], 10)
         torch.testing.assert_close(method.classify(state, batch.query)[t], expected - 10, rtol=0, atol=1e-5)
+    assert method.embeds_once and method.extendable, "as a prototypical network is evaluated"
     method.settle(0.001)
+    assert not method.embeds_once and not method.extendable
     assert "prototypes" in state and set(method.adapt(batch.support, batch.support_labels, 4)) > set(state)
     assert set(method.train().adapt(batch.support, batch.support_labels, 4)) == set(state)
 

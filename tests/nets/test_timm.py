@@ -25,7 +25,9 @@ def test_features_are_those_of_the_library(tmp_path, suffix):
     own.reset_classifier(0)
     images = torch.rand(3, *SHAPE)
     with torch.no_grad():
-        assert torch.equal(found(images), own.eval()(images)) and not found.training
+        expected = own.eval()(images.to(memory_format=torch.channels_last))  # which convolutions are fastest with
+        assert torch.equal(found(images), expected) and not found.training
+        torch.testing.assert_close(expected, own(images))
     assert found.out_features == own.num_features
 
 
@@ -67,6 +69,20 @@ def test_frozen_stages_stay_as_they_are(model):
         build_backbone({**PLAIN, "model": model, "freeze": 99}, (3, 160, 160))
 
 
+@pytest.mark.parametrize("model", ["test_resnet", "test_efficientnet"])
+def test_batch_norm_goes_by_its_averages_where_asked(model):
+    plain = build_backbone({**PLAIN, "model": model}, (3, 160, 160))
+    kept = build_backbone({**PLAIN, "model": model, "batch_norm": "averages"}, (3, 160, 160))
+    kept.load_state_dict(plain.state_dict())
+    images, before = torch.rand(4, 3, 160, 160), {name: t.clone() for name, t in kept.state_dict().items()}
+    expected = plain.eval()(images)
+    torch.testing.assert_close(kept.train()(images), expected)
+    assert not torch.allclose(plain.train()(images), expected)
+    kept(images).square().sum().backward()
+    assert all(p.grad is not None for name, p in kept.named_parameters() if p.requires_grad), "they are trained"
+    assert all(torch.equal(tensor, before[name]) for name, tensor in kept.state_dict().items())
+
+
 def test_checkpointed_activations_give_the_same_gradients():
     gradients = []
     for checkpointing in (False, True):
@@ -86,6 +102,7 @@ def test_checkpointed_activations_give_the_same_gradients():
         ({"model": "resnet50.nothing"}, "timm has no such weights; it has a1_in1k"),
         ({"weights": "hub"}, "pipeline.weights.with_weights reads them"),
         ({"freeze": "some"}, "freeze='some': give all, none"),
+        ({"batch_norm": "none"}, "batch_norm='none'"),
         ({"widht": 3}, "no option widht"),
     ],
 )

@@ -124,6 +124,8 @@ def test_a_model_card_has_its_parts(pages):
         "strangers that pass", "expected calibration error", "What it confuses", "How it sees unseen classes",
         "Episodes it fails on", "there was no champion", "60 train, 40 val, 40 test",
         "How strangers are told", "87.12", "too few strangers", "AUROC of the scores that were compared",
+        "strangers that pass 1.0 to 23.0; too few classes to promise 5 %", '<span class="warn">45.00</span>',
+        "what is marked is no promise: 7 validation classes or fewer leave room for more than 2 times the strangers",
     ):  # fmt: skip
         assert part in text, part
     assert "data:image/png;base64," in text and text.count("<svg") == 5

@@ -156,6 +156,11 @@ def test_strangers(runs, tmp_path, capsys, monkeypatch):
         assert row["promised"][-1]["passed"]["value"] == pytest.approx(0.2, abs=0.15)
     shown = capsys.readouterr().out
     assert "refused at 5 % of strangers, %" in shown and "calibrated for" in shown
+    for row in found["results"]:
+        for rate in row["promised"]:
+            assert rate["borne_out"] == (rate["validated"]["high"] <= 2 * rate["asked"])
+    doubted = next(rate for row in found["results"] for rate in row["promised"] if not rate["borne_out"])
+    assert f"† {100 * doubted['validated']['high']:.0f}" in shown and "† no promise: validation has too few" in shown
     monkeypatch.setattr(results, "FOLDER", tmp_path)
     page = results.page_text("<!-- measured: strangers_x -->\n<!-- end -->\n")
     assert "| meta | 20 × 2 |" in page and "- classical: `python -m jobs.train" in page

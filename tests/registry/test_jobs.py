@@ -151,8 +151,14 @@ def test_the_rate_of_strangers_is_asked_for(run: Path, album: Path, tmp_path: Pa
     assert "threshold -0.2, calibrated for 3 classes of 2 images by the log-sum-exp of the logits: " in told
     assert "20.0 % (10.0 to 40.0) of strangers pass, 30.0 % (20.0 to 60.0) of enrolled fail" in told
     assert "from 30 strangers of 12 classes; validation had too few classes to tell about 5" in told
+    assert "no promise" not in told
     _, told, _ = job("classify", *asked)
     assert "threshold -0.05" in told and "too few to tell a rate under 10.0 %" in told
+    wide = replace(rates[2], passed=Share(0.2, 0.1, 0.41))
+    points = (replace(point, rates=(*rates[:2], wide)),)
+    FewShotClassifier.from_weights(SPEC, checkpoint.model, replace(CALIBRATION, points=points)).save(tmp_path / "few")
+    _, told, _ = job("classify", f"model={tmp_path}/few", *asked[1:], "unknown.pass=0.2")
+    assert "no promise: 12 validation classes are too few for 20 %, of other strangers up to 41.0 % may pass" in told
     for arguments, message in (
         (["unknown.pass=0.05"], "unknown.pass=0.05: validation had 30 strangers, too few to tell a rate under 0.1"),
         (["unknown.pass=0.2", "threshold=none"], "unknown.pass=0.2 sets the threshold: leave out threshold=none"),

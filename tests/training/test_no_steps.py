@@ -29,9 +29,11 @@ def test_no_steps(small_run, method: str, schedule: str) -> None:
     assert changed == ({"mean"} if method == "simple_shot" else set()), "a summary of the training images, no weights"
 
 
-def test_no_validation_image_is_embedded_twice(small_run, monkeypatch) -> None:
-    """Where the network stays as it is and episodes hold more images than their split; the accuracy is the same."""
-    long = ["steps=0", "validation.episodes=200"]
+@pytest.mark.parametrize("steps", [0, 40])
+def test_no_validation_image_is_embedded_twice(small_run, monkeypatch, steps: int) -> None:
+    """Where episodes hold more images than their split: once a round, and once for all where the network stays as it
+    is; the accuracy is the same."""
+    long = [f"steps={steps}", "validation.episodes=200"]
     config, _, run = prepare(small_run("prototypical", *long))
     dataset, learner = Dataset(config.dataset_uri), Learner(config, run.spec)
     seen: list[int] = []
@@ -39,5 +41,11 @@ def test_no_validation_image_is_embedded_twice(small_run, monkeypatch) -> None:
     accuracy = validate(learner, dataset, Alone())
     images = int(class_table(dataset.manifest, "val").counts.sum())
     assert images <= sum(seen) < 2 * images
+    assert validate(learner, dataset, Alone()) == accuracy and sum(seen) < (2 + 2 * (steps > 0)) * images
+    with torch.no_grad():
+        learner.method.backbone.convs[0].weight.neg_()  # type: ignore[union-attr]
+    assert steps == 0 or validate(learner, dataset, Alone()) != accuracy, "by the weights of its time"
+    with torch.no_grad():
+        learner.method.backbone.convs[0].weight.neg_()  # type: ignore[union-attr]
     monkeypatch.setattr(loop, "possible", lambda *given: False)
     assert abs(validate(learner, dataset, Alone()).mean - accuracy.mean) < 1e-3
