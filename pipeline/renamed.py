@@ -14,7 +14,11 @@ RENAMED = {  # old: new, with the section that both are in
     "max_skipped_share": "max_skipped_fraction",
     "retrain.max_skipped_share": "retrain.max_skipped_fraction",
 }
-LATER = {"augmentation.affine": 0.0, "optimizer.backbone_lr": None, "backbone.batch_norm": "batch"}  # with the value that is as without the key
+LATER = {  # with the value that is as without the key
+    "augmentation.affine": 0.0,
+    "optimizer.backbone_lr": None,
+    "backbone.batch_norm": "batch",
+}
 _FORMER = {new: old for old, new in RENAMED.items()}
 _said: set[str] = set()
 

@@ -38,6 +38,7 @@ from pipeline.nets.preprocess import Preprocess
 
 ASKED = 30_000  # images that the episodes of a calibration show, more or less
 WAYS, SHOTS, QUERIES = (5, 20, 50), (1, 2, 5), 2000  # of a report
+FEWEST_IMAGES = 5  # of a training class, whose mean is a part of the background
 MOST = 20_000  # of a split that are embedded for it: the first of every class
 
 
@@ -104,11 +105,9 @@ def doubts(calibration: Calibration, dataset: Dataset, trained: Config) -> list[
     open_to = [rate.passed.high for point in calibration.points for rate in point.rates
                if rate.asked == calibration.target and not rate.borne_out]  # fmt: skip
     if open_to:
-        more = (
-            "; a network that trains on nothing can be calibrated on the training classes too: validation.split=train+val"
-            if not trained["steps"] and how == "val" and len(training)
-            else ""
-        )
+        more = ""
+        if not trained["steps"] and how == "val":
+            more = "; a network that trains on nothing can use the training classes too: validation.split=train+val"
         found.append(
             f"{len(classes)} validation classes are too few to promise that {100 * calibration.target:g} % of "
             f"strangers pass: by their 95 % intervals it may be up to {100 * max(open_to):.0f} %{more}"
@@ -152,11 +151,12 @@ def background_of(
     seed: int,
     once: EmbeddedSplits | None = None,
 ) -> Background | None:
-    """Of the training classes that are not ``asked`` about themselves."""
+    """Of the training classes that are not ``asked`` about themselves: as many images as these have, or few of each."""
     table = class_table(dataset.manifest, training)
     apart = np.flatnonzero(~np.isin(table.ids, asked.ids))
     drawn = np.sort(np.random.default_rng([seed, 1]).permutation(apart)[:CLASSES])
-    counts = np.minimum(table.counts[drawn], IMAGES)
+    each = max(FEWEST_IMAGES, min(IMAGES, int(asked.counts.sum()) // max(1, len(drawn))))
+    counts = np.minimum(table.counts[drawn], each)
     few = replace(table, ids=table.ids[drawn], starts=table.starts[drawn], counts=counts, names=())
     if len(few) < 2 or not has_background(method):
         return None

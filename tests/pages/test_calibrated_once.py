@@ -11,6 +11,8 @@ from pipeline.evaluation.model import Model
 from pipeline.evaluation.spread import EmbeddedSplits
 from pipeline.model import build_model
 from pipeline.pages import strangers
+from pipeline.pages.card import MOST_IMAGES, draw_card
+from pipeline.pages.pictures import draw_pictures
 from pipeline.pages.strangers import calibrate_run
 
 TRAINED = {"validation": {"split": "val", "seed": 3}, "train": {"split": "train"}}
@@ -43,6 +45,32 @@ def test_the_cluster_calibrates_alike(ray_session, glyphs, norm, monkeypatch):
         assert a.threshold == pytest.approx(b.threshold, rel=1e-3, abs=1e-4)
         assert a.accuracy == pytest.approx(b.accuracy, abs=0.005)
     assert len(calls) == (2 if norm == "batch" else 0)  # the background alone: the split was embedded by evaluation
+
+
+def test_calibration_and_card_embed_at_most_twice_what_an_evaluation_does(ray_session, glyphs, monkeypatch):
+    """Of 2,800 images. What they cost at 224 x 224 is what these go through the network for."""
+    subject, dataset = model("batch", glyphs), Dataset(glyphs)
+    tables, here, build = [], [], Model.build
+
+    def built(self):
+        method, preprocess = build(self)
+        method.backbone.register_forward_hook(lambda module, given, out: here.append(len(given[0])))
+        return method, preprocess
+
+    monkeypatch.setattr(Model, "build", built)
+    monkeypatch.setattr("pipeline.evaluation.spread.embed_table", _counted(tables))
+    once, protocol = EmbeddedSplits(subject), EpisodicProtocol(glyphs, "test", 5, 1, 5, episodes=400)
+    [result] = evaluate(subject, [protocol], once=once)
+    first, images = len(tables), [int(given[3].counts.sum()) for given in tables]
+    calibration = calibrate_run(*subject.build(), dataset, TRAINED, once)
+    embeddings = once.of(glyphs, "test", MOST_IMAGES)
+    assert calibration is not None and embeddings is not None
+    origin = {"run": "run", "step": 0, "untrained": [], "arguments": []}
+    draw_card(*subject.build(), dataset, protocol, result.accuracies, origin, 1.0, embeddings)
+    draw_pictures(*subject.build(), dataset, "test", [{"model": "run", **result.summary()}], embeddings)
+    more = [int(given[3].counts.sum()) for given in tables[first:]]
+    assert sum(here) == 0, "none goes through the network of the driver"
+    assert 0 < sum(more) <= 2 * sum(images), (more, images)
 
 
 def _counted(calls: list):

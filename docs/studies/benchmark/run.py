@@ -26,7 +26,7 @@ from pipeline.training.cluster import start_ray
 
 # Every theme registers its rows when it is imported.
 from . import (  # noqa: F401  # isort: skip
-    campaign, distributed, evaluation, features, gpu, ingest, memory, startup, step, stream,
+    campaign, distributed, evaluation, features, gpu, ingest, memory, photographs, startup, step, stream,
 )  # fmt: skip
 
 
