@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ from pipeline.data.dataset import Dataset, class_table
 from pipeline.data.episodes import EpisodeSpec, Plan, bounds, plan_episodes
 from pipeline.data.features import Pictures
 from pipeline.data.manifest import FEATURES
-from pipeline.evaluation.embedded import Embeddings, class_features
+from pipeline.evaluation.embedded import Embeddings, class_features, given_embeddings
 from pipeline.methods.base import Method
 from pipeline.nets.preprocess import Preprocess
 
@@ -41,7 +42,7 @@ def draw_pictures(
     points, variance = project(features)
     labels = np.repeat(np.arange(len(chosen)), each)
     names = [manifest.class_names[index // len(manifest.rotations)] for index in table.ids[chosen]]
-    episode = _episode(method, preprocess, dataset, split)
+    episode = _episode(method, preprocess, dataset, split, embeddings)
     unseen = f"Classes of split {split!r} that training never saw"
     out = {}
     kinds: tuple[Literal["svg", "png"], ...] = ("svg", "png")
@@ -53,7 +54,9 @@ def draw_pictures(
     return out
 
 
-def _episode(method: Method, preprocess: Preprocess, dataset: Dataset, split: str) -> dict[str, Any] | None:
+def _episode(
+    method: Method, preprocess: Preprocess, dataset: Dataset, split: str, embeddings: Embeddings | None
+) -> dict[str, Any] | None:
     """The first 1-shot episode of a split and the method's answers; None where the split cannot serve one."""
     table = class_table(dataset.manifest, split)
     spec = EpisodeSpec(method.fixed_way or min(5, len(table)), 1, QUERIES)
@@ -62,9 +65,14 @@ def _episode(method: Method, preprocess: Preprocess, dataset: Dataset, split: st
     plan = plan_episodes(table, spec, 0, np.asarray([0]))
     batch = to_batch(plan, torch.from_numpy(dataset.gather(plan.rows)), dataset.manifest.rotations)
     assert isinstance(batch, Episodes)
-    with torch.no_grad():
-        state = method.adapt(preprocess(batch.support), batch.support_labels, batch.way)
-        answers = method.classify(state, preprocess(batch.query)).argmax(-1)
+    if embeddings is None:
+        support, query = preprocess(batch.support), preprocess(batch.query)
+    else:
+        device = next(method.parameters(), torch.empty(0)).device
+        support, query = embeddings.of(plan).to(device).tensor_split([plan.support], dim=1)
+    with torch.no_grad(), nullcontext() if embeddings is None else given_embeddings(method):
+        state = method.adapt(support, batch.support_labels, batch.way)
+        answers = method.classify(state, query).argmax(-1)
     shown = batch if dataset.manifest.encoding != FEATURES else to_batch(plan, _behind(dataset, plan), [0])
     assert isinstance(shown, Episodes)
     return {
