@@ -13,7 +13,7 @@ from pipeline.pages.report import report
 
 
 def dispatch(raw: Config) -> dict[str, Any]:
-    own = raw.get("what") in ("results", "reproduction", "campaign", "embeddings")
+    own = raw.get("what") in ("results", "readme", "reproduction", "campaign", "embeddings")  # readme: results, before
     return (study("report", "report") if own else report)(raw)
 
 
