@@ -10,7 +10,7 @@ from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.batch import Batch
 from pipeline.data.dataset import ClassTable, Dataset, class_table
@@ -142,10 +142,20 @@ def _embeddings(learner: Learner, dataset: Dataset, table: ClassTable, images: i
         whole = range(int(table.counts.sum()))
         values = embed_part(method.backbone, learner.preprocess, dataset, table, whole, learner.device)
     found = Embeddings(values, table)
-    weights = list(method.backbone.parameters())  # without any, it may keep what it learns elsewhere: in buffers
-    if learner.config.steps == 0 or (weights and not any(p.requires_grad for p in weights)):
+    if learner.config.steps == 0 or _stays(method.backbone):
         learner.embeddings = found
     return found
+
+
+def _stays(backbone: nn.Module) -> bool:
+    """Whether training leaves a network as it is: none of its weights is trained, and nothing else moves.
+
+    One without weights may keep what it learns in buffers, and averages of batch-norm move without a gradient.
+    """
+    mode, weights = backbone.training, list(backbone.parameters())
+    moves = any(m.training and getattr(m, "running_mean", None) is not None for m in backbone.train().modules())
+    backbone.train(mode)
+    return bool(weights) and not moves and not any(p.requires_grad for p in weights)
 
 
 def choose_candidate(learner: Learner, dataset: Dataset, workers: Workers) -> None:

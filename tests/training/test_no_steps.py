@@ -68,11 +68,15 @@ class Averaging(nn.Module):
         return found - self.mean
 
 
-@pytest.mark.parametrize(("kind", "stays"), [("frozen", True), ("trained", False), ("without parameters", False)])
+@pytest.mark.parametrize(
+    ("kind", "stays"),
+    [("frozen", True), ("trained", False), ("without parameters", False), ("averages of batch-norm move", False)],
+)
 def test_only_a_frozen_network_is_taken_to_stay_as_it_is(small_run, kind: str, stays: bool) -> None:
-    config, _, run = prepare(small_run("prototypical", "validation.episodes=200"))
+    network = [] if kind == "averages of batch-norm move" else ["backbone=mlp", "backbone.widths=[4]"]
+    config, _, run = prepare(small_run("prototypical", "validation.episodes=200", *network))
     dataset, learner = Dataset(config.dataset_uri), Learner(config, run.spec)
-    if kind == "frozen":
+    if kind in ("frozen", "averages of batch-norm move"):
         learner.method.backbone.requires_grad_(False)
     if kind == "without parameters":
         learner.method.backbone = Averaging()
