@@ -135,7 +135,12 @@ class Rate:
     @property
     def borne_out(self) -> bool:
         """Whether validation says, with 95 % confidence, that no more than :data:`MOST` times as many pass."""
-        return self.passed.high <= MOST * self.asked
+        return borne_out(self.passed.high, self.asked)
+
+
+def borne_out(high: float, asked: float) -> bool:
+    """Whether the upper end of a share's interval keeps to :data:`MOST` times what was asked for."""
+    return high <= MOST * asked
 
 
 def measure_rates(enrolled: Asked, strangers: Asked, shares: Sequence[float], seed: int = 0) -> tuple[Rate, ...]:

@@ -15,7 +15,7 @@ from pipeline.charts.accuracy import accuracy_by_shot, error_rates, learning_cur
 from pipeline.charts.classes import projection
 from pipeline.commands import command
 from pipeline.inference.calibration import FEWEST, REPORTED
-from pipeline.inference.rates import MOST
+from pipeline.inference.rates import MOST, borne_out
 from pipeline.pages.card import CARD, SHEET
 from pipeline.pages.facts import Calibration, Card, Decision, Failure, Point, Result, checked
 from pipeline.pages.images import Sheet
@@ -260,7 +260,7 @@ def _strangers(points: Sequence[Point]) -> Table | None:
                 cells.append(Cell("too few strangers"))
             else:
                 refused, passed = (f"{100 * s.low:.1f} to {100 * s.high:.1f}" for s in (rate.refused, rate.passed))
-                kept = rate.passed.high <= MOST * asked
+                kept = borne_out(rate.passed.high, asked)
                 doubt = "" if kept else f"; too few classes to promise {100 * asked:g} %"
                 cell = share(rate.refused.value, note=f"{refused}; strangers that pass {passed}{doubt}")
                 cells.append(cell if kept else replace(cell, mark="warn"))
@@ -268,7 +268,7 @@ def _strangers(points: Sequence[Point]) -> Table | None:
     header = ["classes", "images each", "score", "AUROC, %", "OSCR, %"]
     header += [f"enrolled that fail at {100 * asked:.0f} % of strangers, %" for asked in REPORTED]
     caption = "How strangers are told, with 95 % intervals over classes that no threshold was set on"
-    doubted = [p for p in points for r in p.rates if r.asked in REPORTED and r.passed.high > MOST * r.asked]
+    doubted = [p for p in points for r in p.rates if r.asked in REPORTED and not borne_out(r.passed.high, r.asked)]
     if doubted:
         fewest = max(p.stranger_classes for p in doubted)
         caption += f"; what is marked is no promise: {fewest} validation classes or fewer leave room for more than "
