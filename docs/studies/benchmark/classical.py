@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -54,16 +55,15 @@ def classical(bench: Bench) -> Iterator[Finding]:
     names = [PLAIN, PAGES, KEPT] + ([HALF] if instructions else [])
     for shape in SHAPES:
         steps = bench.count(840 // shape[-1], 2)
-        sides = {
-            name: Apart(classical_steps, steps, shape, name == HALF, threads=os.cpu_count() or 1,
-                        allocator=ALLOCATORS.get(name))
-            for name in names
-        }  # fmt: skip
-        try:
+        with ExitStack() as stack:
+            sides = {
+                name: stack.enter_context(
+                    Apart(classical_steps, steps, shape, name == HALF, threads=os.cpu_count() or 1,
+                          allocator=ALLOCATORS.get(name))
+                )
+                for name in names
+            }  # fmt: skip
             found: dict[str, Any] = dict(interleaved(sides, bench.repetitions))
-        finally:
-            for side in sides.values():
-                side.__exit__()
         times, faults, peak = ({name: [f[k] for f in values] for name, values in found.items()} for k in range(3))
         what = f"classical step of {IMAGES} images {shape[1]}x{shape[2]}x{shape[0]}, Conv-4-64, all cores"
         yield ratio(f"{what}: memory as PyTorch comes against memory kept", times, (PLAIN, KEPT), "ms")
