@@ -73,13 +73,14 @@ class _Window:
 
 
 def make_planner(config: TrainConfig, dataset: Dataset, method: type[Method] | Method) -> Planner:
-    """Episodes, images or both, by the method's regime; what the split cannot serve is refused."""
+    """Episodes, images or both, by the method's regime; what the split cannot serve is refused, if there is a step."""
     train = config.train
     if method.regime == "classical":
         return _image_planner(config, dataset)
     table = class_table(dataset.manifest, train.split)
     spec = train.spec(train.meta_batch_size, train.balanced_query)
-    check_spec(table, spec, "train")
+    if config.steps:
+        check_spec(table, spec, "train")
     images = _image_planner(config, dataset) if method.regime == "both" else None
     return EpisodePlanner(table, spec, config.seed, images, _views(config, dataset))
 

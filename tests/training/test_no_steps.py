@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from pipeline.data.dataset import Dataset, class_table
+from pipeline.errors import PipelineError
 from pipeline.model import build_model
 from pipeline.training import loop
 from pipeline.training.launch import prepare
@@ -28,6 +29,13 @@ def test_no_steps(small_run, method: str, schedule: str) -> None:
     first = build_model(run.spec).state_dict()
     changed = {name for name, tensor in first.items() if not torch.equal(tensor, weights[name])}
     assert changed == ({"mean"} if method == "simple_shot" else set()), "a summary of the training images, no weights"
+
+
+def test_episodes_that_nobody_draws_need_no_images(small_run) -> None:
+    """A network that trains on nothing is measured on a dataset whose classes are too small for training episodes."""
+    with pytest.raises(PipelineError, match=r"train.shot \+ train.query = 1 \+ 500"):
+        prepare(small_run("prototypical", "steps=1", "train.query=500"))
+    prepare(small_run("prototypical", "steps=0", "train.query=500"))
 
 
 @pytest.mark.parametrize("steps", [0, 40])
