@@ -14,7 +14,7 @@ from typing import Any
 _PAUSE = 0.02  # seconds
 
 # Ray Data warns here that it has no progress bars where none are asked for. Another name: the warning is seen.
-DATA_PROGRESS_LOGGER = "ray.data._internal.progress"
+_DATA_PROGRESS_LOGGER = "ray.data._internal.progress"
 
 
 def autoscaler_limits() -> dict[str, float]:
@@ -61,6 +61,16 @@ def node_is_draining() -> bool:
         return False
     except (ImportError, AttributeError):
         return _without(False, "word of nodes that are drained")
+
+
+def one_block_each(items: list[dict[str, Any]]) -> Any:
+    """A Ray Data dataset of one block an item, which says nothing of itself."""
+    import ray
+
+    dataset = ray.data.from_items(items, override_num_blocks=len(items))
+    logging.getLogger("ray.data").setLevel(logging.WARNING)  # making a dataset sets it to INFO
+    logging.getLogger(_DATA_PROGRESS_LOGGER).setLevel(logging.ERROR)
+    return dataset
 
 
 def rest_between_turns(context: Any) -> None:

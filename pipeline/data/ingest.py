@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import gc
 import json
-import logging
 import os
 import pickle
 import sys
@@ -30,14 +29,14 @@ from pydantic import Field
 from pipeline import store
 from pipeline.config import Section, validate
 from pipeline.data.dataset import read_manifest
-from pipeline.data.ingest_tasks import Layout, Written, read_order, rewrite, write_chunks, write_order
-from pipeline.data.manifest import Manifest
+from pipeline.data.ingest_tasks import Layout, Rows, Written, read_order, rewrite, write_chunks, write_order
+from pipeline.data.manifest import Manifest, ShardInfo
 from pipeline.data.sources.base import HARMLESS, Plan, Report, Skip, Source, small_class
 from pipeline.data.sources.by_kind import make_source
-from pipeline.data.write import Moments, Target, make_manifest
+from pipeline.data.write import ClassSums, Target, make_manifest
 from pipeline.errors import PipelineError
 from pipeline.files import file_sha256
-from pipeline.ray_internals import DATA_PROGRESS_LOGGER
+from pipeline.ray_internals import one_block_each
 from pipeline.ray_start import address_of, join, start_here
 
 SKIPPED_NAME = "skipped.json"
@@ -84,19 +83,23 @@ def ingest(config: Mapping[str, Any], progress: bool = True) -> Manifest:
             checksums = pool.submit(_checksums, plan.archives)
             _write_all(source, plan, layout, target, progress, written)
             skipped = plan.skipped + [skip for part in written for skip in part.rows.skipped]
-            duplicates = find_duplicates(plan, written)
-            dropped: set[tuple[int, int]] = set()
+            if not any(part.rows.names for part in written):
+                raise PipelineError(f"data.source holds no usable images{_examples(_held(skipped))}")
+            rows = Rows.join([part.rows for part in written])
+            stays = np.ones(len(rows.names), dtype=bool)
+            duplicates = _duplicates(plan, rows)
             if not source.keep_duplicates:
-                skipped += [skip for _, _, skip in duplicates]
-                dropped = {(position, row) for position, row, _ in duplicates}
-            _refuse_many(skipped, sum(len(part.rows.names) for part in written), settings)
-            small = find_small(plan, written, dropped, source.min_images)
-            skipped += [skip for _, skip in small]
-            dropped |= {place for places, _ in small for place in places}
-            _drop(dropped, written, layout, target, progress)
+                skipped += duplicates.values()
+                stays[list(duplicates)] = False
+            _refuse_many(skipped, len(stays), settings)
+            counts = np.bincount(rows.classes[stays], minlength=len(plan.classes))
+            small = np.flatnonzero((counts > 0) & (counts < source.min_images)).tolist()
+            skipped += [small_class(plan.classes[n], counts[n], source.min_images) for n in small]
+            stays &= ~np.isin(rows.classes, small)
+            _rewrite(written, stays, layout, target, progress)
             plan.source["archives"] = checksums.result()
-        kept = [skip for _, _, skip in duplicates] if source.keep_duplicates else []
-        manifest = _manifest(settings, plan, layout, written, skipped)
+        kept = [*duplicates.values()] if source.keep_duplicates else []
+        manifest = _manifest(settings, plan, layout, rows.where(stays), [part.shard for part in written], skipped)
         with store.writing(settings.uri, "data.root"):
             target.commit(manifest, {SKIPPED_NAME: _skipped_file(skipped, kept)})
         return manifest
@@ -117,36 +120,19 @@ def _kept_splits(target: Target, report: Report) -> dict[str, str]:
     return {manifest.class_names[number]: split for split, names in manifest.splits.items() for number in names}
 
 
-def find_duplicates(plan: Plan, written: list[Written]) -> list[tuple[int, int, Skip]]:
-    """Images whose content came before: position in ``written``, row in that shard, and which image it repeats."""
-    first: dict[bytes, tuple[str, int]] = {}
-    found = []
-    for position, part in enumerate(written):
-        rows = part.rows
-        for row, (digest, name, number) in enumerate(zip(rows.digests, rows.names, rows.classes.tolist(), strict=True)):
-            image = (name, number)
-            original, owner = before = first.setdefault(digest, image)
-            if before is not image:
-                reason = "duplicate_in_class" if owner == number else "duplicate_across_classes"
-                skip = Skip(name, plan.classes[number], reason, f"is {original} of class {plan.classes[owner]}")
-                found.append((position, row, skip))
+def _duplicates(plan: Plan, rows: Rows) -> dict[int, Skip]:
+    """Images whose content came before, by their row: each tells which image it repeats."""
+    first: dict[bytes, int] = {}
+    found = {}
+    numbers = rows.classes.tolist()
+    for row, digest in enumerate(rows.digests):
+        original = first.setdefault(digest, row)
+        if original != row:
+            number, owner = numbers[row], numbers[original]
+            reason = "duplicate_in_class" if owner == number else "duplicate_across_classes"
+            detail = f"is {rows.names[original]} of class {plan.classes[owner]}"
+            found[row] = Skip(rows.names[row], plan.classes[number], reason, detail)
     return found
-
-
-def find_small(
-    plan: Plan, written: list[Written], dropped: set[tuple[int, int]], least: int
-) -> list[tuple[list[tuple[int, int]], Skip]]:
-    """Classes that have too few images without those ``dropped``: where their images are (position, row), and why."""
-    places: dict[int, list[tuple[int, int]]] = {}
-    for position, part in enumerate(written):
-        for row, number in enumerate(part.rows.classes.tolist()):
-            if (position, row) not in dropped:
-                places.setdefault(number, []).append((position, row))
-    return [
-        (found, small_class(plan.classes[number], len(found), least))
-        for number, found in sorted(places.items())
-        if len(found) < least
-    ]
 
 
 def _write_all(
@@ -184,25 +170,23 @@ def _result(row: dict[str, Any]) -> Written:
     return result
 
 
-def _drop(places: set[tuple[int, int]], written: list[Written], layout: Layout, target: Target, progress: bool) -> None:
-    """Replace the shards that hold images to leave out (position in ``written``, row) by shards without them."""
-    if not places:
+def _rewrite(written: list[Written], stays: np.ndarray, layout: Layout, target: Target, progress: bool) -> None:
+    """Replace the shards that hold images to leave out by shards without them; ``stays``: bool, of every row."""
+    ends = np.cumsum([len(part.rows.names) for part in written])
+    of_shards = np.split(stays, ends[:-1])
+    changed = [position for position, mask in enumerate(of_shards) if not mask.all()]
+    if not changed:
         return
-    dropped: dict[int, set[int]] = {}
-    for position, row in sorted(places):
-        dropped.setdefault(position, set()).add(row)
-    work = [{"work": pickle.dumps((written[position], rows))} for position, rows in dropped.items()]
+    work = [{"work": pickle.dumps((written[position], of_shards[position]))} for position in changed]
     where: dict[str, Any] = {"layout": layout, "place": target.place, "current": target.current}
     done = _dataset(work, progress).map_batches(partial(rewrite, **where), batch_size=1)
-    for changed, result in zip(dropped, done.iter_rows(), strict=True):
-        written[changed] = _result(result)
+    for position, result in zip(changed, done.iter_rows(), strict=True):
+        written[position] = _result(result)
 
 
 def _dataset(items: list[dict[str, Any]], progress: bool) -> ray.data.Dataset:
     """One block an item, in order."""
-    dataset = ray.data.from_items(items, override_num_blocks=len(items))
-    logging.getLogger("ray.data").setLevel(logging.WARNING)  # making a dataset sets it to INFO
-    logging.getLogger(DATA_PROGRESS_LOGGER).setLevel(logging.ERROR)  # it warns where there are no bars
+    dataset = one_block_each(items)
     dataset.context.execution_options.preserve_order = True
     # Of two cores it would keep half a one for the writers, and so one of them idle while there is nothing to write.
     dataset.context.op_resource_reservation_enabled = False
@@ -212,11 +196,14 @@ def _dataset(items: list[dict[str, Any]], progress: bool) -> ray.data.Dataset:
     return dataset
 
 
+def _held(skipped: list[Skip]) -> list[Skip]:
+    """What speaks against the input."""
+    return [skip for skip in skipped if skip.reason not in HARMLESS]
+
+
 def _refuse_many(skipped: list[Skip], images: int, settings: IngestConfig) -> None:
-    held = [skip for skip in skipped if skip.reason not in HARMLESS]
+    held = _held(skipped)
     total = images + sum(not skip.reason.startswith("duplicate") for skip in held)
-    if not images:
-        raise PipelineError(f"data.source holds no usable images{_examples(held)}")
     if len(held) > settings.max_skipped_fraction * total:
         raise PipelineError(
             f"{len(held):,} of {total:,} files cannot be used, more than max_skipped_fraction="
@@ -227,7 +214,7 @@ def _refuse_many(skipped: list[Skip], images: int, settings: IngestConfig) -> No
 def _examples(skipped: list[Skip]) -> str:
     if not skipped:
         return ""
-    counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(_counts(skipped).items()))
+    counts = ", ".join(f"{count:,} {reason}" for reason, count in _counts(skipped).items())
     return f": {counts}; the first is {skipped[0].file} ({skipped[0].detail or skipped[0].reason})"
 
 
@@ -236,17 +223,15 @@ def _counts(skipped: list[Skip]) -> dict[str, int]:
 
 
 def _manifest(
-    settings: IngestConfig, plan: Plan, layout: Layout, written: list[Written], skipped: list[Skip]
+    settings: IngestConfig,
+    plan: Plan,
+    layout: Layout,
+    rows: Rows,
+    written: list[ShardInfo | None],
+    skipped: list[Skip],
 ) -> Manifest:
-    channels = layout.shape[0]
-    counts = np.zeros(len(plan.classes), dtype=np.int64)
-    totals, squares = (np.zeros((len(plan.classes), channels), dtype=np.int64) for _ in range(2))
-    for part in written:
-        np.add.at(counts, part.rows.classes, 1)
-        np.add.at(totals, part.rows.classes, part.rows.totals)
-        np.add.at(squares, part.rows.classes, part.rows.squares)
-    area = layout.shape[1] * layout.shape[2]
-    present = {name: number for number, name in enumerate(plan.classes) if counts[number]}
+    sums = ClassSums.of(len(plan.classes), rows.classes, rows.totals, rows.squares)
+    present = {name for name, count in zip(plan.classes, sums.counts, strict=True) if count}
     small = {skip.class_name for skip in skipped if skip.reason == "small_class"}
     empty = [name for name in plan.classes if name not in present and name not in small]
     skipped += [Skip("", name, "empty_class", "no usable image") for name in empty]
@@ -257,18 +242,11 @@ def _manifest(
                 f"split {split!r} has no class with usable images; see the class folders, the splits or "
                 "data.source.min_images"
             )
+    shards = [shard for shard in written if shard]
     return make_manifest(
-        settings.data.name,
-        layout.shape,
-        layout.encoding,
-        {name: int(counts[number]) for name, number in present.items()},
-        splits,
-        {name: Moments(int(counts[n]) * area, totals[n].tolist(), squares[n].tolist()) for name, n in present.items()},
-        [part.shard for part in written if part.shard],
-        plan.rotations,
-        plan.source,
-        _counts(skipped),
-    )
+        settings.data.name, layout.shape, layout.encoding, plan.classes, sums, splits, shards, plan.rotations,
+        plan.source, _counts(skipped),
+    )  # fmt: skip
 
 
 def _skipped_file(skipped: list[Skip], kept: list[Skip]) -> bytes:

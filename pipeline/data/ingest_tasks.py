@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -70,16 +70,11 @@ class Rows:
             [skip for part in parts for skip in part.skipped],
         )
 
-    def without(self, dropped: set[int]) -> Rows:
-        kept = [row for row in range(len(self.names)) if row not in dropped]
-        return replace(
-            self,
-            classes=self.classes[kept],
-            names=[self.names[row] for row in kept],
-            digests=[self.digests[row] for row in kept],
-            totals=self.totals[kept],
-            squares=self.squares[kept],
-        )
+    def where(self, stays: np.ndarray) -> Rows:
+        """The rows that stay: bool [n]."""
+        kept = np.flatnonzero(stays).tolist()
+        names, digests = [self.names[row] for row in kept], [self.digests[row] for row in kept]
+        return Rows(self.classes[kept], names, digests, self.totals[kept], self.squares[kept], self.skipped)
 
 
 @dataclass(frozen=True)
@@ -126,21 +121,18 @@ def write_chunks(table: pa.Table, layout: Layout, place: str, current: str | Non
 
 
 def rewrite(batch: dict[str, np.ndarray], layout: Layout, place: str, current: str | None) -> dict[str, list[bytes]]:
-    """Ray Data map: a shard and the rows to drop from it, to a shard without them."""
-    written, dropped = pickle.loads(batch["work"][0])
-    rows = written.rows.without(dropped)
-    kept = np.asarray([row for row in range(written.shard.rows) if row not in dropped], dtype=np.int64)
+    """Ray Data map: a shard and which of its rows stay, bool [rows], to a shard of those."""
+    written, stays = pickle.loads(batch["work"][0])
     where = store.join(place, written.shard.file)
     if current is not None and not store.exists(where):  # it was there before
         where = store.join(current, written.shard.file)
-    content = store.read_bytes(where)
-    table = pa.ipc.open_file(io.BytesIO(content)).read_all()
+    table = pa.ipc.open_file(io.BytesIO(store.read_bytes(where))).read_all()
     if layout.encoding == "raw":
         images = table.column(shards.COLUMN).combine_chunks()
-        table = shards.raw_table(images.to_numpy_ndarray()[kept])
+        table = shards.raw_table(images.to_numpy_ndarray()[stays])
     else:
-        table = table.take(pa.array(kept))
-    return _written(place, table if len(kept) else None, rows, written.chunks, current)
+        table = table.filter(pa.array(stays))
+    return _written(place, table if stays.any() else None, written.rows.where(stays), written.chunks, current)
 
 
 def _written(

@@ -23,6 +23,10 @@ def shard_name(digest: str) -> str:
     return f"shard-{digest[:16]}.arrow"
 
 
+def is_shard(name: str) -> bool:
+    return name.startswith("shard-") and name.endswith(".arrow")
+
+
 def raw_table(images: np.ndarray) -> pa.Table:
     """Images uint8 [N, C, H, W], or features float32 [N, D, 1, 1], as a one-column table, without a copy."""
     images = np.ascontiguousarray(images, dtype=None if images.dtype == np.float32 else np.uint8)

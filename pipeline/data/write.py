@@ -6,15 +6,17 @@ import fcntl
 import math
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline import store
-from pipeline.data import png, shards
+from pipeline.data import shards
+from pipeline.data.dataset import read_manifest
 from pipeline.data.manifest import MANIFEST_NAME, Manifest, ShardInfo
 from pipeline.errors import PipelineError
 from pipeline.files import sha256
@@ -57,9 +59,6 @@ class Target:
         """The folder or prefix of the dataset that is replaced: its shards that do not change stay where they are."""
         return self.uri if store.exists(store.join(self.uri, MANIFEST_NAME)) else None
 
-    def write_file(self, name: str, content: bytes) -> None:
-        store.write_bytes(store.join(self.place, name), content)
-
     def commit(self, manifest: Manifest, files: Mapping[str, bytes] | None = None) -> None:
         """Make the dataset visible; ``files`` (name -> content) are put beside the manifest, before it."""
         self._refuse_existing()
@@ -71,7 +70,7 @@ class Target:
             self._replace(manifest, files or {})
         else:
             for name, content in {**(files or {}), MANIFEST_NAME: manifest.to_json().encode()}.items():
-                self.write_file(name, content)
+                store.write_bytes(store.join(self.place, name), content)
             _remove_other_shards(self.place, manifest)
             self._staging.rename(self._final)
         self.leave()
@@ -83,7 +82,8 @@ class Target:
             shutil.rmtree(self._staging, ignore_errors=True)
             self.leave()
         elif store.is_remote(self.uri):
-            _remove_shards(self.uri, {shard.file for shard in written} - _known_shards(self.uri))
+            kept = read_manifest(self.uri).shards if self.current else []
+            _remove_shards(self.uri, {shard.file for shard in written} - {shard.file for shard in kept})
 
     def _replace(self, manifest: Manifest, files: Mapping[str, bytes]) -> None:
         if self._staging is not None:
@@ -108,178 +108,98 @@ class Target:
             self._lock = None
 
 
-class DatasetWriter:
-    """Writes classes, one after the other, as a dataset; use as a context manager and end with ``finish``.
-
-    Rows are packed into shards of about ``shard_bytes``, whatever the sizes in which they arrive: at most one shard
-    is held in memory. Leaving the context without ``finish`` removes everything.
-    """
-
-    def __init__(
-        self,
-        uri: str,
-        name: str,
-        shape: tuple[int, int, int],
-        encoding: str = "raw",
-        shard_bytes: int = SHARD_BYTES,
-        overwrite: bool = False,
-    ) -> None:
-        self.name, self.shape, self.encoding, self.shard_bytes = name, shape, encoding, shard_bytes
-        self.counts: dict[str, int] = {}
-        self._target = Target(uri, overwrite)
-        self._moments: dict[str, Moments] = {}
-        self._pending: list[Any] = []  # arrays of rows when raw, files as bytes when encoded
-        self._pending_rows = self._pending_bytes = 0
-        self._shards: list[ShardInfo] = []
-        self._finished = False
-
-    def __enter__(self) -> DatasetWriter:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if not self._finished:
-            self._target.abort(self._shards)
-
-    def add(self, name: str, rows: np.ndarray | Sequence[bytes]) -> None:
-        """Append images to class ``name``: uint8 [n, C, H, W] when raw, image files as bytes when encoded.
-
-        A class may arrive in several consecutive parts.
-        """
-        if name in self.counts and name != next(reversed(self.counts)):
-            raise ValueError(f"class {name!r} was finished before; its images must follow each other")
-        pixels = self._pixels(name, rows)
-        self.counts[name] = self.counts.get(name, 0) + len(rows)
-        self._moments[name] = self._moments.get(name, Moments.zero(self.shape[0])) + Moments.of(pixels)
-        if self.encoding == "raw":
-            self._add_raw(pixels)
-        else:
-            for content in rows:
-                self._pending.append(content)
-                self._pending_rows += 1
-                self._pending_bytes += len(content)
-                if self._pending_bytes >= self.shard_bytes:
-                    self._flush()
-
-    def finish(
-        self,
-        splits: Mapping[str, Sequence[str]],
-        rotations: Sequence[int] = (0,),
-        source: Mapping[str, Any] | None = None,
-        skipped: Mapping[str, int] | None = None,
-        files: Mapping[str, bytes] | None = None,
-    ) -> Manifest:
-        """Write the manifest, which makes it a dataset. ``splits`` lists the class names of every split."""
-        self._flush()
-        manifest = make_manifest(
-            self.name, self.shape, self.encoding, self.counts, splits, self._moments, self._shards,
-            rotations, source or {}, skipped or {},
-        )  # fmt: skip
-        self._target.commit(manifest, files)
-        self._finished = True
-        return manifest
-
-    def _pixels(self, name: str, rows: np.ndarray | Sequence[bytes]) -> np.ndarray:
-        if self.encoding == "raw":
-            pixels = np.asarray(rows)
-        else:
-            pixels = np.stack([png.decode(content, self.shape) for content in rows])
-        if pixels.dtype != np.uint8 or pixels.shape[1:] != self.shape:
-            raise PipelineError(
-                f"images of class {name!r} are {pixels.dtype} {list(pixels.shape[1:])}, not uint8 {list(self.shape)}"
-            )
-        return pixels
-
-    def _add_raw(self, pixels: np.ndarray) -> None:
-        capacity = rows_per_shard(self.shape, self.shard_bytes)
-        while len(pixels):
-            part = pixels[: capacity - self._pending_rows]
-            self._pending.append(part)
-            self._pending_rows += len(part)
-            pixels = pixels[len(part) :]
-            if self._pending_rows == capacity:
-                self._flush()
-
-    def _flush(self) -> None:
-        if not self._pending_rows:
-            return
-        raw = self.encoding == "raw"
-        table = shards.raw_table(np.concatenate(self._pending)) if raw else shards.encoded_table(self._pending)
-        self._shards.append(write_shard(self._target.place, table, self._target.current))
-        self._pending, self._pending_rows, self._pending_bytes = [], 0, 0
-
-
 def write_dataset(
     uri: str,
     name: str,
-    classes: Iterable[tuple[str, np.ndarray | Sequence[bytes]]],
+    classes: Iterable[tuple[str, np.ndarray]],
     splits: Mapping[str, Sequence[str]],
     rotations: Sequence[int] = (0,),
     shard_bytes: int = SHARD_BYTES,
-    encoding: str = "raw",
-    source: Mapping[str, Any] | None = None,
-    skipped: Mapping[str, int] | None = None,
-    shape: tuple[int, int, int] | None = None,
     overwrite: bool = False,
 ) -> Manifest:
-    """Write ``classes`` (name, uint8 [n, C, H, W] or image files as bytes) as a dataset at ``uri``.
+    """Write ``classes`` (name, uint8 [n, C, H, W]) as a dataset at ``uri``, in this process.
 
-    ``shape`` (C, H, W) is that of the first raw images unless given; encoded images need it.
+    A class may arrive in several consecutive parts. Rows are packed into shards of about ``shard_bytes``, whatever the
+    sizes in which they arrive: at most one shard is held in memory. What fails leaves nothing.
     """
-    writer: DatasetWriter | None = None
+    remaining = iter(classes)
+    first = next(remaining, None)
+    if first is None:
+        raise PipelineError(f"dataset {name!r} has no classes: nothing to write")
+    shape = np.asarray(first[1]).shape[1:]
+    names: list[str] = []
+    sums: list[tuple[np.ndarray, ...]] = []  # of every part: the number of its class, and those of its rows' pixels
+
+    def parts() -> Iterator[np.ndarray]:
+        for class_name, rows in chain([first], remaining):
+            images = np.asarray(rows)
+            if images.dtype != np.uint8 or images.shape[1:] != shape:
+                raise PipelineError(
+                    f"images of class {class_name!r} are {images.dtype} {list(images.shape[1:])}, "
+                    f"not uint8 {list(shape)}"
+                )
+            if not names or class_name != names[-1]:
+                if class_name in names:
+                    raise ValueError(f"class {class_name!r} was finished before; its images must follow each other")
+                names.append(class_name)
+            sums.append((np.full(len(images), len(names) - 1), *row_sums(images)))
+            yield images
+
+    target, written = Target(uri, overwrite), list[ShardInfo]()
     try:
-        for class_name, rows in classes:
-            if writer is None:
-                if shape is None:
-                    if encoding != "raw":
-                        raise ValueError("encoded images need their shape")
-                    shape = np.asarray(rows).shape[1:]
-                assert shape is not None
-                writer = DatasetWriter(uri, name, shape, encoding, shard_bytes, overwrite)
-            writer.add(class_name, rows)
-        if writer is None:
-            raise PipelineError(f"dataset {name!r} has no classes: nothing to write")
-        return writer.finish(splits, rotations, source, skipped)
-    finally:
-        if writer is not None:
-            writer.__exit__()
+        for images in _repacked(parts(), rows_per_shard(shape, shard_bytes)):
+            written.append(write_shard(target.place, shards.raw_table(images), target.current))
+        of_classes = ClassSums.of(len(names), *map(np.concatenate, zip(*sums, strict=True)))
+        manifest = make_manifest(name, shape, "raw", names, of_classes, splits, written, rotations, {}, {})
+        target.commit(manifest)
+    except BaseException:
+        target.abort(written)
+        raise
+    return manifest
 
 
-class Moments:
-    """Exact sums over pixels, so that mean and std depend neither on order nor on the machine."""
+def _repacked(parts: Iterable[np.ndarray], rows: int) -> Iterator[np.ndarray]:
+    """The rows of all ``parts`` in arrays of ``rows`` rows each; the last one may be shorter."""
+    held: list[np.ndarray] = []
+    for part in parts:
+        while len(part):
+            taken = part[: rows - sum(map(len, held))]
+            held.append(taken)
+            part = part[len(taken) :]
+            if sum(map(len, held)) == rows:
+                yield np.concatenate(held)
+                held = []
+    if held:
+        yield np.concatenate(held)
 
-    def __init__(self, pixels: int, total: Sequence[int], squares: Sequence[int]) -> None:
-        self.pixels = pixels  # per channel
-        self.total = [int(value) for value in total]
-        self.squares = [int(value) for value in squares]
+
+class ClassSums(NamedTuple):
+    """How many rows every class has, and exact sums over their pixels: mean and std depend neither on the order of the
+    rows nor on the machine."""
+
+    counts: np.ndarray  # [classes] int64
+    totals: np.ndarray  # [classes, C] int64: sums of pixels
+    squares: np.ndarray  # [classes, C] int64: sums of their squares
 
     @classmethod
-    def zero(cls, channels: int) -> Moments:
-        return cls(0, [0] * channels, [0] * channels)
+    def of(cls, classes: int, numbers: np.ndarray, totals: np.ndarray, squares: np.ndarray) -> ClassSums:
+        """From the class numbers [N] of rows and what :func:`row_sums` gives for them."""
+        sums = cls(np.bincount(numbers, minlength=classes), *np.zeros((2, classes, totals.shape[1]), dtype=np.int64))
+        np.add.at(sums.totals, numbers, totals)
+        np.add.at(sums.squares, numbers, squares)
+        return sums
 
-    @classmethod
-    def of(cls, images: np.ndarray) -> Moments:
-        """Sums of images uint8 [N, C, H, W]."""
-        rows, channels, height, width = images.shape
-        totals, squares = row_sums(images)
-        return cls(rows * height * width, totals.sum(axis=0), squares.sum(axis=0))
+    def mean_and_std(self, members: Sequence[int], area: int) -> tuple[list[float], list[float]]:
+        """Per channel over the classes ``members`` of images of ``area`` pixels, in units of 0..1.
 
-    def __add__(self, other: Moments) -> Moments:
-        return Moments(
-            self.pixels + other.pixels,
-            [a + b for a, b in zip(self.total, other.total, strict=True)],
-            [a + b for a, b in zip(self.squares, other.squares, strict=True)],
-        )
-
-    @property
-    def mean(self) -> list[float]:
-        """Per channel, in units of 0..1."""
-        return [total / (255 * self.pixels) for total in self.total]
-
-    @property
-    def std(self) -> list[float]:
-        """Population standard deviation per channel, in units of 0..1: sqrt(n Q - S^2) / (255 n), in integers."""
-        n = self.pixels
-        return [math.sqrt(n * q - s * s) / (255 * n) for s, q in zip(self.total, self.squares, strict=True)]
+        The population's standard deviation: sqrt(n Q - S^2) / (255 n), in integers that have no limit.
+        """
+        n = area * sum(self.counts[members].tolist())
+        if not n:
+            return [0.0] * self.totals.shape[1], [1.0] * self.totals.shape[1]
+        totals, squares = (list(map(sum, zip(*sums[members].tolist(), strict=True))) for sums in self[1:])
+        std = [math.sqrt(n * q - s * s) / (255 * n) for s, q in zip(totals, squares, strict=True)]
+        return [total / (255 * n) for total in totals], std
 
 
 def row_sums(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -294,7 +214,7 @@ def row_sums(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return totals, squares
 
 
-def rows_per_shard(shape: tuple[int, int, int], shard_bytes: int) -> int:
+def rows_per_shard(shape: Sequence[int], shard_bytes: int) -> int:
     return max(1, shard_bytes // math.prod(shape))
 
 
@@ -314,34 +234,38 @@ def _has(uri: str, digest: str) -> bool:
 
 def make_manifest(
     name: str,
-    shape: tuple[int, int, int],
+    shape: Sequence[int],
     encoding: str,
-    counts: Mapping[str, int],
+    classes: Sequence[str],
+    sums: ClassSums,
     splits: Mapping[str, Sequence[str]],
-    moments: Mapping[str, Moments],
     written: Sequence[ShardInfo],
     rotations: Sequence[int],
     source: Mapping[str, Any],
     skipped: Mapping[str, int],
 ) -> Manifest:
-    """The manifest of classes (name -> rows, in the order of their rows) with the statistics of the train split."""
-    number = {class_name: index for index, class_name in enumerate(counts)}
+    """The manifest of ``classes``, in the order of their rows, with the statistics of the train split.
+
+    Classes without rows are left out.
+    """
+    present = np.flatnonzero(sums.counts).tolist()
+    number = {classes[place]: index for index, place in enumerate(present)}
     for split, members in splits.items():
         for member in members:
             if member not in number:
                 raise PipelineError(f"split {split!r} of dataset {name!r} names class {member!r}, which has no images")
-    measured = Moments.zero(shape[0])
-    for member in splits.get("train", list(counts)):
-        measured = measured + moments[member]
+    trained = [present[number[member]] for member in splits.get("train", list(number))]
+    channels, height, width = map(int, shape)
+    mean, std = sums.mean_and_std(trained, height * width)
     return Manifest(
         name=name,
-        shape=(int(shape[0]), int(shape[1]), int(shape[2])),
+        shape=(channels, height, width),
         encoding=encoding,
-        class_names=list(counts),
-        class_counts=list(counts.values()),
+        class_names=list(number),
+        class_counts=sums.counts[present].tolist(),
         splits={split: [number[member] for member in members] for split, members in splits.items()},
-        mean=measured.mean if measured.pixels else [0.0] * shape[0],
-        std=measured.std if measured.pixels else [1.0] * shape[0],
+        mean=mean,
+        std=std,
         shards=list(written),
         rotations=list(rotations),
         source=dict(source),
@@ -367,21 +291,10 @@ def _lock(folder: Path, empty: bool) -> int:
     return lock
 
 
-def _is_shard(name: str) -> bool:
-    return name.startswith("shard-") and name.endswith(".arrow")
-
-
-def _known_shards(uri: str) -> set[str]:
-    where = store.join(uri, MANIFEST_NAME)
-    if not store.exists(where):
-        return set()
-    return {shard.file for shard in Manifest.from_json(store.read_bytes(where).decode(), where).shards}
-
-
 def _remove_other_shards(uri: str, manifest: Manifest) -> None:
     """Remove shards of an older version, of a killed writer, or of an ingest that wrote them again."""
     current = {shard.file for shard in manifest.shards}
-    _remove_shards(uri, {name for name in store.list_names(uri) if _is_shard(name)} - current)
+    _remove_shards(uri, set(filter(shards.is_shard, store.list_names(uri))) - current)
 
 
 def _remove_shards(uri: str, names: Iterable[str]) -> None:

@@ -9,7 +9,6 @@ computed again.
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -32,7 +31,7 @@ from pipeline.evaluation.spread import cores
 from pipeline.files import sha256
 from pipeline.model import build_preprocess, network_shape
 from pipeline.nets import build_backbone
-from pipeline.ray_internals import DATA_PROGRESS_LOGGER
+from pipeline.ray_internals import one_block_each
 
 LEAST_ROWS, SHARDS = 256, 64  # a shard is no smaller; a dataset of its size or more has so many, for as many cores
 ATTEMPTS = 3  # at a shard, where it fails; actors that are lost with their node are replaced by Ray Data
@@ -117,9 +116,7 @@ def _computed(
         return
     work = [{"number": number, "view": parts[number][0], "start": parts[number][1].start,
              "stop": parts[number][1].stop} for number in missing]  # fmt: skip
-    dataset = ray.data.from_items(work, override_num_blocks=len(work))
-    logging.getLogger("ray.data").setLevel(logging.WARNING)  # making a dataset sets it to INFO
-    logging.getLogger(DATA_PROGRESS_LOGGER).setLevel(logging.ERROR)  # it warns where there are no bars
+    dataset = one_block_each(work)
     context = dataset.context
     context.enable_progress_bars, context.print_on_execution_start = False, False
     actors = int(ray.cluster_resources().get("GPU", 0) // gpus) if gpus else cores()

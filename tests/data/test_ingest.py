@@ -363,7 +363,7 @@ def test_a_full_disk_is_one_line_wherever_it_is_met(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(store, "write_atomic", full)
     [refused] = write_order(batch, source, layout, str(tmp_path), None)["written"]
     assert re.match("the disk of .* is full: free space there", pickle.loads(refused))
-    work = {"work": np.asarray([pickle.dumps((pickle.loads(whole), {0}))], dtype=object)}
+    work = {"work": np.asarray([pickle.dumps((pickle.loads(whole), np.asarray([False, True])))], dtype=object)}
     [refused] = rewrite(work, layout, str(tmp_path), None)["written"]
     assert re.match("the disk of .* is full: free space there", pickle.loads(refused))
     with pytest.raises(PipelineError, match="the disk of .* is full"):
