@@ -13,16 +13,15 @@ import io
 import os
 import tarfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.data.sources import splits
 from pipeline.data.sources.arrays import chunks
-from pipeline.data.sources.base import Chunk, Plan, Report, Skip
-from pipeline.data.sources.files import FileSource, Rule, cut
-from pipeline.data.sources.tree import Entry, absolute, list_tree
+from pipeline.data.sources.base import Chunk, Plan, Report
+from pipeline.data.sources.files import FileSource, Rule
+from pipeline.data.sources.tree import folder_of, grouped, list_tree
 from pipeline.data.sources.unpickle import read_arrays
 from pipeline.errors import PipelineError
 
@@ -39,34 +38,32 @@ class Cifar100(FileSource):
     def __init__(self, path: str | None, split: str) -> None:
         if split not in ("cifar_fs", "fc100"):
             raise PipelineError(f"data.source.split={split!r} is none of cifar_fs, fc100")
-        if path is None:
-            raise PipelineError(
-                "data.source.path must be given: cifar-100-python.tar.gz from "
-                "https://www.cs.toronto.edu/~kriz/cifar.html, or train/CLASS/*.png and test/CLASS/*.png in a folder or "
-                "a zip archive"
-            )
-        self.given, self.path, self.split = path, _find(absolute(path)), split
+        super().__init__(
+            path,
+            "cifar-100-python.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html, or train/CLASS/*.png and "
+            "test/CLASS/*.png in a folder or a zip archive",
+        )
+        inside = (os.path.join(self.path, name) for name in ARCHIVE_NAMES)
+        self.path, self.split = next(filter(os.path.isfile, inside), self.path), split
 
     def plan(self, chunk_rows: int, report: Report) -> Plan:
         chosen = splits.published(self.split)
-        classes = sorted(name for names in chosen.values() for name in names)
-        source = {"kind": "cifar100", "split": self.split, "path": self.given}
-        archives = [self.path] if os.path.isfile(self.path) else []
+        about = {"kind": "cifar100", "split": self.split}
         if is_tar(self.path):
-            return Plan(classes, chosen, [("archive", classes)], source, images=60_000, archives=archives)
-        entries, skipped = _class_folders(self.path)
+            classes = sorted(name for names in chosen.values() for name in names)
+            source = {**about, "path": self.given}
+            return Plan(classes, chosen, [classes], source, images=60_000, archives=self.archives)
+        listed, skipped = list_tree(self.path)
+        found, others = grouped(listed, _class_of, "no_class", "does not lie in train/CLASS or test/CLASS")
+        entries = {name: sorted(files, key=lambda file: PARTS.index(_part(file.name))) for name, files in found.items()}
         splits.require(chosen, set(entries), self.given)
-        orders = [("files", order) for order in cut(entries, classes, chunk_rows)]
-        images = sum(len(entries[name]) for name in classes)
-        return Plan(classes, chosen, orders, source, images=images, skipped=skipped, archives=archives)
+        return self.plan_files(entries, chosen, chunk_rows, skipped + others, **about)
 
     def read(self, order: Any, chunk_rows: int) -> Iterator[Chunk]:
-        kind, work = order
-        if kind == "files":
-            yield from super().read(work, chunk_rows)
-        else:
-            images, labels, names = read_python_archive(self.path, work)
-            yield from chunks(images, labels, names, chunk_rows, channels_last=False)
+        """An order is a list of files or, of the official archive, all classes."""
+        if not is_tar(self.path):
+            return super().read(order, chunk_rows)
+        return chunks(*read_python_archive(self.path, order), chunk_rows, channels_last=False)
 
 
 def read_python_archive(path: str, classes: list[str]) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -119,22 +116,10 @@ def is_tar(path: str) -> bool:
     return path.endswith((".tar.gz", ".tgz", ".tar"))
 
 
-def _find(path: str) -> str:
-    for name in ARCHIVE_NAMES:
-        if (Path(path) / name).is_file():
-            return str(Path(path) / name)
-    return path
+def _class_of(name: str) -> str | None:
+    return name.split("/")[-2] if _part(name) in PARTS else None
 
 
-def _class_folders(path: str) -> tuple[dict[str, list[Entry]], list[Skip]]:
-    """Files by class, the training part first; files that lie elsewhere are listed."""
-    by_part: dict[str, dict[str, list[Entry]]] = {part: {} for part in PARTS}
-    listed, skipped = list_tree(path)
-    for entry in listed:
-        parts = entry.name.split("/")
-        if len(parts) < 3 or parts[-3] not in by_part:
-            skipped.append(Skip(entry.name, "", "no_class", "does not lie in train/CLASS or test/CLASS"))
-        else:
-            by_part[parts[-3]].setdefault(parts[-2], []).append(entry)
-    first, second = (by_part[part] for part in PARTS)
-    return {name: first.get(name, []) + second.get(name, []) for name in {*first, *second}}, skipped
+def _part(name: str) -> str:
+    """The folder above that of the class."""
+    return folder_of(folder_of(name)).rpartition("/")[2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,8 +17,8 @@ from PIL import Image, UnidentifiedImageError
 
 from pipeline.data import images, png
 from pipeline.data.archives import BadMember, Member, ZipReader, open_zip
-from pipeline.data.sources.base import Chunk, Shape, Skip, Source
-from pipeline.data.sources.tree import Entry
+from pipeline.data.sources.base import Chunk, Plan, Shape, Skip, Source, small_class
+from pipeline.data.sources.tree import Classes, Entry, absolute
 from pipeline.errors import PipelineError
 
 MOST = 8
@@ -58,13 +59,44 @@ class Unusable(Exception):
 
 
 class FileSource(Source):
-    """A source that reads files by a rule. Subclasses make the plan."""
+    """A source that reads files by a rule. Subclasses find the files of every class.
+
+    Args:
+        path: a folder or an archive, as it was given; None is refused.
+        needed: what it must hold, for messages.
+    """
 
     rule: Rule
+
+    def __init__(self, path: str | None, needed: str) -> None:
+        if path is None:
+            raise PipelineError(f"data.source.path must be given: {needed}")
+        self.given, self.path = path, absolute(path)
 
     @property
     def shape(self) -> Shape:  # type: ignore[override]
         return self.rule.shape
+
+    @property
+    def archives(self) -> list[str]:
+        return [self.path] if os.path.isfile(self.path) else []
+
+    def without_small(self, entries: Classes, skipped: list[Skip]) -> Classes:
+        """The classes that have ``min_images`` files; the others are noted in ``skipped``."""
+        small = {name: len(files) for name, files in entries.items() if len(files) < self.min_images}
+        skipped += [small_class(name, count, self.min_images) for name, count in small.items()]
+        return {name: files for name, files in entries.items() if name not in small}
+
+    def plan_files(
+        self, entries: Classes, chosen: dict[str, list[str]], chunk_rows: int, skipped: list[Skip], **source: Any
+    ) -> Plan:
+        """The plan of the files of all classes of the splits ``chosen``; ``source``: for the manifest."""
+        classes = sorted(name for names in chosen.values() for name in names)
+        orders = (cut_by_name if self.grows else cut)(entries, classes, chunk_rows)
+        source = {"path": self.given, **source}
+        return Plan(
+            classes, chosen, orders, source, images=sum(map(len, orders)), skipped=skipped, archives=self.archives
+        )
 
     def read(self, order: Order, chunk_rows: int) -> Iterator[Chunk]:
         for start in range(0, len(order), chunk_rows):

@@ -7,14 +7,13 @@ are cut to their central part and resized bilinearly.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 
 from pipeline.data.images import MAX_PIXELS
 from pipeline.data.sources import split_folders, splits
-from pipeline.data.sources.base import Plan, Report, Skip, small_class
-from pipeline.data.sources.files import FileSource, Rule, cut, cut_by_name
-from pipeline.data.sources.tree import Entry, absolute, by_class, common_folder, list_tree
+from pipeline.data.sources.base import Plan, Report, Skip
+from pipeline.data.sources.files import FileSource, Rule
+from pipeline.data.sources.tree import Classes, absolute, by_class, common_folder, list_tree
 from pipeline.errors import PipelineError
 
 FRACTIONS = {"train": 0.64, "val": 0.16, "test": 0.20}
@@ -43,14 +42,12 @@ class Folder(FileSource):
         min_images: int = 1,
         same_names: bool = False,
     ) -> None:
-        if path is None:
-            raise PipelineError("data.source.path must be given: a folder, or a zip archive, with one folder a class")
+        super().__init__(path, "a folder, or a zip archive, with one folder a class")
         self.rule = Rule.asked(shape, encoding, min_images, max_pixels)
         if not rotations or any(angle % 90 for angle in rotations):
             raise PipelineError(f"data.source.rotations={list(rotations)} are not multiples of 90")
         if any(angle % 180 for angle in rotations) and shape[1] != shape[2]:
             raise PipelineError(f"data.source.rotations={list(rotations)} need square images, not {list(shape)}")
-        self.given, self.path = path, absolute(path)
         self.encoding, self.keep_duplicates, self.grows = encoding, keep_duplicates, grows
         self.splits_file, self.fractions, self.seed = splits, dict(fractions or FRACTIONS), seed
         self.rotations, self.min_images, self.same_names = tuple(rotations), min_images, same_names
@@ -68,28 +65,25 @@ class Folder(FileSource):
             where = f"data.source.path={self.given}"
             entries, given = split_folders.recognise(entries, where, self.same_names, report)
             splits.refuse_moves(given or {}, self.kept, where)
-        small = {name: files for name, files in entries.items() if len(files) < self.min_images}
-        skipped += [small_class(name, len(files), self.min_images) for name, files in small.items()]
-        classes = sorted(entries.keys() - small.keys())
+        large = self.without_small(entries, skipped)
+        classes = sorted(large)
         if given is None:
             drawn_by = splits.by_name if self.grows else splits.by_fractions
             chosen = splits.keep(drawn_by(classes, self.fractions, self.seed), classes, self.kept, report)
         else:
-            chosen = {split: [name for name in names if name not in small] for split, names in given.items()}
+            chosen = {split: [name for name in names if name in large] for split, names in given.items()}
         if not self.same_names:
             split_folders.refuse_same_names(chosen)
         members = {name for names in chosen.values() for name in names}
         for name in classes:
             if name not in members:
                 skipped += [Skip(entry.name, name, "not_in_split") for entry in entries[name]]
-        classes = [name for name in classes if name in members]
-        orders = (cut_by_name if self.grows else cut)(entries, classes, chunk_rows)
-        source = {"kind": "folder", "path": self.given, "seed": self.seed, "splits": self.splits_file or self.fractions}
-        archives = [self.path] if os.path.isfile(self.path) else []
-        images = sum(map(len, orders))
-        return Plan(classes, chosen, orders, source, self.rotations, images, skipped, archives)
+        about = {"kind": "folder", "seed": self.seed, "splits": self.splits_file or self.fractions}
+        plan = self.plan_files(entries, chosen, chunk_rows, skipped, **about)
+        plan.rotations = self.rotations
+        return plan
 
-    def _classes(self) -> tuple[dict[str, list[Entry]], list[Skip]]:
+    def _classes(self) -> tuple[Classes, list[Skip]]:
         listed, skipped = list_tree(self.path)
         loose = [entry for entry in listed if "/" not in entry.name]
         skipped += [Skip(entry.name, "", "no_class", "lies in no class folder") for entry in loose]

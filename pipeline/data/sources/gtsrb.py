@@ -12,8 +12,8 @@ import re
 from collections.abc import Sequence
 
 from pipeline.data.sources.base import Skip
-from pipeline.data.sources.photographs import Classes, Photographs
-from pipeline.data.sources.tree import Entry
+from pipeline.data.sources.photographs import Photographs
+from pipeline.data.sources.tree import Classes, Entry
 from pipeline.errors import PipelineError
 
 _FRAME = re.compile(r"(?:^|/)(\d{1,5})/(?:\d{5}_)?(\d{5})_(\d{5})\.(?:ppm|png|jpe?g)$", re.IGNORECASE)

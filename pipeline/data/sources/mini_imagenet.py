@@ -25,8 +25,8 @@ from pipeline.data.archives import open_zip
 from pipeline.data.sources import splits
 from pipeline.data.sources.arrays import chunks
 from pipeline.data.sources.base import Chunk, Plan, Report, Skip
-from pipeline.data.sources.files import FileSource, Rule, cut
-from pipeline.data.sources.tree import Entry, absolute, list_tree
+from pipeline.data.sources.files import FileSource, Rule
+from pipeline.data.sources.tree import Classes, Entry, folder_of, grouped, list_tree
 from pipeline.data.sources.unpickle import read_arrays
 from pipeline.errors import PipelineError
 
@@ -41,60 +41,40 @@ class MiniImagenet(FileSource):
     rule = Rule(shape=(3, 84, 84))
 
     def __init__(self, path: str | None) -> None:
-        if path is None:
-            raise PipelineError(
-                "data.source.path must be given: a folder with class folders nXXXXXXXX, with images/ and "
-                f"train.csv, or with {CACHED.format('train')}"
-            )
-        self.given, self.path = path, absolute(path)
+        folders = f"class folders nXXXXXXXX, with images/ and train.csv, or with {CACHED.format('train')}"
+        super().__init__(path, f"a folder with {folders}")
 
     def plan(self, chunk_rows: int, report: Report) -> Plan:
         chosen = splits.published("mini_imagenet_ravi")
-        classes = sorted(name for names in chosen.values() for name in names)
-        source = {"kind": "mini_imagenet", "path": self.given}
         cached = [os.path.join(self.path, CACHED.format(part)) for part in PARTS]
         if os.path.exists(cached[0]):
             missing = [path for path in cached if not os.path.isfile(path)]
             if missing:
                 raise PipelineError(f"there is no {missing[0]}: all three cached archives are needed")
-            return _cached_plan(cached, chosen, source)
-        entries, skipped = self._files()
-        splits.require(chosen, set(entries), self.given)
-        orders = [("files", order) for order in cut(entries, classes, chunk_rows)]
-        images = sum(len(entries[name]) for name in classes)
-        archives = [self.path] if os.path.isfile(self.path) else []
-        return Plan(classes, chosen, orders, source, images=images, skipped=skipped, archives=archives)
-
-    def read(self, order: Any, chunk_rows: int) -> Iterator[Chunk]:
-        kind, work = order
-        if kind == "files":
-            yield from super().read(work, chunk_rows)
-        else:
-            yield from _read_cached(work, chunk_rows)
-
-    def _files(self) -> tuple[dict[str, list[Entry]], list[Skip]]:
+            return _cached_plan(cached, chosen, {"kind": "mini_imagenet", "path": self.given})
         listed, skipped = list_tree(self.path)
         tables = [entry for entry in listed if entry.name.split("/")[-1] in {f"{part}.csv" for part in PARTS}]
-        found, others = _by_tables(listed, tables) if tables else _by_folders(listed)
-        return found, skipped + others
-
-
-def _by_folders(listed: list[Entry]) -> tuple[dict[str, list[Entry]], list[Skip]]:
-    found: dict[str, list[Entry]] = {}
-    skipped = []
-    for entry in listed:
-        folder = entry.name.split("/")[-2] if "/" in entry.name else ""
-        if _WORDNET.match(folder):
-            found.setdefault(folder, []).append(entry)
+        if tables:
+            entries, others = _by_tables(listed, tables)
         else:
-            skipped.append(Skip(entry.name, "", "no_class", "does not lie in a folder nXXXXXXXX"))
-    return found, skipped
+            entries, others = grouped(listed, _class_of, "no_class", "does not lie in a folder nXXXXXXXX")
+        splits.require(chosen, set(entries), self.given)
+        return self.plan_files(entries, chosen, chunk_rows, skipped + others, kind="mini_imagenet")
+
+    def read(self, order: Any, chunk_rows: int) -> Iterator[Chunk]:
+        """An order is a list of files, or a cached archive with its classes."""
+        return super().read(order, chunk_rows) if isinstance(order, list) else _read_cached(order, chunk_rows)
 
 
-def _by_tables(listed: list[Entry], tables: list[Entry]) -> tuple[dict[str, list[Entry]], list[Skip]]:
+def _class_of(name: str) -> str | None:
+    folder = folder_of(name).rpartition("/")[2]
+    return folder if _WORDNET.match(folder) else None
+
+
+def _by_tables(listed: list[Entry], tables: list[Entry]) -> tuple[Classes, list[Skip]]:
     """Files as the tables label them; a labelled file that is not there is an image that is missing."""
     files = {entry.name.split("/")[-1]: entry for entry in listed if entry not in tables}
-    found: dict[str, list[Entry]] = {}
+    found: Classes = {}
     skipped = []
     for table in tables:
         reader = csv.DictReader(io.StringIO(_text(table)))
@@ -123,12 +103,12 @@ def _cached_plan(cached: list[str], chosen: splits.Splits, source: dict[str, Any
     classes = [name for part in PARTS for name in sorted(chosen[part])]
     orders = []
     for part, path in zip(PARTS, cached, strict=True):
-        orders.append(("cached", (path, classes.index(sorted(chosen[part])[0]), sorted(chosen[part]))))
+        orders.append((path, classes.index(sorted(chosen[part])[0]), sorted(chosen[part])))
     return Plan(classes, chosen, orders, {**source, "layout": "cached"}, archives=cached)
 
 
-def _read_cached(work: tuple[str, int, list[str]], chunk_rows: int) -> Iterator[Chunk]:
-    path, first, classes = work
+def _read_cached(order: tuple[str, int, list[str]], chunk_rows: int) -> Iterator[Chunk]:
+    path, first, classes = order
     with open(path, "rb") as stream:
         content = read_arrays(stream, path)
     try:

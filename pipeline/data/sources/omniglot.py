@@ -19,7 +19,7 @@ from pipeline.data.download import download
 from pipeline.data.sources import splits
 from pipeline.data.sources.base import Plan, Report
 from pipeline.data.sources.files import FileSource, Rule, cut
-from pipeline.data.sources.tree import Entry, absolute, list_tree
+from pipeline.data.sources.tree import Classes, absolute, grouped, list_tree
 from pipeline.errors import PipelineError
 
 PUBLISHED = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
@@ -48,12 +48,12 @@ class Omniglot(FileSource):
             raise PipelineError(f"data.source.split={split!r} is none of vinyals, background")
         if not 0 < val_alphabets < 30:
             raise PipelineError(f"data.source.val_alphabets={val_alphabets} is not between 1 and 29")
-        self.path, self.split, self.url = path, split, url.rstrip("/")
+        self.folder, self.split, self.url = path, split, url.rstrip("/")
         self.cache = cache or os.path.join(os.path.expanduser("~"), ".cache", "few-shot-downloads")
         self.val_alphabets, self.seed = val_alphabets, seed
 
     def plan(self, chunk_rows: int, report: Report) -> Plan:
-        archives = self._archives(report)
+        archives = self._fetched(report)
         found = {name: _characters(str(archive)) for name, archive in archives.items()}
         characters = {name: entries for part in found.values() for name, entries in part.items()}
         if len(characters) != sum(map(len, found.values())):
@@ -67,31 +67,31 @@ class Omniglot(FileSource):
             chosen, rotations = _by_alphabet(background, evaluation, self.val_alphabets, self.seed), (0,)
         classes = sorted(characters)
         orders = cut(characters, classes, chunk_rows)
-        source = {"kind": "omniglot", "split": self.split, "path": self.path or self.url}
+        source = {"kind": "omniglot", "split": self.split, "path": self.folder or self.url}
         images = sum(map(len, characters.values()))
         return Plan(classes, chosen, orders, source, rotations, images, archives=[str(p) for p in archives.values()])
 
-    def _archives(self, report: Report) -> dict[str, Path]:
-        if self.path is None:
+    def _fetched(self, report: Report) -> dict[str, Path]:
+        if self.folder is None:
             return {
                 name: download(f"{self.url}/{name}", Path(self.cache) / name, md5, report)
                 for name, md5 in ARCHIVES.items()
             }
-        paths = {name: Path(absolute(self.path)) / name for name in ARCHIVES}
+        paths = {name: Path(absolute(self.folder)) / name for name in ARCHIVES}
         for path in paths.values():
             if not path.is_file():
-                raise PipelineError(f"data.source.path={self.path} has no {path.name}; leave it out to download it")
+                raise PipelineError(f"data.source.path={self.folder} has no {path.name}; leave it out to download it")
         return paths
 
 
-def _characters(archive: str) -> dict[str, list[Entry]]:
+def _characters(archive: str) -> Classes:
     """Files by "alphabet/character", without the archive's own top folder."""
-    characters: dict[str, list[Entry]] = {}
-    listed, _ = list_tree(archive)
-    for entry in listed:
-        parts = entry.name.split("/")
-        if len(parts) == 4 and parts[3].endswith(".png"):
-            characters.setdefault(f"{parts[1]}/{parts[2]}", []).append(entry)
+
+    def class_of(name: str) -> str | None:
+        parts = name.split("/")
+        return f"{parts[1]}/{parts[2]}" if len(parts) == 4 and name.endswith(".png") else None
+
+    characters, _ = grouped(list_tree(archive)[0], class_of, "no_class", "")
     if not characters:
         raise PipelineError(f"{archive} holds no alphabet/character/drawing.png; is it an archive of Omniglot?")
     return characters

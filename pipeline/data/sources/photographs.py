@@ -5,16 +5,13 @@ Images are turned, cut and resized as those of a folder; duplicates are left out
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 from pipeline.data.sources import splits
-from pipeline.data.sources.base import Plan, Report, Skip, small_class
-from pipeline.data.sources.files import FileSource, Rule, cut
-from pipeline.data.sources.tree import Entry, absolute, list_tree
+from pipeline.data.sources.base import Plan, Report, Skip
+from pipeline.data.sources.files import FileSource, Rule
+from pipeline.data.sources.tree import Classes, Entry, folder_of, grouped, list_tree
 from pipeline.errors import PipelineError
-
-Classes = dict[str, list[Entry]]
 
 
 class Photographs(FileSource):
@@ -32,10 +29,8 @@ class Photographs(FileSource):
         encoding: str = "raw",
         min_images: int = 1,
     ) -> None:
-        if path is None:
-            raise PipelineError(f"data.source.path must be given: {self.layout}")
+        super().__init__(path, self.layout)
         self.rule = Rule.asked(shape, encoding, min_images)
-        self.given, self.path = path, absolute(path)
         self.encoding, self.min_images = encoding, min_images
 
     def plan(self, chunk_rows: int, report: Report) -> Plan:
@@ -48,27 +43,18 @@ class Photographs(FileSource):
         if not entries:
             raise PipelineError(f"data.source.path={self.given} does not hold {self.layout}")
         splits.require(chosen, set(entries), self.given)
-        small = {name: files for name, files in entries.items() if len(files) < self.min_images}
-        skipped += [small_class(name, len(files), self.min_images) for name, files in small.items()]
-        chosen = {split: [name for name in names if name not in small] for split, names in chosen.items()}
-        classes = sorted(entries.keys() - small.keys())
-        images = sum(len(entries[name]) for name in classes)
-        source = {"kind": self.kind, "path": self.given}
-        archives = [self.path] if os.path.isfile(self.path) else []
-        orders = cut(entries, classes, chunk_rows)
-        return Plan(classes, chosen, orders, source, images=images, skipped=skipped, archives=archives)
+        entries = self.without_small(entries, skipped)
+        chosen = {split: [name for name in names if name in entries] for split, names in chosen.items()}
+        return self.plan_files(entries, chosen, chunk_rows, skipped, kind=self.kind)
 
     def classes(self, listed: Sequence[Entry], known: set[str]) -> tuple[Classes, list[Skip]]:
         """The files of every class, and what is left out: a class is the folder of that name that files lie in."""
-        found: Classes = {}
-        skipped = []
-        for entry in listed:
-            folder = entry.name.split("/")[-2] if "/" in entry.name else ""
-            if folder in known and entry.name.casefold().endswith(self.suffixes):
-                found.setdefault(folder, []).append(entry)
-            else:
-                skipped.append(Skip(entry.name, "", "not_in_split", "is no image of a class"))
-        return found, skipped
+
+        def class_of(name: str) -> str | None:
+            folder = folder_of(name).rpartition("/")[2]
+            return folder if folder in known and name.casefold().endswith(self.suffixes) else None
+
+        return grouped(listed, class_of, "not_in_split", "is no image of a class")
 
 
 class Caltech101(Photographs):

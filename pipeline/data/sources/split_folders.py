@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from pipeline.data.sources.base import Report
 from pipeline.data.sources.splits import Splits
-from pipeline.data.sources.tree import Entry, folded
+from pipeline.data.sources.tree import Classes, folded
 from pipeline.errors import PipelineError
 
 SPLIT_OF = {
@@ -14,7 +14,6 @@ SPLIT_OF = {
     "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
-Classes = dict[str, list[Entry]]
 
 
 def recognise(classes: Classes, where: str, same_names: bool, report: Report) -> tuple[Classes, Splits | None]:
@@ -69,7 +68,7 @@ def refuse_same_names(splits: Splits) -> None:
         )
 
 
-def _by_split(classes: Mapping[str, list[Entry]]) -> dict[str, Classes] | None:
+def _by_split(classes: Classes) -> dict[str, Classes] | None:
     """Classes by the split that their first folder names; None where a folder names none, or two name the same."""
     found: dict[str, Classes] = {split: {} for split in ("train", "val", "test")}
     folders: dict[str, str] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +31,9 @@ class Entry(NamedTuple):
     name: str  # with "/" between folders, as :func:`shown` gives it
     container: str  # the archive, or the file itself
     member: Member | None  # None: the container is the file
+
+
+Classes = dict[str, list[Entry]]  # the files of every class
 
 
 def list_tree(path: str) -> tuple[list[Entry], list[Skip]]:
@@ -141,12 +144,27 @@ def common_folder(names: Iterable[str]) -> str:
     return "".join(f"{part}/" for part in first[:shared])
 
 
-def by_class(entries: Iterable[Entry], part: slice) -> dict[str, list[Entry]]:
+def grouped(
+    entries: Iterable[Entry], class_of: Callable[[str], str | None], reason: str, detail: str
+) -> tuple[Classes, list[Skip]]:
+    """Entries by the class that ``class_of`` finds in their names; those of none are left out for the reason given."""
+    classes: Classes = {}
+    skipped = []
+    for entry in entries:
+        name = class_of(entry.name)
+        if name is None:
+            skipped.append(Skip(entry.name, "", reason, detail))
+        else:
+            classes.setdefault(name, []).append(entry)
+    return classes, skipped
+
+
+def by_class(entries: Iterable[Entry], part: slice) -> Classes:
     """Entries by class: the folders that ``part`` takes of every path.
 
     Refuses names that nobody could type, and classes that would be one on another system.
     """
-    classes: dict[str, list[Entry]] = {}
+    classes: Classes = {}
     places: dict[str, list[str]] = {}
     for entry in entries:
         folders = entry.name.split("/")
