@@ -19,8 +19,8 @@ from pipeline.charts.classes import project
 from pipeline.charts.style import FAINT, MARKERS, PALETTE, Kind, figure, render, style
 from pipeline.data.dataset import class_table, open_dataset
 from pipeline.data.episodes import EpisodeSpec, check_spec, plan_groups
-from pipeline.evaluation.extractor import load_extractor
-from pipeline.evaluation.model import Model
+from pipeline.evaluation.extractor import image_features
+from pipeline.evaluation.model import Model, build_on_worker
 from pipeline.functional.clustering import class_spread, spread_clustering
 
 AXES = {"lda": ("first discriminant", "second"), "pca": ("first principal component", "second")}
@@ -52,7 +52,7 @@ def embed_classes(
     images = min(MOST, int(table.counts.min()) // 2) if images is None else images
     check_spec(table, EpisodeSpec(classes, max(images, 1), max(images, 1)), "embeddings")
     plan = plan_groups(table, seed, 0, 1, classes, 2 * images)
-    features = load_extractor(model).features(dataset, plan).double().view(classes, 2, images, -1)
+    features = image_features(build_on_worker(model), dataset, plan).double().view(classes, 2, images, -1)
     fitted, shown = (features[:, side].flatten(0, 1).numpy() for side in (0, 1))
     turns = len(manifest.rotations)
     names = []

@@ -7,19 +7,21 @@ normalises by its batch sees images of all classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import ray
 import torch
+from torch import Tensor
 
 from pipeline.data.dataset import class_table, open_dataset, read_manifest
-from pipeline.data.episodes import EpisodeSpec, check_spec, plan_groups, plan_images
-from pipeline.evaluation.extractor import load_extractor
-from pipeline.evaluation.model import Model
-from pipeline.evaluation.spread import cores, parts
+from pipeline.data.episodes import EpisodeSpec, ImagePlan, check_spec, plan_groups, plan_images
+from pipeline.evaluation.extractor import image_features
+from pipeline.evaluation.model import Built, Model
+from pipeline.evaluation.spread import OnCluster, cores, parts
 from pipeline.evaluation.statistics import Comparison, Estimate, estimate, paired
 from pipeline.functional.clustering import (
     PREFACTORS,
@@ -80,16 +82,11 @@ def measure_clustering(model: Model, protocol: ClusteringProtocol, gpus: float =
     """Both measures, spread over the cluster."""
     table = class_table(read_manifest(protocol.dataset), protocol.split)
     check_spec(table, EpisodeSpec(2, 1, 1), "clustering")
-    held = ray.put(model)
-    total = int(table.counts.sum())
-
-    def spread_over(task: Any, number: int, least: int) -> list[Any]:
-        share = max(least, -(-number // (2 * cores())))
-        options = {"num_cpus": 1, "num_gpus": gpus}
-        return [task.options(**options).remote(held, protocol, part, gpus > 0) for part in parts(number, share)]
-
-    spreads = spread_over(_spread, total, 2 * CHUNK)
-    variations = spread_over(_variations, protocol.pairs, CHUNK // 4)
+    total, places = int(table.counts.sum()), 2 * cores()
+    cluster = OnCluster(model, gpus)
+    images = parts(total, max(2 * CHUNK, -(-total // places)))
+    pairs = parts(protocol.pairs, max(CHUNK // 4, -(-protocol.pairs // places)))
+    spreads, variations = cluster.spread(spread_of, images, protocol), cluster.spread(variations_of, pairs, protocol)
     return ClusteringResult(protocol, merge_spreads(map(ray.get, spreads)), np.concatenate(ray.get(variations)))
 
 
@@ -112,34 +109,27 @@ def resampled(spread: Spread, seed: int) -> np.ndarray:
     return np.asarray([spread_clustering(Spread(*(part[draw] for part in spread))) for draw in draws])
 
 
-@ray.remote
-def _spread(model: Model, protocol: ClusteringProtocol, numbers: np.ndarray, gpu: bool) -> Spread:
-    return merge_spreads(split_spreads(model, protocol, numbers, gpu))
+def spread_of(built: Built, numbers: range, protocol: ClusteringProtocol) -> Spread:
+    """The spread of the images ``numbers``, a range in a random order of the split."""
+    return merge_spreads(
+        class_spread(features, torch.from_numpy(plan.labels))
+        for plan, features in _seen(built, numbers, CHUNK, protocol, plan_images)
+    )
 
 
-def split_spreads(
-    model: Model, protocol: ClusteringProtocol, numbers: np.ndarray, gpu: bool = False
-) -> Iterator[Spread]:
-    """The spreads of chunks of the images ``numbers``, a range in a random order of the split."""
-    extractor, dataset = load_extractor(model, gpu), open_dataset(protocol.dataset)
-    table = class_table(dataset.manifest, protocol.split)
-    for chunk in parts(len(numbers), CHUNK):
-        plan = plan_images(table, protocol.seed, int(numbers[chunk[0]]), len(chunk))
-        yield class_spread(extractor.features(dataset, plan), torch.from_numpy(plan.labels))
-
-
-@ray.remote
-def _variations(model: Model, protocol: ClusteringProtocol, numbers: np.ndarray, gpu: bool) -> np.ndarray:
-    return split_variations(model, protocol, numbers, gpu)
-
-
-def split_variations(model: Model, protocol: ClusteringProtocol, numbers: np.ndarray, gpu: bool = False) -> np.ndarray:
+def variations_of(built: Built, numbers: range, protocol: ClusteringProtocol) -> np.ndarray:
     """R_HV [n] of the sampled pairs ``numbers``, a range."""
-    extractor, dataset = load_extractor(model, gpu), open_dataset(protocol.dataset)
+    plan_pairs = partial(plan_groups, classes=2, images=2)
+    found = _seen(built, numbers, CHUNK // 4, protocol, plan_pairs)
+    return np.concatenate([hyperplane_variation(f.view(-1, 2, 2, f.shape[-1]).double()).numpy() for _, f in found])
+
+
+def _seen(
+    built: Built, numbers: range, chunk: int, protocol: ClusteringProtocol, plan_of: Callable[..., ImagePlan]
+) -> Iterator[tuple[ImagePlan, Tensor]]:
+    """Plans of ``chunk`` of the ``numbers`` each, and the features of their images."""
+    dataset = open_dataset(protocol.dataset)
     table = class_table(dataset.manifest, protocol.split)
-    found = []
-    for chunk in parts(len(numbers), CHUNK // 4):
-        plan = plan_groups(table, protocol.seed, int(numbers[chunk[0]]), len(chunk), 2, 2)
-        features = extractor.features(dataset, plan)
-        found.append(hyperplane_variation(features.view(len(chunk), 2, 2, -1).double()).numpy())
-    return np.concatenate(found)
+    for first in range(numbers.start, numbers.stop, chunk):
+        plan = plan_of(table, protocol.seed, first, min(chunk, numbers.stop - first))
+        yield plan, image_features(built, dataset, plan)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from pipeline.config import Section
-from pipeline.config_kinds import Cluster, Count, Positive
+from pipeline.config_kinds import Cluster, Count
 from pipeline.evaluation.generalized import FineTuning
 
 
@@ -16,15 +16,6 @@ def _as_list(value: Any) -> Any:
 
 
 Counts = Annotated[list[Count], BeforeValidator(_as_list), Field(min_length=1)]
-
-
-class FineTune(Section):
-    steps: Count
-    lr: Positive
-    batch_size: Count
-
-    def build(self) -> FineTuning:
-        return FineTuning(self.steps, self.lr, self.batch_size)
 
 
 class EvaluateConfig(Section):
@@ -44,7 +35,7 @@ class EvaluateConfig(Section):
     query: Count
     tasks: Count
     seed: int
-    fine_tune: FineTune | None
+    fine_tune: FineTuning | None
     output: str | None
     record: str | None
     publish: bool

@@ -14,7 +14,7 @@ from pipeline.data.manifest import Manifest
 from pipeline.errors import PipelineError
 from pipeline.evaluation.embedded import Embeddings
 from pipeline.evaluation.episodic import episode_accuracies
-from pipeline.evaluation.model import Model, build_on_worker
+from pipeline.evaluation.model import Built, Model
 from pipeline.evaluation.spread import EmbeddedSplits, awaited, cores, parts
 from pipeline.evaluation.statistics import Estimate, estimate
 
@@ -82,13 +82,11 @@ def evaluate(
         images = sum(q.episodes * q.way * (q.shot + q.query) for q in shared)
         found = once.reference(dataset, split, images)
         embedded[dataset, split] = None if found is None else found[1]
-    task = _evaluate_part.options(num_cpus=1, num_gpus=gpus)
     answers, episodes = [], dict[Any, int]()
     for protocol in protocols:
+        numbers = parts(protocol.episodes, min(PART, -(-protocol.episodes // cores())))
         vectors = embedded[protocol.dataset, protocol.split]
-        share = min(PART, -(-protocol.episodes // cores()))
-        numbers = parts(protocol.episodes, share)
-        answers.append([task.remote(once.held, seed, protocol, part, gpus > 0, vectors) for part in numbers])
+        answers.append(once.spread(_answer, numbers, protocol, model.shape, vectors))
         episodes.update(zip(answers[-1], map(len, numbers), strict=True))
     for done in awaited(list(episodes)):
         answered = sum(episodes[piece] for piece in done)
@@ -119,14 +117,15 @@ def check_images(model: Model, manifest: Manifest) -> None:
         )
 
 
-@ray.remote
-def _evaluate_part(
-    model: Model, seed: int, protocol: EpisodicProtocol, numbers: np.ndarray, gpu: bool, vectors: np.ndarray | None
+def _answer(
+    built: Built, numbers: range, how: EpisodicProtocol, shape: tuple[int, int, int], vectors: np.ndarray | None
 ) -> np.ndarray:
-    method, preprocess, device = build_on_worker(model, gpu, seed)
-    dataset = open_dataset(protocol.dataset, model.shape)
-    table = class_table(dataset.manifest, protocol.split)
+    """The accuracy in each of the episodes ``numbers``; ``vectors``: the embeddings of the split, where they are
+    known."""
+    method, preprocess, device = built
+    dataset = open_dataset(how.dataset, shape)
+    table = class_table(dataset.manifest, how.split)
     embeddings = None if vectors is None else Embeddings(vectors, table)
     return episode_accuracies(
-        method, preprocess, dataset, table, protocol.spec, protocol.seed, numbers, protocol.tasks, device, embeddings
+        method, preprocess, dataset, table, how.spec, how.seed, np.asarray(numbers), how.tasks, device, embeddings
     )

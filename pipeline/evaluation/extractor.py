@@ -2,45 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.batch import Images
 from pipeline.data.batches import to_batch
 from pipeline.data.dataset import Dataset
 from pipeline.data.episodes import ImagePlan
-from pipeline.evaluation.model import Model, build_on_worker
+from pipeline.evaluation.model import Built, Model
 from pipeline.model import build_model
 from pipeline.nets.pieces import in_pieces
-from pipeline.nets.preprocess import Preprocess
 
 KINDS = {"episodic": "meta", "both": "meta", "classical": "classical"}  # of training, by a method's regime
 
 
-@dataclass(frozen=True)
-class Extractor:
-    """A backbone in evaluation mode with the preprocessing it was trained with, on a device."""
-
-    backbone: nn.Module
-    preprocess: Preprocess
-    device: torch.device
-
-    @torch.no_grad()
-    def features(self, dataset: Dataset, plan: ImagePlan) -> Tensor:
-        """Features float32 [B, D] of the images of a plan, on the CPU."""
-        pixels = torch.from_numpy(dataset.gather(plan.rows)).to(self.device)
-        batch = to_batch(plan, pixels, dataset.manifest.rotations)
-        assert isinstance(batch, Images)
-        found = in_pieces(self.backbone, self.preprocess(batch.images))
-        return found.float().cpu()
-
-
-def load_extractor(model: Model, gpu: bool = False) -> Extractor:
-    method, preprocess, device = build_on_worker(model, gpu)
-    return Extractor(method.extractor(), preprocess, device)
+@torch.no_grad()
+def image_features(built: Built, dataset: Dataset, plan: ImagePlan) -> Tensor:
+    """Features float32 [B, D] of the images of a plan by the backbone alone, on the CPU."""
+    pixels = torch.from_numpy(dataset.gather(plan.rows)).to(built.device)
+    batch = to_batch(plan, pixels, dataset.manifest.rotations)
+    assert isinstance(batch, Images)
+    return in_pieces(built.method.extractor(), built.preprocess(batch.images)).float().cpu()
 
 
 def kind(model: Model) -> str:

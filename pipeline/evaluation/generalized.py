@@ -12,30 +12,30 @@ import torch
 from torch import Tensor
 
 from pipeline.batch import Images
+from pipeline.config import Section
+from pipeline.config_kinds import Count, Positive
 from pipeline.data.augment import quarter_turns
 from pipeline.data.batches import class_turns
-from pipeline.data.dataset import ClassTable, Dataset, class_table, open_dataset, read_manifest
-from pipeline.data.episodes import EpisodeSpec, Plan, check_spec, plan_episodes
+from pipeline.data.dataset import class_table, open_dataset, read_manifest
+from pipeline.data.episodes import EpisodeSpec, check_spec, plan_episodes
 from pipeline.errors import PipelineError
 from pipeline.evaluation.evaluate import check_images
-from pipeline.evaluation.model import Model, build_on_worker
-from pipeline.evaluation.spread import cores, parts
+from pipeline.evaluation.model import Built, Model
+from pipeline.evaluation.spread import OnCluster, cores, parts
 from pipeline.evaluation.statistics import Estimate, estimate
 from pipeline.methods.imprinted import Imprinted, fine_tune
 from pipeline.model import build_model
-from pipeline.nets.preprocess import Preprocess
 
 CHUNK = 1000  # images embedded at once
 FIGURES = ("novel", "all", "base", "novel_only")
 
 
-@dataclass(frozen=True)
-class FineTuning:
+class FineTuning(Section):
     """Fine-tuning of the joint classifier with class-balanced batches ("Imprint + FT")."""
 
-    steps: int
-    lr: float
-    batch_size: int
+    steps: Count
+    lr: Positive
+    batch_size: Count
 
 
 @dataclass(frozen=True)
@@ -90,33 +90,30 @@ def evaluate_joint(model: Model, protocol: GeneralizedProtocol, gpus: float = 0.
         )
     novel = class_table(manifest, protocol.split)
     check_spec(novel, EpisodeSpec(len(novel), protocol.shot, protocol.query), "evaluation")
-    held = ray.put(model)
-    share = max(1, min(10, -(-protocol.draws // cores())))
-    task = _draws.options(num_cpus=1, num_gpus=gpus)
-    found = ray.get([task.remote(held, protocol, part, gpus > 0) for part in parts(protocol.draws, share)])
+    numbers = parts(protocol.draws, max(1, min(10, -(-protocol.draws // cores()))))
+    found = ray.get(OnCluster(model, gpus).spread(_draws, numbers, protocol))
     return GeneralizedResult(protocol, {name: np.concatenate([part[name] for part in found]) for name in FIGURES})
 
 
-@ray.remote
-def _draws(model: Model, protocol: GeneralizedProtocol, numbers: np.ndarray, gpu: bool) -> dict[str, np.ndarray]:
-    method, preprocess, _ = build_on_worker(model, gpu)
-    assert isinstance(method, Imprinted)
-    measured = _Measured(method, preprocess, protocol)
-    rows = [measured.draw(int(number)) for number in numbers]
+def _draws(built: Built, numbers: range, protocol: GeneralizedProtocol) -> dict[str, np.ndarray]:
+    measured = _Measured(built, protocol)
+    rows = [measured.draw(number) for number in numbers]
     return {name: np.asarray([row[name] for row in rows]) for name in FIGURES}
 
 
 class _Measured:
     """A base classifier and the images that it is measured on."""
 
-    def __init__(self, method: Imprinted, preprocess: Preprocess, protocol: GeneralizedProtocol) -> None:
-        self.method, self.preprocess, self.protocol = method, preprocess, protocol
+    def __init__(self, built: Built, protocol: GeneralizedProtocol) -> None:
+        assert isinstance(built.method, Imprinted)
+        self.method, self.preprocess, self.device, self.protocol = built.method, *built[1:], protocol
         self.dataset = open_dataset(protocol.dataset)
         manifest = self.dataset.manifest
         self.novel = class_table(manifest, protocol.split)
         self.training = class_table(manifest, protocol.base_split, "kept", protocol.holdout)
         held = class_table(manifest, protocol.base_split, "held", protocol.holdout)
-        self.base_images = _load(self.dataset, held, protocol.query, preprocess)  # [base * query, C, H, W]
+        rows = (held.starts[:, None] + np.arange(protocol.query)).reshape(-1)
+        self.base_images = self._images(rows, np.repeat(held.ids, protocol.query))  # [base * query, C, H, W]
         self.base_labels = torch.arange(len(held)).repeat_interleave(protocol.query)
 
     def draw(self, number: int) -> dict[str, float]:
@@ -124,7 +121,7 @@ class _Measured:
         protocol, novel = self.protocol, self.novel
         spec = EpisodeSpec(len(novel), protocol.shot, protocol.query)
         plan = plan_episodes(novel, spec, protocol.seed, np.asarray([number]))
-        images = _images(self.dataset, plan, self.preprocess)
+        images = self._images(plan.rows[0], np.take_along_axis(plan.classes, plan.labels, axis=1)[0])
         labels = torch.from_numpy(np.array(plan.labels))
         support, query = images[: plan.support], images[plan.support :]
         support_labels, query_labels = labels[:, : plan.support], labels[0, plan.support :]
@@ -160,11 +157,15 @@ class _Measured:
             is_base = chosen < len(rows)
             base = chosen[is_base]
             images = torch.empty(len(chosen), *support.shape[1:], device=support.device)
-            pixels = torch.from_numpy(self.dataset.gather(rows[base]))
-            turns = class_turns(table.ids[base_labels.numpy()[base]], self.dataset.manifest.rotations)
-            images[torch.from_numpy(is_base)] = self.preprocess(quarter_turns(pixels, turns).to(support.device))
+            images[torch.from_numpy(is_base)] = self._images(rows[base], table.ids[base_labels.numpy()[base]])
             images[torch.from_numpy(~is_base)] = support[chosen[~is_base] - len(rows)]
             yield Images(images, every[index].to(support.device))
+
+    def _images(self, rows: np.ndarray, ids: np.ndarray) -> Tensor:
+        """The images of ``rows`` [N] of classes ``ids`` [N], preprocessed [N, C, H, W]."""
+        pixels = torch.from_numpy(self.dataset.gather(rows))
+        turned = quarter_turns(pixels, class_turns(ids, self.dataset.manifest.rotations))
+        return self.preprocess(turned.to(self.device))
 
 
 def _classify(model: Imprinted, state: dict[str, Tensor], images: Tensor) -> Tensor:
@@ -172,24 +173,6 @@ def _classify(model: Imprinted, state: dict[str, Tensor], images: Tensor) -> Ten
     with torch.no_grad():
         parts = [model.classify(state, part[None])[0].cpu() for part in images.split(CHUNK)]
     return torch.cat(parts)
-
-
-def _images(dataset: Dataset, plan: Plan, preprocess: Preprocess) -> Tensor:
-    """The preprocessed images of a plan of one episode [S + Q, C, H, W]."""
-    ids = np.take_along_axis(plan.classes, plan.labels, axis=1)[0]
-    pixels = torch.from_numpy(dataset.gather(plan.rows[0]))
-    return _turned(pixels, ids, dataset, preprocess)
-
-
-def _load(dataset: Dataset, table: ClassTable, each: int, preprocess: Preprocess) -> Tensor:
-    """The first ``each`` images of every class, preprocessed [classes * each, C, H, W]."""
-    rows = (table.starts[:, None] + np.arange(each)).reshape(-1)
-    return _turned(torch.from_numpy(dataset.gather(rows)), np.repeat(table.ids, each), dataset, preprocess)
-
-
-def _turned(pixels: Tensor, ids: np.ndarray, dataset: Dataset, preprocess: Preprocess) -> Tensor:
-    device = next(preprocess.buffers(), torch.empty(0)).device
-    return preprocess(quarter_turns(pixels, class_turns(ids, dataset.manifest.rotations)).to(device))
 
 
 def class_balanced(labels: Tensor, batch_size: int, batches: int, seed: int) -> Iterator[Tensor]:

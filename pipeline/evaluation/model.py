@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,8 +58,16 @@ class Model:
         return method.to(device).eval(), build_preprocess(self.spec).to(device)
 
 
-def build_on_worker(model: Model, gpu: bool = False, seed: int = 0) -> tuple[Method, Preprocess, torch.device]:
+class Built(NamedTuple):
+    """A model as it answers: its method in evaluation mode, what prepares its images, and where both are."""
+
+    method: Method
+    preprocess: Preprocess
+    device: torch.device
+
+
+def build_on_worker(model: Model, gpu: bool = False, seed: int = 0) -> Built:
     """The same in a process of the cluster, which has one core and perhaps a GPU."""
     torch.set_num_threads(1)
     device = torch.device("cuda" if gpu else "cpu")
-    return *model.build(device, seed), device
+    return Built(*model.build(device, seed), device)

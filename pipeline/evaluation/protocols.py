@@ -118,7 +118,7 @@ def _generalized(config: EvaluateConfig, dataset: str, trained: Config) -> list[
             tuning,
         )
         for shot in config.shot
-        for tuning in dict.fromkeys([None, config.fine_tune.build() if config.fine_tune else None])
+        for tuning in dict.fromkeys([None, config.fine_tune])
     ]  # fmt: skip
 
 

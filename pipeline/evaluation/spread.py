@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ import ray
 
 from pipeline.data.dataset import ClassTable, class_table, open_dataset, read_manifest
 from pipeline.evaluation.embedded import Embeddings, batch_size, embed_part, possible
-from pipeline.evaluation.model import Model, build_on_worker
+from pipeline.evaluation.model import Built, Model, build_on_worker
 from pipeline.model import network_shape
 
 EMBED_PART = 1000  # images per task, at least
@@ -25,22 +25,43 @@ def cores() -> int:
     return int(max(1, ray.cluster_resources().get("CPU", 1)))
 
 
-def parts(total: int, size: int) -> list[np.ndarray]:
+def parts(total: int, size: int) -> list[range]:
     """0..total-1 cut into ranges of at most ``size``."""
-    return [np.arange(start, min(start + size, total)) for start in range(0, total, size)]
+    return [range(start, min(start + size, total)) for start in range(0, total, size)]
 
 
-class EmbeddedSplits:
+class OnCluster:
+    """A model where tasks of the cluster find it, each with a core or with ``gpus`` GPUs.
+
+    Args:
+        seed: of untrained weights.
+    """
+
+    def __init__(self, model: Model, gpus: float = 0.0, seed: int = 0) -> None:
+        self.held, self.gpus, self.seed = ray.put(model), gpus, seed
+
+    def spread(self, work: Callable[..., Any], pieces: Sequence[Any], *about: Any) -> list[Any]:
+        """References to ``work(built, piece, *about)``, of every piece by a task that has built the model."""
+        task = _work.options(num_cpus=1, num_gpus=self.gpus)
+        return [task.remote(work, self.held, self.gpus > 0, self.seed, piece, *about) for piece in pieces]
+
+
+@ray.remote
+def _work(work: Callable[..., Any], model: Model, gpu: bool, seed: int, piece: Any, *about: Any) -> Any:
+    return work(build_on_worker(model, gpu, seed), piece, *about)
+
+
+class EmbeddedSplits(OnCluster):
     """What a model's backbone makes of the images of whole splits: computed once, for all who ask, on the cluster."""
 
     def __init__(self, model: Model, gpus: float = 0.0, seed: int = 0) -> None:
-        self.held, self.gpus, self._seed = ray.put(model), gpus, seed
-        self._method, self._shape = model.build()[0], network_shape(model.spec)
+        super().__init__(model, gpus, seed)
+        self._method, self._shape, self._seen = model.build()[0], model.shape, network_shape(model.spec)
         self._found: dict[tuple[str, str, int | None], tuple[ClassTable, Any]] = {}
 
     def shared_with(self, model: Model) -> EmbeddedSplits:
         """The same for another model with the same backbone."""
-        other = EmbeddedSplits(model, self.gpus, self._seed)
+        other = EmbeddedSplits(model, self.gpus, self.seed)
         other._found = self._found
         return other
 
@@ -64,7 +85,7 @@ class EmbeddedSplits:
                 table = replace(table, counts=np.minimum(table.counts, max(LEAST, most // len(table))))
             if not possible(self._method, table, images):
                 return None
-            self._found[key] = table, embed_table(self.held, self._shape, dataset, table, self.gpus, self._seed)
+            self._found[key] = table, self.embed(dataset, table)
         return self._found[key]
 
     def of(self, dataset: str, split: str, images: int, most: int | None = None) -> Embeddings | None:
@@ -74,7 +95,24 @@ class EmbeddedSplits:
 
     def few(self, dataset: str, table: ClassTable) -> Embeddings:
         """Of the images of any table, which nobody else asks for."""
-        return Embeddings(ray.get(embed_table(self.held, self._shape, dataset, table, self.gpus, self._seed)), table)
+        return Embeddings(ray.get(self.embed(dataset, table)), table)
+
+    def embed(self, dataset: str, table: ClassTable) -> Any:
+        """A reference to the embeddings [N, D] of all images of a table."""
+        total = int(table.counts.sum())
+        batch = batch_size(self._seen, self.gpus > 0)
+        share = -(-min(EMBED_PART, -(-total // cores())) // batch) * batch
+        ranges = parts(total, share)
+        pieces = self.spread(_embed, ranges, dataset, self._shape, table)
+        for done in awaited(pieces):
+            images = sum(len(part) for part, piece in zip(ranges, pieces, strict=True) if piece in done)
+            print(f"{images:,} of {total:,} images of split {table.split!r} embedded", flush=True)
+        return ray.put(np.concatenate(ray.get(pieces)))
+
+
+def _embed(built: Built, part: range, uri: str, shape: tuple[int, int, int], table: ClassTable) -> np.ndarray:
+    method, preprocess, device = built
+    return embed_part(method.backbone, preprocess, open_dataset(uri, shape), table, part, device)
 
 
 def awaited(pieces: Sequence[Any]) -> Iterator[set[Any]]:
@@ -85,26 +123,3 @@ def awaited(pieces: Sequence[Any]) -> Iterator[set[Any]]:
         if waiting and time.monotonic() - said > PROGRESS_S:
             said = time.monotonic()
             yield set(pieces) - set(waiting)
-
-
-def embed_table(held: Any, shape: tuple[int, int, int], uri: str, table: ClassTable, gpus: float, seed: int = 0) -> Any:
-    """A reference to the embeddings [N, D] of all images of a table, by the model that ``held`` refers to.
-
-    ``shape``: of images as its network sees them.
-    """
-    total = int(table.counts.sum())
-    task = _embed_part.options(num_cpus=1, num_gpus=gpus)
-    batch = batch_size(shape, gpus > 0)
-    share = -(-min(EMBED_PART, -(-total // cores())) // batch) * batch
-    ranges = [range(int(part[0]), int(part[-1]) + 1) for part in parts(total, share)]
-    pieces = [task.remote(held, seed, uri, table, part, gpus > 0) for part in ranges]
-    for done in awaited(pieces):
-        images = sum(len(part) for part, piece in zip(ranges, pieces, strict=True) if piece in done)
-        print(f"{images:,} of {total:,} images of split {table.split!r} embedded", flush=True)
-    return ray.put(np.concatenate(ray.get(pieces)))
-
-
-@ray.remote
-def _embed_part(model: Model, seed: int, uri: str, table: ClassTable, part: range, gpu: bool) -> np.ndarray:
-    method, preprocess, device = build_on_worker(model, gpu, seed)
-    return embed_part(method.backbone, preprocess, open_dataset(uri, model.shape), table, part, device)

@@ -17,11 +17,11 @@ from pipeline.evaluation.clustering import (
     compare,
     measure_clustering,
     resampled,
-    split_spreads,
-    split_variations,
+    spread_of,
+    variations_of,
 )
-from pipeline.evaluation.extractor import kind, load_extractor, matched
-from pipeline.evaluation.model import Model
+from pipeline.evaluation.extractor import kind, matched
+from pipeline.evaluation.model import Model, build_on_worker
 from pipeline.functional.clustering import class_spread, feature_clustering, merge_spreads
 from pipeline.model import build_model
 
@@ -40,16 +40,17 @@ def features(glyphs) -> torch.Tensor:
     dataset = Dataset(glyphs)
     table = class_table(dataset.manifest, "test")
     rows = np.concatenate([np.arange(s, s + n) for s, n in zip(table.starts, table.counts, strict=True)])
-    extractor = load_extractor(model())
+    method, preprocess, _ = build_on_worker(model())
     with torch.no_grad():
-        found = extractor.backbone(extractor.preprocess(torch.from_numpy(dataset.gather(rows))))
+        found = method.extractor()(preprocess(torch.from_numpy(dataset.gather(rows))))
     return found.double().view(40, 20, -1)
 
 
 def test_a_split_in_chunks_is_the_split_at_once(glyphs, features, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 70)
     protocol = ClusteringProtocol(glyphs, "test", seed=3)
-    halves = [merge_spreads(split_spreads(model(), protocol, part)) for part in (np.arange(333), np.arange(333, 800))]
+    built = build_on_worker(model())
+    halves = [spread_of(built, part, protocol) for part in (range(333), range(333, 800))]
     result = ClusteringResult(protocol, merge_spreads(halves), np.zeros(2))
     assert result.spread.counts.tolist() == [20] * 40
     summary = result.summary()
@@ -62,7 +63,8 @@ def test_a_split_in_chunks_is_the_split_at_once(glyphs, features, monkeypatch):
 
 def test_sampled_pairs_estimate_the_mean_of_all(glyphs, features):
     protocol = ClusteringProtocol(glyphs, "test", pairs=1500, seed=1)
-    found = split_variations(model(), protocol, np.arange(1500))
+    built = build_on_worker(model())
+    found = variations_of(built, range(1500), protocol)
     rng, expected = np.random.default_rng(0), []
     for _ in range(4000):
         a, b = rng.choice(40, 2, replace=False)
@@ -73,8 +75,8 @@ def test_sampled_pairs_estimate_the_mean_of_all(glyphs, features):
     estimate = result.hyperplane_variation
     spread = 1.96 * np.std(expected) / len(expected) ** 0.5
     assert abs(estimate.mean - np.mean(expected)) < 2 * (estimate.interval + spread)
-    np.testing.assert_allclose(split_variations(model(), protocol, np.arange(700, 900)), found[700:900], rtol=1e-5)
-    other = split_variations(model(), replace(protocol, seed=2), np.arange(200))
+    np.testing.assert_allclose(variations_of(built, range(700, 900), protocol), found[700:900], rtol=1e-5)
+    other = variations_of(built, range(200), replace(protocol, seed=2))
     assert abs(other - found[:200]).max() > 0.1
 
 
@@ -85,13 +87,13 @@ def test_rotated_classes_are_turned(glyphs, monkeypatch):
     monkeypatch.setattr(module, "open_dataset", lambda uri: dataset)
     table = class_table(manifest, "val")
     protocol = ClusteringProtocol(glyphs, "val")
-    found = merge_spreads(split_spreads(model(), protocol, np.arange(int(table.counts.sum()))))
+    found = spread_of(build_on_worker(model()), range(int(table.counts.sum())), protocol)
     assert found.counts.tolist() == [20] * 80
-    extractor = load_extractor(model())
+    method, preprocess, _ = build_on_worker(model())
     pixels = torch.from_numpy(dataset.gather(np.arange(table.starts[1], table.starts[1] + 20)))
     assert int(class_turns(table.ids[1:2], manifest.rotations)) == 1
     with torch.no_grad():
-        turned = extractor.backbone(extractor.preprocess(torch.rot90(pixels, 1, (2, 3)))).double()
+        turned = method.extractor()(preprocess(torch.rot90(pixels, 1, (2, 3)))).double()
     torch.testing.assert_close(found.means[1], turned.mean(0), rtol=1e-4, atol=1e-5)
 
 
@@ -126,5 +128,6 @@ def test_on_the_cluster(ray_session, glyphs, features):
     protocol = ClusteringProtocol(glyphs, "test", pairs=300, seed=1)
     result = measure_clustering(model(), protocol)
     assert result.feature_clustering.mean == pytest.approx(float(feature_clustering(features)), rel=1e-4)
-    np.testing.assert_allclose(result.variations, split_variations(model(), protocol, np.arange(300)), rtol=1e-5)
+    alone = variations_of(build_on_worker(model()), range(300), protocol)
+    np.testing.assert_allclose(result.variations, alone, rtol=1e-5)
     assert 0 < measure_clustering(model("maml"), protocol).hyperplane_variation.mean < 1

@@ -36,7 +36,7 @@ def test_the_cluster_calibrates_alike(ray_session, glyphs, norm, monkeypatch):
     calls = []
     embed = strangers.EmbeddedSplits.few
     monkeypatch.setattr(strangers.EmbeddedSplits, "few", lambda *given: calls.append(given) or embed(*given))
-    monkeypatch.setattr("pipeline.evaluation.spread.embed_table", _counted(calls))
+    monkeypatch.setattr(EmbeddedSplits, "embed", _counted(calls))
     found = calibrate_run(*subject.build(), dataset, TRAINED, once)
     alone = calibrate_run(*subject.build(), dataset, TRAINED)
     assert len(found.points) == len(alone.points) > 5
@@ -58,26 +58,26 @@ def test_calibration_and_card_embed_at_most_twice_what_an_evaluation_does(ray_se
         return method, preprocess
 
     monkeypatch.setattr(Model, "build", built)
-    monkeypatch.setattr("pipeline.evaluation.spread.embed_table", _counted(tables))
+    monkeypatch.setattr(EmbeddedSplits, "embed", _counted(tables))
     once, protocol = EmbeddedSplits(subject), EpisodicProtocol(glyphs, "test", 5, 1, 5, episodes=400)
     [result] = evaluate(subject, [protocol], once=once)
-    first, images = len(tables), [int(given[3].counts.sum()) for given in tables]
+    first, images = len(tables), [int(given[2].counts.sum()) for given in tables]
     calibration = calibrate_run(*subject.build(), dataset, TRAINED, once)
     embeddings = once.of(glyphs, "test", MOST_IMAGES)
     assert calibration is not None and embeddings is not None
     origin = {"run": "run", "step": 0, "untrained": [], "arguments": []}
     draw_card(*subject.build(), dataset, protocol, result.accuracies, origin, 1.0, embeddings)
     draw_pictures(*subject.build(), dataset, "test", [{"model": "run", **result.summary()}], embeddings)
-    more = [int(given[3].counts.sum()) for given in tables[first:]]
+    more = [int(given[2].counts.sum()) for given in tables[first:]]
     assert sum(here) == 0, "none goes through the network of the driver"
     assert 0 < sum(more) <= 2 * sum(images), (more, images)
 
 
 def _counted(calls: list):
-    from pipeline.evaluation.spread import embed_table
+    embed = EmbeddedSplits.embed
 
     def counted(*given):
         calls.append(given)
-        return embed_table(*given)
+        return embed(*given)
 
     return counted
