@@ -29,7 +29,7 @@ from pipeline.registry.export import ExportConfig
 from pipeline.registry.promotion import PromoteConfig
 from pipeline.registry.tracking_config import TrackingConfig, store_uri
 from pipeline.retraining.config import settings_of
-from pipeline.search.config import CampaignConfig
+from pipeline.search.campaign import CampaignConfig
 from pipeline.training import launch
 from pipeline.training.config import TrainConfig
 from pipeline.training.embed import EmbedConfig

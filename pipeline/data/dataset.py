@@ -39,6 +39,21 @@ class ClassTable:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def firsts(self) -> np.ndarray:
+        """Number of the first image of every class, where images are numbered class by class: [classes] int64."""
+        return np.cumsum(self.counts) - self.counts
+
+    def find(self, ids: np.ndarray) -> np.ndarray:
+        """Positions of the classes ``ids``, in their shape."""
+        sorter = self.ids.argsort(kind="stable")
+        return sorter[np.searchsorted(self.ids, ids, sorter=sorter)]
+
+    def images(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Positions of the classes and rows of the images ``numbers`` [N], numbered class by class."""
+        position = np.searchsorted(np.cumsum(self.counts), numbers, side="right")
+        return position, self.starts[position] + numbers - self.firsts[position]
+
     def too_small(self, least: int) -> str:
         """Which classes have fewer images than ``least``, for messages."""
         small = list(

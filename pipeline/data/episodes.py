@@ -177,15 +177,13 @@ def plan_episodes(table: ClassTable, spec: EpisodeSpec, seed: int, numbers: np.n
 
 def plan_images(table: ClassTable, seed: int, first: int, count: int) -> ImagePlan:
     """Images [first, first + count) of an endless sequence in which every epoch is a new permutation of the split."""
-    ends = np.cumsum(table.counts)
-    total = int(ends[-1])
+    total = int(table.counts.sum())
     number = np.arange(first, first + count, dtype=np.int64)
     place = np.empty(count, dtype=np.int64)
     for epoch in np.unique(number // total):
         mine = number // total == epoch
         place[mine] = permute(number[mine] % total, total, key_of("images", seed, table.split, int(epoch)))
-    labels = np.searchsorted(ends, place, side="right")
-    rows = table.starts[labels] + place - (ends[labels] - table.counts[labels])
+    labels, rows = table.images(place)
     return ImagePlan(number, rows, labels.astype(np.int64), table.ids[labels])
 
 
@@ -196,9 +194,8 @@ def plan_groups(table: ClassTable, seed: int, first: int, count: int, classes: i
     order = plan.labels.argsort(axis=1, kind="stable")  # support and queries of a class side by side
     rows, labels = (np.take_along_axis(array, order, axis=1) for array in (plan.rows, plan.labels))
     ids = np.take_along_axis(plan.classes, labels, axis=1).reshape(-1)
-    sorter = table.ids.argsort(kind="stable")
-    position = sorter[np.searchsorted(table.ids, ids, sorter=sorter)]
-    return ImagePlan(plan.numbers.repeat(classes * images), rows.reshape(-1), position.astype(np.int64), ids)
+    position = table.find(ids).astype(np.int64)
+    return ImagePlan(plan.numbers.repeat(classes * images), rows.reshape(-1), position, ids)
 
 
 def permute(position: np.ndarray, size: int, key: tuple[int, int], rounds: int = 8) -> np.ndarray:

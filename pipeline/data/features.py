@@ -74,9 +74,8 @@ class Pictures:
         if not self._features:
             return self._images.gather(rows)
         table, turns = whole_table(self._images.manifest), self._images.manifest.rotations
-        ends = np.cumsum(table.counts)
-        position = np.searchsorted(ends, rows, side="right")
-        pixels = self._images.gather(table.starts[position] + rows - (ends - table.counts)[position])
+        position, shown = table.images(rows)
+        pixels = self._images.gather(shown)
         quarters = [turns[known % len(turns)] // 90 for known in table.ids[position].tolist()]
         return np.stack([np.rot90(image, n, axes=(1, 2)) for image, n in zip(pixels, quarters, strict=True)])
 

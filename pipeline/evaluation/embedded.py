@@ -37,17 +37,13 @@ class Embeddings:
 
     def of(self, plan: Plan) -> Tensor:
         """As images whose pixels are their embedding: [E, S + Q, D, 1, 1]."""
-        sorter = self.table.ids.argsort(kind="stable")
-        position = sorter[np.searchsorted(self.table.ids, plan.classes, sorter=sorter)]  # [E, way]
-        position = np.take_along_axis(position, plan.labels, axis=1)
-        first = np.cumsum(self.table.counts) - self.table.counts
-        place = first[position] + plan.rows - self.table.starts[position]
+        position = np.take_along_axis(self.table.find(plan.classes), plan.labels, axis=1)  # [E, S + Q]
+        place = self.table.firsts[position] + plan.rows - self.table.starts[position]
         return torch.from_numpy(self.values[place])[..., None, None]
 
     def of_class(self, positions: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         """Of the images ``numbers`` [N] of the classes at ``positions`` [N] of the table: float32 [N, D, 1, 1]."""
-        first = np.cumsum(self.table.counts) - self.table.counts
-        return self.values[first[positions] + numbers][..., None, None]
+        return self.values[self.table.firsts[positions] + numbers][..., None, None]
 
 
 def possible(method: Method, table: ClassTable, images: int) -> bool:
@@ -100,9 +96,7 @@ def embed_part(
     fills = not looks_at_the_batch(network)
     batch = batch or at_once(network, preprocess, dataset, device)
     numbers = np.asarray(part, dtype=np.int64)
-    ends = np.cumsum(table.counts)
-    position = np.searchsorted(ends, numbers, side="right")
-    rows = table.starts[position] + numbers - (ends - table.counts)[position]
+    position, rows = table.images(numbers)
     turns = class_turns(table.ids[position], dataset.manifest.rotations)
     out = np.empty((len(rows), int(network.out_features)), dtype=np.float32)  # type: ignore[arg-type]
     for start in range(0, len(rows), batch):

@@ -1,22 +1,24 @@
-"""A campaign: its configuration, checked, and the whole ``jobs.train`` configuration of every trial."""
+"""A campaign: its configuration, checked (keys and defaults stand in ``conf/tune.yaml``), and the whole ``jobs.train``
+configuration of every trial."""
 
 from __future__ import annotations
 
 import copy
 import json
 import time
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from pydantic import BeforeValidator, Field
 
 from pipeline import store
 from pipeline.commands import command
-from pipeline.config import Config, compose, flat, validate
+from pipeline.config import Config, Section, compose, flat, validate
+from pipeline.config_kinds import Count, Name, Positive
 from pipeline.data.dataset import read_manifest
 from pipeline.errors import PipelineError
 from pipeline.search.arguments import without_gone
-from pipeline.search.config import CampaignConfig
 from pipeline.search.guard import OBJECTIVE, check_arguments, check_classes, check_searched, check_trial, key_of
 from pipeline.search.space import Space, Values, as_overrides, meets
 from pipeline.training.config import TrainConfig
@@ -24,6 +26,71 @@ from pipeline.training.launch import absolute, prepare
 from pipeline.training.runs import RUN_FILE, Run, read_run
 
 CAMPAIGN_FILE = "campaign.json"
+Nonnegative = Annotated[int, Field(ge=0)]
+
+
+class Objective(Section):
+    """The validation episodes that all trials are measured on; null: as the base configuration has it."""
+
+    split: str | None
+    way: Count | None
+    shot: Count | None
+    query: Count | None
+    episodes: Count | None
+    seed: int | None
+
+
+class Search(Section):
+    kind: Literal["tpe", "random"]
+    startup: Nonnegative
+    seed: int
+
+
+def _renamed(kind: Any) -> Any:
+    return "pbt" if kind == "population" else kind  # campaigns of an earlier release go on
+
+
+class Scheduler(Section):
+    kind: Annotated[Literal["asha", "hyperband", "pbt", "none"], BeforeValidator(_renamed)]
+    grace: Count | None
+    factor: Annotated[int, Field(ge=2)]
+
+
+class Finalists(Section):
+    count: Nonnegative
+    seeds: Nonnegative
+
+
+class Settings(Section):
+    """What else is set where some values are chosen."""
+
+    when: dict[str, Any]
+    set: list[str]
+
+
+class CampaignConfig(Section):
+    """Keys of ``conf/tune.yaml``."""
+
+    campaign: Name | None
+    name: Name | None
+    storage: str
+    resume: Name | None
+    base: list[str]
+    overrides: list[str]
+    space: dict[str, Any]
+    fix: list[str]
+    settings: list[Settings]
+    first: list[dict[str, Any]]
+    objective: Objective
+    trials: Count
+    search: Search
+    scheduler: Scheduler
+    finalists: Finalists
+    cpus_per_trial: Positive | None
+    gpus_per_trial: Positive | None
+    concurrent: Count | None
+    register_as: Name | None
+    tracking: dict[str, Any]
 
 
 class Campaign:
@@ -45,7 +112,10 @@ class Campaign:
         self.space = Space(_narrowed(config.space, self.fixed))
         assert config.name is not None
         self.name, self.uri = config.name, store.join(config.storage, config.name)
+        asked = config.objective.model_dump()
+        self._objective = {key: value for key, value in asked.items() if value is not None}
         self.base = self.compose({})
+        self._objective = {key: self.base["validation"][key] for key in OBJECTIVE}
         self.train = validate(TrainConfig, self.base)
         self.manifest = read_manifest(self.train.dataset_uri)
         check_classes(self.manifest, self.base)
@@ -92,7 +162,7 @@ class Campaign:
             if meets(values, part.when):
                 arguments += part.set
         arguments += as_overrides(values)
-        arguments += [f"validation.{key}={value}" for key, value in self._objective().items()]
+        arguments += [f"validation.{key}={value}" for key, value in self._objective.items()]
         latest = {key_of(argument): argument for argument in arguments}  # one value a key: the last
         raw = compose("train", [*latest.values(), "evaluation=null", "register_as=null", "resume=null"])
         raw["name"], raw["storage"], raw["tracking"] = name, self.uri, dict(config.tracking)
@@ -121,13 +191,6 @@ class Campaign:
         raw["register_as"] = self.config.register_as or plain["register_as"]
         validate(TrainConfig, raw)
         return raw
-
-    def _objective(self) -> dict[str, Any]:
-        given = self.config.objective.model_dump()
-        base = getattr(self, "base", None)
-        if base is None:
-            return {key: value for key, value in given.items() if value is not None}
-        return {key: base["validation"][key] for key in OBJECTIVE}
 
     def _share(self, raw: Config) -> None:
         """Cores and GPUs of a trial, over its workers."""

@@ -9,8 +9,7 @@ from typing import Any, Literal
 
 from pipeline import store
 from pipeline.errors import PipelineError
-from pipeline.search.propose import Known
-from pipeline.search.space import Values
+from pipeline.search.space import Known, Values
 
 LEDGER_FILE = "ledger.jsonl"
 Status = Literal["running", "finished", "stopped", "failed"]

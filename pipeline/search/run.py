@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,7 +11,7 @@ import numpy as np
 from pipeline import store
 from pipeline.commands import command
 from pipeline.config import Config, to_yaml
-from pipeline.errors import PipelineError, Stopped
+from pipeline.errors import PipelineError
 from pipeline.registry.aliases import CHALLENGER
 from pipeline.registry.tracking_config import check_tracking, say_undelivered
 from pipeline.registry.versions import register_run, set_alias
@@ -25,9 +22,9 @@ from pipeline.search.finalists import Verdict, choose, judge, measure
 from pipeline.search.ledger import LEDGER_FILE, Ledger, Record
 from pipeline.search.pbt import PBT
 from pipeline.search.results import draw_campaign, finalists_table, statement, summary, trials_table, values_text
-from pipeline.search.searchers import FinalistTrials, SearchTrials
-from pipeline.search.tuner import room, run_trials
+from pipeline.search.searchers import FinalistTrials, SearchTrials, room, run_trials
 from pipeline.training.cluster import capacity, check_resources, start_ray
+from pipeline.training.preemption import stopping_on_sigterm
 
 BEST, SUMMARY, PLOTS = "best.yaml", "summary.json", "plots"
 NOTHING = 3  # exit code: not one trial finished
@@ -43,46 +40,18 @@ def tune(raw: Config) -> dict[str, Any]:
     ledger, delivery = Ledger(campaign.uri), Delivery(campaign)
     again = f"go on with it: {campaign.resume}"
     try:
-        with _raising_on_sigterm():
+        with stopping_on_sigterm(f"campaign {campaign.name}: stopped as asked; {again}"):
             _search(campaign, ledger, delivery)
             verdict = _finals(campaign, ledger, delivery)
-    except _Terminated:
-        raise Stopped(f"campaign {campaign.name}: stopped as asked; {again}") from None
     except KeyboardInterrupt:
         print(f"\n{again}", flush=True)
         raise
     return _conclude(campaign, ledger, delivery, verdict)
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM: Ray Tune lets it through as it does the other one."""
-
-
-@contextmanager
-def _raising_on_sigterm() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def end(*_: object) -> None:
-        raise _Terminated
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _search(campaign: Campaign, ledger: Ledger, delivery: Delivery) -> None:
-    config, select = campaign.config, campaign.train.validation.select
-
-    def ended(record: Record) -> None:
-        _say_trial(record, values_text(record.values), select)
-        delivery.trial(record)
-
-    how, scheduler = config.scheduler, None
-    searcher = (PBT if how.kind == "pbt" else SearchTrials)(campaign, ledger, ended)
+    config, how, scheduler = campaign.config, campaign.config.scheduler, None
+    searcher = (PBT if how.kind == "pbt" else SearchTrials)(campaign, ledger, _telling(campaign, delivery))
     if how.kind in BRACKETS and campaign.grace < campaign.train.steps:
         scheduler = ASHA(
             how.kind, campaign.train.steps, campaign.grace, how.factor, config.search.seed, len(campaign.first)
@@ -103,12 +72,7 @@ def _finals(campaign: Campaign, ledger: Ledger, delivery: Delivery) -> Verdict |
         trained = [record for record in chosen if record.curve and record.status != "failed"]
     else:
         seeds = [campaign.train.seed + 1 + number for number in range(config.finalists.seeds)]
-
-        def ended(record: Record) -> None:
-            _say_trial(record, f"seed {record.seed}", select)
-            delivery.trial(record)
-
-        searcher = FinalistTrials(campaign, ledger, chosen, seeds, ended)
+        searcher = FinalistTrials(campaign, ledger, chosen, seeds, _telling(campaign, delivery))
         if searcher.open():
             print(f"\n{len(chosen)} configurations, the default among them, with {len(seeds)} other seeds", flush=True)
             run_trials(searcher, None, config.concurrent)
@@ -178,11 +142,18 @@ def _register(campaign: Campaign, verdict: Verdict) -> dict[str, Any]:
     return {"model": version.uri, "name": version.name, "version": version.version}
 
 
-def _say_trial(record: Record, what: str, select: str) -> None:
-    score = record.score(select)
-    shown = "" if score is None else f"{100 * score:6.2f} %  "
-    reason = f": {record.reason}" if record.reason else ""
-    print(f"trial {record.number:>4}  {shown}{what}  {record.status}{reason}", flush=True)
+def _telling(campaign: Campaign, delivery: Delivery) -> Callable[[Record], None]:
+    """A function that says what became of a trial, and delivers it."""
+
+    def ended(record: Record) -> None:
+        score = record.score(campaign.train.validation.select)
+        shown = "" if score is None else f"{100 * score:6.2f} %  "
+        what = values_text(record.values) if record.seed is None else f"seed {record.seed}"
+        reason = f": {record.reason}" if record.reason else ""
+        print(f"trial {record.number:>4}  {shown}{what}  {record.status}{reason}", flush=True)
+        delivery.trial(record)
+
+    return ended
 
 
 def _say_begin(campaign: Campaign) -> None:

@@ -26,12 +26,12 @@ from pipeline.data.dataset import Dataset
 from pipeline.data.stream import Stream
 from pipeline.errors import PipelineError
 from pipeline.nets.own_code import send
-from pipeline.training.checkpoint import STATE, free_name, name_of, save_checkpoint
+from pipeline.training.checkpoint import free_name, name_of, save_checkpoint
 from pipeline.training.config import Cluster, TrainConfig
 from pipeline.training.launch import launch
 from pipeline.training.learner import Learner, set_up
 from pipeline.training.loop import Hooks, make_planner, training
-from pipeline.training.runs import Run, checkpoints, write_run
+from pipeline.training.runs import Run, accuracy_at, checkpoints, write_run
 from pipeline.training.telemetry import CHECKPOINT_SECONDS, Telemetry, start_monitor
 from pipeline.training.workers import Alone
 
@@ -97,11 +97,10 @@ def in_this_process(config: TrainConfig, run: Run) -> Validations:
         telemetry({CHECKPOINT_SECONDS: time.perf_counter() - began})
         for uri in superfluous(run.uri, config.checkpoint.keep):
             store.remove(uri)
-        last = learner.history[-1] if learner.history else {}
-        if last.get("step") == learner.step and ACCURACY in last:
-            validated.append({STEP: learner.step, ACCURACY: last[ACCURACY]})
+        if learner.validated is not None:
+            validated.append({STEP: learner.step, ACCURACY: learner.validated})
 
-    planner = make_planner(config, dataset, learner.method)
+    planner = make_planner(config, dataset.manifest, learner.method)
     stream = Stream(
         dataset, planner, learner.step, config.steps, device=device, materialize=config.materialize, planned_here=True
     )
@@ -148,13 +147,9 @@ def under_ray_train(config: TrainConfig, run: Run) -> Validations:
 
 def superfluous(run_uri: str, keep: int) -> list[str]:
     """Checkpoints that are neither among the best ``keep`` nor the latest, as Ray Train deletes them."""
-    scored = []
-    for uri in checkpoints(run_uri)[:-1]:
-        state = json.loads(store.read_bytes(store.join(uri, STATE)))
-        here = [e[ACCURACY] for e in state["history"] if e["step"] == state["step"] and ACCURACY in e]
-        scored.append((here[-1] if here else -1.0, uri))
-    scored.sort(key=lambda entry: entry[0], reverse=True)
-    return [uri for _, uri in scored[keep:]]
+    accuracies = {uri: accuracy_at(uri) for uri in checkpoints(run_uri)[:-1]}
+    scores = {uri: -1.0 if accuracy is None else accuracy for uri, accuracy in accuracies.items()}
+    return sorted(scores, key=lambda uri: scores[uri], reverse=True)[keep:]
 
 
 def last_line(error: BaseException) -> str:

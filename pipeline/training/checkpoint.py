@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from pipeline import store
 from pipeline.errors import PipelineError
 from pipeline.files import sha256
-from pipeline.training.runs import checkpoints
+from pipeline.training.runs import STATE, checkpoints
 from pipeline.training.workers import Workers
 
 SCHEMA_VERSION = 1
-MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+MODEL, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
+_PLAIN = ("step", "spec", "config", "dataset", "metrics", "history", "groups")  # what STATE has of a checkpoint
 SET_ASIDE = "damaged.json"  # the name that the state of a corrupt checkpoint gets, which makes it a checkpoint no more
 BACKBONE = "backbone."
 
@@ -55,10 +56,7 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
         store.write_bytes(f"{folder}/{name}", content)
     state = {
         "schema": SCHEMA_VERSION,
-        **{
-            key: getattr(checkpoint, key)
-            for key in ("step", "spec", "config", "dataset", "metrics", "history", "groups")
-        },
+        **{key: getattr(checkpoint, key) for key in _PLAIN},
         "sha256": {name: sha256(content) for name, content in files.items()},
     }
     state["digest"] = _digest(state)
@@ -84,9 +82,7 @@ def load_checkpoint(uri: str) -> Checkpoint:
             if sha256(content) != state["sha256"][name]:
                 raise Corrupt(f"checkpoint {uri} is corrupt: {name} does not have the SHA-256 of {STATE}")
             tensors[name] = load(content)
-        keys = ("step", "spec", "config", "dataset", "metrics", "history", "groups")
-        values = {key: state[key] for key in keys}
-        return Checkpoint(**values, model=tensors[MODEL], optimizer=tensors[OPTIMIZER])
+        return Checkpoint(**{key: state[key] for key in _PLAIN}, model=tensors[MODEL], optimizer=tensors[OPTIMIZER])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise Corrupt(f"{uri} is not a checkpoint ({type(error).__name__}: {error})") from error
 

@@ -9,7 +9,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -37,8 +37,8 @@ from pipeline.training.diagnosis import cause_of
 from pipeline.training.loop import make_planner
 from pipeline.training.models import load_teacher
 from pipeline.training.optim import build_schedule, check_optimizer
-from pipeline.training.preemption import asked_to_leave, leaving_on_sigterm
-from pipeline.training.runs import RUN_FILE, Run, best_checkpoint, checkpoints, find_run, step_of, write_run
+from pipeline.training.preemption import stopping_on_sigterm
+from pipeline.training.runs import RUN_FILE, Run, best_checkpoint, find_run, steps_done, write_run
 from pipeline.training.telemetry import Display, Entry, Restarts, Telemetry, start_monitor
 from pipeline.training.trial import try_step
 from pipeline.training.worker import train_worker
@@ -50,26 +50,20 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 def model_spec(config: TrainConfig, manifest: Manifest) -> dict[str, Any]:
     """What ``build_model`` takes, for this configuration on this dataset."""
-    classes = len(class_table(manifest, config.train.split))
-    way = config.train.way if isinstance(config.train.way, int) else None
     return {
         "method": dict(config.method),
         "backbone": described(config.backbone),
-        "input": _input(config, manifest),
-        "way": way,
+        "input": described_input(config.backbone, config.input.scaling, manifest),
+        "way": config.train.way if isinstance(config.train.way, int) else None,
         "shot": bounds(config.train.shot)[1],
-        "classes": classes,
+        "classes": len(class_table(manifest, config.train.split)),
     }
 
 
-def _input(config: TrainConfig, manifest: Manifest) -> dict[str, Any]:
+def described_input(backbone: dict[str, Any], scaling: str, manifest: Manifest) -> dict[str, Any]:
+    """ "input" of a model's description, for a dataset."""
     if manifest.encoding == FEATURES:
         return {"shape": list(manifest.shape), "scaling": FEATURES}
-    return described_input(config.backbone, config.input.scaling, manifest)
-
-
-def described_input(backbone: dict[str, Any], scaling: str, manifest: Manifest) -> dict[str, Any]:
-    """ "input" of a model's description, for images of a dataset."""
     own = recipe(backbone, manifest.shape[0]) if scaling == "backbone" else None
     known = {"mean": manifest.mean, "std": manifest.std} if own is None else own
     return {"shape": list(manifest.shape), "scaling": scaling, **known}
@@ -181,9 +175,7 @@ def check(config: TrainConfig, manifest: Manifest, spec: dict[str, Any]) -> Meth
     check_optimizer(method, config.optimizer)
     build_schedule(config.schedule, config.steps)
     config.check_workers(method.regime)
-    dataset = _Described(manifest)
-    make_planner(config, dataset, method)  # type: ignore[arg-type]
-    checks = [("validation", config.validation.split, config.validation.spec())]
+    make_planner(config, manifest, method)
     if config.evaluation is not None:
         table = class_table(manifest, config.evaluation.split)
         if method.fixed_way is not None and config.evaluation.way != [method.fixed_way]:
@@ -194,8 +186,7 @@ def check(config: TrainConfig, manifest: Manifest, spec: dict[str, Any]) -> Meth
         for way in config.evaluation.way:
             for shot in config.evaluation.shot:
                 check_spec(table, EpisodeSpec(way, shot, config.evaluation.query), "evaluation")
-    for prefix, split, spec_ in checks:
-        check_spec(class_table(manifest, split), spec_, prefix)
+    check_spec(class_table(manifest, config.validation.split), config.validation.spec(), "validation")
     if method.fixed_way is not None and config.validation.way != method.fixed_way:
         raise PipelineError(
             f"validation.way={config.validation.way}: {config.method['name']} trained with {method.fixed_way} ways "
@@ -220,13 +211,6 @@ def _check_features(config: TrainConfig, manifest: Manifest) -> None:
         raise PipelineError(f"input.scaling={config.input.scaling} is of images, and {holds}: leave it out")
 
 
-@dataclass(frozen=True)
-class _Described:
-    """As much of a dataset as its manifest tells, for checks that need no pixels."""
-
-    manifest: Manifest
-
-
 def launch(
     config: TrainConfig,
     run: Run,
@@ -242,7 +226,7 @@ def launch(
     check_resources(config.cluster, decoding=config.materialize == "cluster")
     write_run(run)
     monitor = monitor or start_monitor()
-    done = max((step_of(uri) for uri in checkpoints(run.uri)), default=0)
+    done = steps_done(run.uri)
     telemetry = Telemetry(run.name, str(config.method["name"]), str(run.dataset["name"]), config.steps, done)
     hooks: list[Any] = [Restarts(monitor)]
     trainer = TorchTrainer(
@@ -266,14 +250,20 @@ def launch(
     )
     needs = {kind: share * config.cluster.workers for kind, share in _resources(config).items()}
     display = Display(monitor, config.steps, run.name, telemetry.beside(on_log), needs)
-    asked = f"run {run.name}: stopped while it waited for its workers, as asked; go on with it: {run.resume}"
-    with telemetry, display, leaving_on_sigterm(monitor, lambda: display.begun, asked):
+
+    def leave() -> bool:
+        if display.begun:
+            monitor.leave.remote()
+        return display.begun
+
+    waited = f"run {run.name}: stopped while it waited for its workers, as asked; go on with it: {run.resume}"
+    with telemetry, display, stopping_on_sigterm(waited, leave):
         try:
             trainer.fit()
         except (ray.train.TrainingFailedError, ray.exceptions.ActorDiedError) as error:
             raise cause_of(error, run) from error
-    stopped = ray.get(monitor.stopped.remote())
-    if stopped and asked_to_leave(monitor):
+    stopped, asked = ray.get(monitor.ended.remote())
+    if stopped and asked:
         raise Stopped(f"run {run.name}: {stopped}; go on with it: {run.resume}")
     if stopped:
         raise PipelineError(f"run {run.name}: {stopped}")
@@ -321,7 +311,7 @@ def _resumed(raw: Config) -> tuple[TrainConfig, Config, Run]:
 
 def _lengthen(run: Run, stored: Config, steps: Any) -> None:
     """Another number of steps for a run that is resumed: what has been trained stays, the schedule is the new one's."""
-    done = max((step_of(uri) for uri in checkpoints(run.uri)), default=0)
+    done = steps_done(run.uri)
     if not isinstance(steps, int) or steps < done:
         raise PipelineError(f"steps={steps}: run {run.name} has {done:,} steps already; give as many or more")
     schedule = stored["schedule"]["name"]

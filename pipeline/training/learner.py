@@ -155,6 +155,12 @@ class Learner:
         self.metrics.update(figures)
         return entry
 
+    @property
+    def validated(self) -> float | None:
+        """The accuracy of the validation after this step, if there was one."""
+        last = self.history[-1] if self.history else {}
+        return last.get("val/accuracy") if last.get("step") == self.step else None
+
     def checkpoint(self, config: dict[str, Any], dataset: dict[str, Any]) -> Checkpoint:
         tensors, groups = flatten_optimizers(self.optimizers)
         return Checkpoint(

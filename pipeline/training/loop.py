@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pipeline.batch import Batch
 from pipeline.data.dataset import ClassTable, Dataset, class_table
 from pipeline.data.episodes import bounds, check_spec
+from pipeline.data.manifest import Manifest
 from pipeline.data.planners import EpisodePlanner, ImagePlanner, Planner, Views
 from pipeline.errors import PipelineError
 from pipeline.evaluation.embedded import IMAGES, Embeddings, at_once, embed_part, possible
@@ -72,27 +73,23 @@ class _Window:
         }
 
 
-def make_planner(config: TrainConfig, dataset: Dataset, method: type[Method] | Method) -> Planner:
+def make_planner(config: TrainConfig, manifest: Manifest, method: type[Method] | Method) -> Planner:
     """Episodes, images or both, by the method's regime; what the split cannot serve is refused, if there is a step."""
     train = config.train
+    views = Views(manifest.views, manifest.rows, config.seed) if manifest.views else None
     if method.regime == "classical":
-        return _image_planner(config, dataset)
-    table = class_table(dataset.manifest, train.split)
+        return _image_planner(config, manifest, views)
+    table = class_table(manifest, train.split)
     spec = train.spec(train.meta_batch_size, train.balanced_query)
     if config.steps:
         check_spec(table, spec, "train")
-    images = _image_planner(config, dataset) if method.regime == "both" else None
-    return EpisodePlanner(table, spec, config.seed, images, _views(config, dataset))
+    images = _image_planner(config, manifest, views) if method.regime == "both" else None
+    return EpisodePlanner(table, spec, config.seed, images, views)
 
 
-def _views(config: TrainConfig, dataset: Dataset) -> Views | None:
-    manifest = dataset.manifest
-    return Views(manifest.views, manifest.rows, config.seed) if manifest.views else None
-
-
-def _image_planner(config: TrainConfig, dataset: Dataset) -> ImagePlanner:
+def _image_planner(config: TrainConfig, manifest: Manifest, views: Views | None) -> ImagePlanner:
     train = config.train
-    table = class_table(dataset.manifest, train.split, "kept", train.holdout)
+    table = class_table(manifest, train.split, "kept", train.holdout)
     classes, images = train.grouping or (1, 1)
     if int(table.counts.min()) < images:
         kept = f" and train.holdout={train.holdout}" if train.holdout else ""
@@ -106,7 +103,7 @@ def _image_planner(config: TrainConfig, dataset: Dataset) -> ImagePlanner:
         )
     if classes > len(table):
         raise PipelineError(f"train.grouping={train.grouping}: split {train.split!r} has only {len(table)} classes")
-    return ImagePlanner(table, train.batch_size, config.seed, train.grouping, _views(config, dataset))
+    return ImagePlanner(table, train.batch_size, config.seed, train.grouping, views)
 
 
 def validate(learner: Learner, dataset: Dataset, workers: Workers) -> Estimate:
@@ -184,15 +181,15 @@ def survey(learner: Learner, dataset: Dataset, workers: Workers) -> None:
         if total is None:
             return
         table = class_table(dataset.manifest, how.split, "kept", how.holdout)
-        ends = np.cumsum(table.counts)
+        images = int(table.counts.sum())
         batch = at_once(method.backbone, learner.preprocess, dataset, device)
         share = batch * -(-IMAGES // batch)
-        for start in range(0, int(ends[-1]) if workers.rank == 0 else 0, share):
-            part = range(start, min(start + share, int(ends[-1])))
+        for start in range(0, images if workers.rank == 0 else 0, share):
+            part = range(start, min(start + share, images))
             features = torch.from_numpy(embed_part(method.backbone, learner.preprocess, dataset, table, part, device))
-            labels = torch.from_numpy(np.searchsorted(ends, part, side="right"))
+            labels = torch.from_numpy(table.images(np.asarray(part))[0])
             total += cast(Tensor, method.summarise(features.to(device), labels.to(device)))
-        method.keep_summary(workers.mean(total) * workers.world_size, int(ends[-1]))
+        method.keep_summary(workers.mean(total) * workers.world_size, images)
 
 
 def train(

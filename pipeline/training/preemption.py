@@ -97,39 +97,17 @@ def _note(*_: Any) -> None:
     _TERMINATED.set()
 
 
-@contextmanager
-def leaving_on_sigterm(monitor: Any, begun: Callable[[], bool], message: str) -> Iterator[None]:
-    """In here the first SIGTERM asks the workers to save and to end; the second one does what it did before.
-
-    Where the workers have not ``begun``, and may wait for a place without end, it raises Stopped with ``message``.
-    """
-
-    def leave() -> None:
-        if not begun():
-            raise _Asked
-        monitor.leave.remote()
-
-    with _on_first_sigterm(leave, message):
-        yield
-
-
-@contextmanager
-def stopping_on_sigterm(message: str) -> Iterator[None]:
-    """In here, where there is nothing to save, the first SIGTERM raises Stopped; the second one does what it did."""
-
-    def stop() -> None:
-        raise _Asked
-
-    with _on_first_sigterm(stop, message):
-        yield
-
-
 class _Asked(KeyboardInterrupt):
     """SIGTERM was met. Ray, where it waits, lets this one kind of exception through, and exits at any other."""
 
 
 @contextmanager
-def _on_first_sigterm(action: Callable[[], None], message: str) -> Iterator[None]:
+def stopping_on_sigterm(message: str, leave: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """In here the first SIGTERM raises Stopped with ``message``; the second one does what it did before.
+
+    ``leave``: asks those who have something to save to end by themselves, and says whether it could; where they have
+    not begun, they may wait for a place without end.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -137,11 +115,9 @@ def _on_first_sigterm(action: Callable[[], None], message: str) -> Iterator[None
 
     def handle(*_: object) -> None:
         signal.signal(signal.SIGTERM, before)
-        try:
-            action()
-        except _Asked:
+        if not leave():
             raised.set()
-            raise
+            raise _Asked
 
     signal.signal(signal.SIGTERM, handle)
     try:
@@ -152,7 +128,3 @@ def _on_first_sigterm(action: Callable[[], None], message: str) -> Iterator[None
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def asked_to_leave(monitor: Any) -> bool:
-    return bool(ray.get(monitor.asked_to_leave.remote()))

@@ -139,7 +139,7 @@ def replay(run: Run, step: int) -> tuple[list[Looked], int]:
     learner.module = Shares(learner)
     _restore_before(learner, run, step)
     began, workers = learner.step, config.cluster.workers
-    planner = make_planner(config, dataset, learner.method)
+    planner = make_planner(config, dataset.manifest, learner.method)
     while learner.step < step - 1:
         learner.train_step(_shares(dataset, planner, learner.step, workers))  # type: ignore[arg-type]
     looked = []

@@ -14,6 +14,7 @@ from pipeline.errors import PipelineError
 from pipeline.renamed import current
 
 RUN_FILE = "run.json"
+STATE = "state.json"  # of a checkpoint
 REPORT, EVALUATION, CALIBRATION = "report", "evaluation.json", "calibration.json"  # a folder, and files in it
 START = "start"  # folder of a run with the checkpoint of another one, from where it goes on
 
@@ -38,12 +39,23 @@ class Run:
 def checkpoints(run_uri: str) -> list[str]:
     """The checkpoint folders of a run, oldest first."""
     names = [name for name in store.list_names(run_uri) if name.startswith("step_")]
-    return [store.join(run_uri, name) for name in names if store.exists(store.join(run_uri, name, "state.json"))]
+    return [store.join(run_uri, name) for name in names if store.exists(store.join(run_uri, name, STATE))]
 
 
 def step_of(checkpoint: str) -> int:
     """The step after which a checkpoint was written, by its folder's name: "step_00000500", or ".1" of a second try."""
     return int(checkpoint.rpartition("step_")[2].partition(".")[0])
+
+
+def steps_done(run_uri: str) -> int:
+    return max(map(step_of, checkpoints(run_uri)), default=0)
+
+
+def accuracy_at(checkpoint: str) -> float | None:
+    """Validation accuracy of a checkpoint, where its step was validated."""
+    state = json.loads(store.read_bytes(store.join(checkpoint, STATE)))
+    found = [e["val/accuracy"] for e in state["history"] if e["step"] == state["step"] and "val/accuracy" in e]
+    return found[-1] if found else None
 
 
 def best_checkpoint(run_uri: str) -> str:
@@ -54,12 +66,7 @@ def best_checkpoint(run_uri: str) -> str:
         raise PipelineError(f"run {run.name} has no checkpoint yet; go on with it: {run.resume}")
     if run.config["validation"]["select"] == "last":
         return found[-1]
-    validated = []
-    for uri in found:
-        state = json.loads(store.read_bytes(store.join(uri, "state.json")))
-        entries = [e for e in state["history"] if e["step"] == state["step"] and "val/accuracy" in e]
-        if entries:
-            validated.append((entries[-1]["val/accuracy"], -state["step"], uri))
+    validated = [(accuracy, -step_of(uri), uri) for uri in found if (accuracy := accuracy_at(uri)) is not None]
     return max(validated)[2] if validated else found[-1]
 
 

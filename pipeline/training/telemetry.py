@@ -79,15 +79,12 @@ class Monitor:
         """Ask the workers to save a checkpoint after their step, and to end."""
         self._leave = True
 
-    def asked_to_leave(self) -> bool:
-        return self._leave
-
     def stop(self, reason: str) -> None:
         self._stopped = reason
 
-    def stopped(self) -> str:
-        """Why training ended before its time, if it did."""
-        return self._stopped
+    def ended(self) -> tuple[str, bool]:
+        """Why training ended before its time, if it did, and whether it was asked to."""
+        return self._stopped, self._leave
 
     def read(self, after: int, said: int = 0) -> tuple[bool, int, list[Entry], list[str]]:
         """Whether the workers are there, the latest step, entries from number ``after`` on, lines from ``said`` on."""

@@ -7,6 +7,7 @@ import logging
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -24,6 +25,7 @@ from pipeline.training.config import TrainConfig
 from pipeline.training.learner import Learner, set_up
 from pipeline.training.loop import Hooks, make_planner, train
 from pipeline.training.preemption import Preemption, Signal
+from pipeline.training.runs import Run
 from pipeline.training.telemetry import CHECKPOINT_SECONDS
 from pipeline.training.workers import Alone, Distributed, Workers
 
@@ -33,16 +35,17 @@ PROGRESS_SECONDS = 0.5
 def train_worker(job: dict[str, Any]) -> None:
     """``job`` holds the run and the monitor."""
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    config = validate(TrainConfig, job["run"].config)
+    run, monitor = job["run"], job["monitor"]
+    config = validate(TrainConfig, run.config)
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
-    job["monitor"].begin.remote()
-    dataset, run = Dataset(config.dataset_uri), job["run"]
+    monitor.begin.remote()
+    dataset = Dataset(config.dataset_uri)
     send(job["code"])
     workers: Workers = Distributed(device) if world_size > 1 else Alone()
     newest = ray.train.get_checkpoint()
-    learner = set_up(config, run, dataset, newest and name_of(newest.path), workers, device, _speaker(job))
+    learner = set_up(config, run, dataset, newest and name_of(newest.path), workers, device, monitor.say.remote)
     if world_size > 1 and any(parameter.requires_grad for parameter in learner.method.parameters()):
         learner.module = DistributedDataParallel(
             learner.module,
@@ -50,41 +53,25 @@ def train_worker(job: dict[str, Any]) -> None:
             find_unused_parameters=learner.method.regime == "both",  # each of its losses trains a part of the method
         )
 
-    planner = make_planner(config, dataset, learner.method)
+    planner = make_planner(config, dataset.manifest, learner.method)
     stream = Stream(
         dataset, planner, learner.step, config.steps, rank, world_size, device, materialize=config.materialize
     )
     preemption = Preemption(world_size)
-    hooks = Hooks(
-        log=_logger(job, rank),
-        say=_speaker(job) if rank == 0 else lambda line: None,
-        save=lambda learner: _report(learner, job, rank),
-        step=_ticker(job, rank, preemption),
-        preemption=preemption,
-    )
+    hooks = Hooks(save=lambda learner: _report(learner, run, monitor, rank), preemption=preemption)
+    if rank == 0:
+        hooks.log, hooks.say, hooks.step = monitor.log.remote, monitor.say.remote, _ticker(monitor, preemption)
     try:
         train(learner, stream, dataset, planner.per_step, workers, hooks, waited=lambda: stream.waited)
         if rank == 0 and preemption.left and learner.step < config.steps:
-            ray.get(job["monitor"].stop.remote(f"stopped after step {learner.step:,} as asked, with a checkpoint"))
+            ray.get(monitor.stop.remote(f"stopped after step {learner.step:,} as asked, with a checkpoint"))
     except Diverged as error:  # a new try from the last checkpoint would end here again
         if rank == 0:
-            ray.get(job["monitor"].stop.remote(str(error)))
+            ray.get(monitor.stop.remote(str(error)))
 
 
-def _logger(job: dict[str, Any], rank: int) -> Any:
-    if rank:
-        return lambda entry: None
-    return lambda entry: job["monitor"].log.remote(entry)
-
-
-def _speaker(job: dict[str, Any]) -> Any:
-    return lambda line: job["monitor"].say.remote(line)
-
-
-def _ticker(job: dict[str, Any], rank: int, preemption: Preemption) -> Any:
+def _ticker(monitor: Any, preemption: Preemption) -> Callable[[int], None]:
     """Tells the monitor of the step now and then; what it answers is looked at a step later, so that nobody waits."""
-    if rank:
-        return lambda step: None
     last = [0.0]
     answers: list[Any] = []
 
@@ -96,28 +83,23 @@ def _ticker(job: dict[str, Any], rank: int, preemption: Preemption) -> Any:
         now = time.monotonic()
         if not answers and now - last[0] >= PROGRESS_SECONDS:
             last[0] = now
-            answers.append(job["monitor"].tick.remote(step))
+            answers.append(monitor.tick.remote(step))
 
     return tick
 
 
-def _report(learner: Learner, job: dict[str, Any], rank: int) -> None:
+def _report(learner: Learner, run: Run, monitor: Any, rank: int) -> None:
     """Hand a checkpoint to Ray Train, on all workers at once; the first one's weights are everybody's."""
-    validated = (
-        learner.history and learner.history[-1]["step"] == learner.step and "val/accuracy" in learner.history[-1]
-    )
-    metrics = {
-        "step": learner.step,
-        "val/accuracy": learner.metrics["val/accuracy"] if validated else -1.0,  # ranks below every validated one
-    }
+    accuracy = -1.0 if learner.validated is None else learner.validated  # ranks below every validated one
+    metrics = {"step": learner.step, "val/accuracy": accuracy}
     if rank:
         ray.train.report(metrics)
         return
-    name = free_name(job["run"].uri, learner.step)
     folder, began = tempfile.mkdtemp(prefix="checkpoint-"), time.perf_counter()
     try:
-        save_checkpoint(folder, learner.checkpoint(job["run"].config, job["run"].dataset))
-        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder), checkpoint_dir_name=name)
-        job["monitor"].log.remote({"step": learner.step, CHECKPOINT_SECONDS: time.perf_counter() - began})
+        save_checkpoint(folder, learner.checkpoint(run.config, run.dataset))
+        made, name = ray.train.Checkpoint.from_directory(folder), free_name(run.uri, learner.step)
+        ray.train.report(metrics, checkpoint=made, checkpoint_dir_name=name)
+        monitor.log.remote({"step": learner.step, CHECKPOINT_SECONDS: time.perf_counter() - began})
     finally:
         shutil.rmtree(folder, ignore_errors=True)

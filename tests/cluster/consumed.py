@@ -44,7 +44,7 @@ def planned(raw: Config, local_root: str) -> dict[str, int]:
     raw = {**raw, "name": "plan", "data": {**raw["data"], "root": local_root}}
     config, _, run = prepare(raw)
     dataset, preprocess = Dataset(config.dataset_uri), build_preprocess(run.spec)
-    planner = make_planner(config, dataset, Learner(config, run.spec).method)
+    planner = make_planner(config, dataset.manifest, Learner(config, run.spec).method)
     numbers = {}
     for step, batch in local_batches(dataset, planner, 0, config.steps):
         support, query = preprocess(batch.support), preprocess(batch.query)

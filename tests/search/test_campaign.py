@@ -17,8 +17,7 @@ from pipeline.search.campaign import begin
 from pipeline.search.finalists import choose, judge
 from pipeline.search.ledger import Ledger, Record
 from pipeline.search.results import statement, summary, trials_table
-from pipeline.search.searchers import FinalistTrials, SearchTrials
-from pipeline.search.tuner import room
+from pipeline.search.searchers import FinalistTrials, SearchTrials, room
 from pipeline.training.config import TrainConfig
 
 DEFAULT = {

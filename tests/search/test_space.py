@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.errors import PipelineError
-from pipeline.search.propose import Known, propose
-from pipeline.search.space import Space, as_overrides
+from pipeline.search.space import Known, Space, as_overrides, propose
 
 ZOO = {
     "method": {"choices": ["maml", "reptile", "nca"]},

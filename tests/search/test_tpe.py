@@ -7,8 +7,7 @@ import math
 import numpy as np
 
 from pipeline.evaluation.statistics import paired
-from pipeline.search.propose import Kind, Known, propose
-from pipeline.search.space import Space, Values
+from pipeline.search.space import Kind, Known, Space, Values, propose
 
 SPACE = Space(
     {

@@ -16,9 +16,8 @@ from pipeline.data.batches import local_batches
 from pipeline.data.dataset import Dataset
 from pipeline.search.asha import ASHA
 from pipeline.search.ledger import Ledger
-from pipeline.search.searchers import SearchTrials
+from pipeline.search.searchers import SearchTrials, run_trials
 from pipeline.search.trial import ACCURACY, DONE, FAILED, FINISHED, STEP, Trial, last_line, superfluous, under_ray_train
-from pipeline.search.tuner import run_trials
 from pipeline.training.checkpoint import load_checkpoint
 from pipeline.training.config import TrainConfig
 from pipeline.training.learner import Learner, make_deterministic
@@ -40,7 +39,7 @@ def alone(run: Run) -> dict[str, torch.Tensor]:
     config = validate(TrainConfig, run.config)
     make_deterministic(config.cluster.threads_per_worker, config.deterministic)
     learner, dataset = Learner(config, run.spec), Dataset(config.dataset_uri)
-    planner = make_planner(config, dataset, learner.method)
+    planner = make_planner(config, dataset.manifest, learner.method)
     train(learner, local_batches(dataset, planner, 0, config.steps), dataset, planner.per_step)
     return learner.method.state_dict()
 

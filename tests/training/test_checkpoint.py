@@ -150,7 +150,7 @@ def test_a_run_that_goes_on_from_the_checkpoint_before_ends_with_the_same_bits(s
         learner = Learner(config, run.spec)
         if first:
             learner.restore(newest_whole(folder, "step_00000008", Alone(), said.append))
-        planner = make_planner(config, dataset, learner.method)
+        planner = make_planner(config, dataset.manifest, learner.method)
         stream = local_batches(dataset, planner, learner.step, last - learner.step)
         save = Hooks(
             save=lambda it: save_checkpoint(f"{folder}/step_{it.step:08d}", it.checkpoint(run.config, run.dataset))

@@ -61,7 +61,7 @@ def test_heads_train_and_others_say_why_not(features, tmp_path, method):
         assert any(why in str(error) for why in whys)
         return
     learner, dataset = Learner(config, run.spec), Dataset(features)
-    planner = make_planner(config, dataset, learner.method)
+    planner = make_planner(config, dataset.manifest, learner.method)
     before = [parameter.clone() for parameter in learner.method.parameters()]
     train(learner, local_batches(dataset, planner, 0, config.steps), dataset, planner.per_step)
     assert learner.step == config.steps

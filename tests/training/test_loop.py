@@ -24,7 +24,7 @@ def learn(raw: dict, start: str | None = None, stop_at: int | None = None, folde
     learner, dataset = Learner(config, run.spec), Dataset(config.dataset_uri)
     if start:
         learner.restore(load_checkpoint(start))
-    planner = make_planner(config, dataset, learner.method)
+    planner = make_planner(config, dataset.manifest, learner.method)
     end = stop_at or config.steps
     stream = local_batches(dataset, planner, learner.step, end - learner.step)
 
@@ -116,7 +116,7 @@ def test_a_run_that_answers_by_guessing_says_so_once(small_run, monkeypatch, lr,
     if lines:  # a network that tells nothing from anything
         for weight in learner.method.backbone.parameters():
             torch.nn.init.zeros_(weight)
-    planner = make_planner(config, dataset, learner.method)
+    planner = make_planner(config, dataset.manifest, learner.method)
     batches = local_batches(dataset, planner, 0, 24)
     train(learner, batches, dataset, planner.per_step, hooks=Hooks(say=said.append))
     assert len(said) == lines and all("after 8 steps the training accuracy is" in line for line in said)
@@ -129,7 +129,7 @@ def test_a_run_that_begins_with_other_weights_says_where_its_logits_are_saturate
     config, _, run = prepare(small_run("prototypical", f"initial={start}", f"method.scale={scale}", "steps=2"))
     learner, dataset = Learner(config, run.spec), Dataset(config.dataset_uri)
     learner.begin()
-    planner = make_planner(config, dataset, learner.method)
+    planner = make_planner(config, dataset.manifest, learner.method)
     batches = local_batches(dataset, planner, 0, 2)
     train(learner, batches, dataset, planner.per_step, hooks=Hooks(say=said.append))
     assert learner.method.scale == scale  # the configuration's, not the checkpoint's

@@ -29,7 +29,7 @@ def poisoned(small_run):
     raw = small_run("prototypical", "name=poisoned", RECORDED, "cluster.workers=1")
     config, _, run = prepare(raw)
     dataset, preprocess = Dataset(config.dataset_uri), build_preprocess(run.spec)
-    planner = make_planner(config, dataset, Learner(config, run.spec).method)
+    planner = make_planner(config, dataset.manifest, Learner(config, run.spec).method)
     ((_, batch),) = local_batches(dataset, planner, 6, 1)
     prepared = type(batch)(**{**vars(batch), "support": preprocess(batch.support), "query": preprocess(batch.query)})
     return {**raw, "method": {**raw["method"], "poison": digests(prepared)[2]}}
@@ -42,7 +42,7 @@ def run_here(raw: dict) -> tuple[object, object]:
     store.write_bytes(f"{run.uri}/run.json", json.dumps(record).encode())
     make_deterministic(1, True)
     learner, dataset = Learner(config, run.spec), Dataset(config.dataset_uri)
-    planner = make_planner(config, dataset, learner.method)
+    planner = make_planner(config, dataset.manifest, learner.method)
 
     def save(learner: Learner) -> None:
         save_checkpoint(f"{run.uri}/step_{learner.step:08d}", learner.checkpoint(run.config, run.dataset))
@@ -82,7 +82,7 @@ def test_a_replay_takes_the_steps_that_the_run_took(small_run, method):
     config, _, _ = prepare({**raw, "name": "again"})
     again, dataset = Replayed(config, run.spec), Dataset(config.dataset_uri)
     again.module = Shares(again)
-    planner = make_planner(config, dataset, again.method)
+    planner = make_planner(config, dataset.manifest, again.method)
     for _, batch in local_batches(dataset, planner, 0, config.steps):
         again.train_step([batch])
     for (name, a), (_, b) in zip(learner.method.state_dict().items(), again.method.state_dict().items(), strict=True):

@@ -76,7 +76,7 @@ def test_every_checkpoint_has_its_own(small_run, holdout):
         assert kept["images"] == images
         seen.append((learner.step, kept["means"].clone()))
 
-    planner = make_planner(config, dataset, learner.method)
+    planner = make_planner(config, dataset.manifest, learner.method)
     stream = local_batches(dataset, planner, 0, config.steps)
     train(learner, stream, dataset, planner.per_step, hooks=Hooks(save=save))
     assert [step for step, _ in seen] == [4, 6, 8, 12]  # checkpoints in between, and those that are validated
@@ -107,7 +107,7 @@ def worker(rank: int, folder: Path, raw: dict) -> None:
     config, _, run = prepare(raw)
     learner, dataset = Learner(config, run.spec, rank), Dataset(config.dataset_uri)
     learner.module = DistributedDataParallel(learner.module)
-    planner = make_planner(config, dataset, learner.method)
+    planner = make_planner(config, dataset.manifest, learner.method)
     stream = local_batches(dataset, planner, 0, config.steps, rank, 2)
     train(learner, stream, dataset, planner.per_step, Distributed(torch.device("cpu")))
     torch.save((learner.method.means, *(expected(learner, dataset) if rank == 0 else ())), folder / f"{rank}.pt")

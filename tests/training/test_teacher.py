@@ -39,7 +39,7 @@ def test_goes_by_the_teacher(taught):
     assert all(torch.equal(v, first.method.state_dict()[k]) for k, v in teacher.state_dict().items())
     assert set(learner.method.state_dict()) == set(alone.method.state_dict())
     dataset = Dataset(config.dataset_uri)
-    planner = make_planner(config, dataset, learner.method)
+    planner = make_planner(config, dataset.manifest, learner.method)
     plan = planner.plan(0)
     batch = to_batch(plan, torch.from_numpy(dataset.gather(plan.rows)), dataset.manifest.rotations)
     figures, without = learner.train_step(batch), alone.train_step(batch)

@@ -30,7 +30,7 @@ def worker(rank: int, folder: Path) -> None:
         learner, dataset = Learner(config, run.spec, rank), Dataset(config.dataset_uri)
         both = learner.method.regime == "both"
         learner.module = DistributedDataParallel(learner.module, find_unused_parameters=both)
-        planner = make_planner(config, dataset, learner.method)
+        planner = make_planner(config, dataset.manifest, learner.method)
         try:
             for _, batch in local_batches(dataset, planner, 0, STEPS, rank, 2):
                 figures = learner.train_step(batch)

@@ -15,9 +15,8 @@ from pipeline.config import compose
 from pipeline.search.arguments import translate
 from pipeline.search.campaign import begin
 from pipeline.search.ledger import Ledger
-from pipeline.search.searchers import SearchTrials
+from pipeline.search.searchers import SearchTrials, run_trials
 from pipeline.search.trial import Trial
-from pipeline.search.tuner import run_trials
 from pipeline.training.config import Cluster
 
 CANDIDATES = 6

@@ -40,7 +40,7 @@ def profile(target: str, overrides: list[str], folder: Path, cluster: Cluster) -
     make_deterministic(config.cluster.threads_per_worker, config.deterministic)
     data = Dataset(config.dataset_uri, verify=False)
     learner = Learner(config, run.spec, device=device)
-    planner = make_planner(config, data, learner.method)
+    planner = make_planner(config, data.manifest, learner.method)
     stream = Stream(data, planner, 0, config.steps, device=device, materialize=config.materialize)
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
     tracer = torch.profiler.profile(activities=activities, record_shapes=True, with_stack=True)
