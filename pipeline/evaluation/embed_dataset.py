@@ -146,6 +146,7 @@ class Embedder:
         self.table = whole_table(self.dataset.manifest)
         self.network = load_network(self.embedding.network).to(self.device)
         self.preprocess = build_preprocess({"input": self.embedding.network.input}).to(self.device)
+        self.values = np.empty((0, 0), dtype=np.float32)  # of the largest part so far, used again
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         number, view, start, stop = (int(batch[key][0]) for key in ("number", "view", "start", "stop"))
@@ -163,7 +164,11 @@ class Embedder:
     def _write(self, number: int, view: int, part: range) -> str:
         how = self.embedding
         seen = View(view, how.augmentation, how.seed) if view else None
-        values = embed_part(self.network, self.preprocess, self.dataset, self.table, part, self.device, how.batch, seen)
+        if len(self.values) < len(part):
+            self.values = np.empty((len(part), int(self.network.out_features)), dtype=np.float32)  # type: ignore[arg-type]
+        values = embed_part(
+            self.network, self.preprocess, self.dataset, self.table, part, self.device, how.batch, seen, self.values
+        )
         if not np.isfinite(values).all():
             raise PipelineError("the network gives features that are NaN or infinite: its weights are damaged")
         with store.writing(self.place, "data.root"):

@@ -84,6 +84,7 @@ def embed_part(
     device: torch.device,
     batch: int | None = None,
     view: View | None = None,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Embeddings float32 [len(part), D] of the images ``part`` of a split, numbered class by class.
 
@@ -92,17 +93,21 @@ def embed_part(
         part: begins at a multiple of the batch, so that a split cut in parts has the bits of the whole.
         batch: images at once; None: :func:`at_once`. The last batch is filled up with its last image.
         view: what is embedded instead of the images as they are.
+        out: float32 [at least len(part), D], whose first rows are filled and returned.
     """
     fills = not looks_at_the_batch(network)
     batch = batch or at_once(network, preprocess, dataset, device)
     numbers = np.asarray(part, dtype=np.int64)
     position, rows = table.images(numbers)
     turns = class_turns(table.ids[position], dataset.manifest.rotations)
-    out = np.empty((len(rows), int(network.out_features)), dtype=np.float32)  # type: ignore[arg-type]
+    if out is None:
+        out = np.empty((len(rows), int(network.out_features)), dtype=np.float32)  # type: ignore[arg-type]
+    out = out[: len(rows)]
+    gathered = np.empty((batch, *dataset.shape), dtype=dataset.manifest.dtype)
     for start in range(0, len(rows), batch):
         here = np.arange(start, start + batch) if fills else np.arange(start, min(start + batch, len(rows)))
         here = np.minimum(here, len(rows) - 1)
-        pixels = torch.from_numpy(dataset.gather(rows[here]))
+        pixels = torch.from_numpy(dataset.gather(rows[here], out=gathered[: len(here)]))
         if len(dataset.manifest.rotations) > 1:
             pixels = quarter_turns(pixels, turns[here])
         if view is not None:

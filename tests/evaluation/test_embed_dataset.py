@@ -3,6 +3,7 @@ trained and measured on them is the same as on the images."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -18,13 +19,15 @@ import torch
 
 from pipeline.data.augment import Augmentation, augment, step_generator
 from pipeline.data.batches import local_batches
-from pipeline.data.dataset import Dataset, class_table, read_manifest
+from pipeline.data.dataset import Dataset, class_table, read_manifest, whole_table
 from pipeline.data.episodes import EpisodeSpec
 from pipeline.data.features import NETWORK, Network, Pictures, read_network
 from pipeline.data.planners import EpisodePlanner, ImagePlanner, Views
+from pipeline.data.shards import map_shard
 from pipeline.data.write import Target, write_dataset
 from pipeline.errors import PipelineError
-from pipeline.evaluation.embed_dataset import Embedding, embed_dataset
+from pipeline.evaluation.embed_dataset import Embedder, Embedding, embed_dataset
+from pipeline.evaluation.embedded import embed_part
 from pipeline.evaluation.evaluate import EpisodicProtocol, evaluate
 from pipeline.evaluation.model import Model
 from pipeline.inference import FewShotClassifier
@@ -213,6 +216,21 @@ def test_views_are_augmented_images_and_training_draws_them(ray_session, turned,
         np.testing.assert_array_equal(np.concatenate([plan.rows.reshape(-1) for plan in together]), both[0])
     step, batch_ = next(local_batches(stored, EpisodePlanner(table, EpisodeSpec(4, 2, 3, 6), 7, views=views), 0, 1))
     assert step == 0 and batch_.support.shape == (6, 8, stored.shape[0], 1, 1) and batch_.support.dtype == torch.float32
+
+
+def test_an_actor_computes_every_shard_in_the_same_memory(turned, network, tmp_path):
+    """Else blocks of features come to lie between those of activations, and the process grows by one of these."""
+    actor = Embedder(Embedding.of(turned, network, None, 2**20, False), str(tmp_path), None, "0" * 16, gpu=False)
+    kept = []
+    for number, part in enumerate((range(126), range(126, 252), range(567, 600))):
+        work = {"number": number, "view": 0, "start": part.start, "stop": part.stop}
+        [record] = actor({name: np.asarray([value]) for name, value in work.items()})["shard"]
+        kept.append(actor.values)
+        dataset, file = actor.dataset, str(tmp_path / json.loads(record)["file"])
+        stored = map_shard(file, (int(actor.network.out_features), 1, 1), len(part), "features")
+        alone = embed_part(actor.network, actor.preprocess, dataset, whole_table(dataset.manifest), part, actor.device)
+        np.testing.assert_array_equal(stored[..., 0, 0], alone)
+    assert kept[0] is kept[1] is kept[2]
 
 
 def test_features_that_are_no_numbers_are_refused(ray_session, turned, network, tmp_path):
