@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,8 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from pipeline import store
+from pipeline.data.dataset import read_manifest
+from pipeline.data.manifest import FEATURES
 from pipeline.errors import PipelineError
 from pipeline.files import sha256
 from pipeline.nets import build_backbone, own_code
@@ -84,6 +87,15 @@ def origin(backbone: Mapping[str, Any]) -> str | None:
         return None
     images = backbone.get("trained_on") or "unknown images"
     return f"weights trained on {images}, whose classes may be among those of the test"
+
+
+def origin_of(spec: Mapping[str, Any], dataset: str | None) -> str | None:
+    """:func:`origin` of a model's backbone; of one on features, of the network that made its ``dataset``."""
+    backbone = spec["backbone"]
+    if backbone.get("name") == FEATURES and dataset is not None:
+        with suppress(PipelineError):  # the features may be gone
+            backbone = (read_manifest(dataset).network or {}).get("backbone", backbone)
+    return origin(backbone)
 
 
 def own_sources(spec: Mapping[str, Any]) -> own_code.Sources | None:

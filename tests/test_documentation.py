@@ -156,6 +156,18 @@ def check_places(job: str, config: dict[str, Any], monkeypatch: pytest.MonkeyPat
         assert "127.0.0.1" not in store_uri(validate(TrackingConfig, config["tracking"]))
 
 
+@pytest.mark.parametrize("names", ["abcdefghijklmnopqrst", "uvwxyzABCDEFGHIJKLMN", "0123456789OPQRSTUVWX"])
+def test_twenty_classes_are_enough_for_the_short_way(names: str, composed, tmp_path: Path) -> None:
+    """Of whatever names: five are enrolled in an episode of validation, and five in one of the test."""
+    [line] = [line for line in JOB_LINES if "data.source.encoding=encoded data.source.min_images=20" in line]
+    for name in names:
+        (tmp_path / "photos" / f"class {name}").mkdir()
+        for number in range(20):
+            (tmp_path / "photos" / f"class {name}" / f"{number}.jpg").touch()
+    plan = make_source(composed(*words_of(line))["data"]["source"]).plan(100, print)
+    assert [len(plan.splits[split]) for split in ("train", "val", "test")] == [8, 6, 6]
+
+
 @pytest.mark.parametrize("line", RAY_LINES)
 def test_ray_knows_the_command_and_its_options(line: str) -> None:
     from ray.scripts.scripts import cli

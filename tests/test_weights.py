@@ -16,10 +16,11 @@ from pipeline import store
 from pipeline.data.dataset import Dataset
 from pipeline.errors import PipelineError
 from pipeline.nets import build_backbone
+from pipeline.training.checkpoint import save_checkpoint
 from pipeline.training.launch import prepare
 from pipeline.training.learner import Learner
 from pipeline.training.loop import Hooks, train
-from pipeline.weights import described, read, with_weights
+from pipeline.weights import described, origin, read, with_weights
 from tests.nets.pretrained import encoder, encoder_folder, timm_file
 from tests.training.conftest import small_run  # noqa: F401
 
@@ -122,6 +123,11 @@ def test_a_run_begins_with_them_and_goes_on_without(tmp_path, small_run, kind, m
         file.unlink()
     again = Learner(config, run.spec)  # goes on from a checkpoint: nothing is read
     again.restore(saved[0].checkpoint(raw, run.dataset))
+    save_checkpoint(str(tmp_path / "begun"), saved[0].checkpoint(raw, run.dataset))
+    later = [option for option in options if not option.startswith("backbone.weights")]
+    _, raw, run = prepare(small_run(method, "steps=0", *later, "backbone.weights=null", f"initial={tmp_path}/begun"))
+    assert raw["backbone"]["weights"] is None and raw["backbone"]["weights_sha256"] == digest
+    assert origin(run.spec["backbone"]) is not None, "it is told of the weights that the first run began with"
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 5, 1, 28, 28), dtype=np.uint8))
     with torch.no_grad():
         found = [n.method.eval().backbone(n.preprocess(images)[0]) for n in (learner, again)]

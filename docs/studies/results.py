@@ -71,10 +71,12 @@ def render(name: str) -> str:
         return _comparison(measured)
     table = _joint(measured) if measured["protocol"] == "generalized" else _episodic(measured)
     minutes = measured["train_seconds"] / 60
+    weights = measured.get("weights")
     return (
         f"{table}\n\n{_curve(measured)}{_paired(measured)}"
         f"`{measured['command']}`, {measured['steps']:,} steps, {minutes:.0f} minutes "
         f"on {measured['machine']['cores']} cores, seed {measured['seed']}; then `{measured['evaluation']}`"
+        + (f"; {weights}" if weights else "")
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -31,7 +31,9 @@ from pipeline.evaluation.spread import cores
 from pipeline.files import sha256
 from pipeline.model import build_preprocess, network_shape
 from pipeline.nets import build_backbone
+from pipeline.nets.own_code import send
 from pipeline.ray_internals import one_block_each
+from pipeline.weights import own_sources
 
 LEAST_ROWS, SHARDS = 256, 64  # a shard is no smaller; a dataset of its size or more has so many, for as many cores
 ATTEMPTS = 3  # at a shard, where it fails; actors that are lost with their node are replaced by Ray Data
@@ -49,10 +51,12 @@ class Embedding:
     views: int = 0
     augmentation: Augmentation = Augmentation()
     seed: int = 0  # of the views
+    code: Mapping[str, str] | None = None  # the user's own of the network, for processes where its file is not
 
     @classmethod
     def of(cls, dataset: str, network: Network, batch: int | None, shard_bytes: int, gpu: bool) -> Embedding:
-        return cls(dataset, network, batch or batch_size(network_shape({"input": network.input}), gpu), shard_bytes)
+        batch = batch or batch_size(network_shape({"input": network.input}), gpu)
+        return cls(dataset, network, batch, shard_bytes, code=own_sources({"backbone": network.backbone}))
 
     def describe(self, manifest: Manifest) -> dict[str, Any]:
         """ "network" of the manifest of the features of ``manifest``'s images."""
@@ -140,6 +144,7 @@ class Embedder:
     def __init__(self, held: Any, place: str, current: str | None, digest: str, gpu: bool) -> None:
         torch.set_num_threads(1)
         self.embedding: Embedding = ray.get(held) if isinstance(held, ray.ObjectRef) else held
+        send(self.embedding.code)
         self.place, self.current, self.digest = place, current, digest
         self.device = torch.device("cuda" if gpu else "cpu")
         self.dataset = open_dataset(self.embedding.dataset)

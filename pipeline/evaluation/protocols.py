@@ -17,7 +17,7 @@ from pipeline.evaluation.one_shot_runs import HUMAN_ERROR, OneShotResult, evalua
 from pipeline.evaluation.spread import EmbeddedSplits
 from pipeline.evaluation.statistics import paired
 from pipeline.tables import percent, text_table
-from pipeline.weights import origin
+from pipeline.weights import origin_of
 
 Measured = Sequence[tuple[Model, Sequence[Result | OneShotResult | GeneralizedResult]]]
 
@@ -98,7 +98,7 @@ def print_episodic(measured: Sequence[tuple[Model, list[Result]]]) -> None:
     print(f"\n{p.episodes:,} episodes of split {p.split!r}, {p.query} queries per class, mean ± 95 % interval")
     print(text_table(header, rows), flush=True)
     for model, _ in measured:
-        if (pretrained := origin(model.spec["backbone"])) is not None:
+        if (pretrained := origin_of(model.spec, model.dataset)) is not None:
             print(f"{model.label}: {pretrained}", flush=True)
 
 

@@ -15,6 +15,7 @@ from pipeline.nets.by_name import choose
 from pipeline.nets.trial import Shape
 from pipeline.nets.wrapped import Options, Wrapped
 
+_WARPED = 384  # from this size on, ConvNeXt's images are resized whole, and nothing is cut off
 _NOT_BUILT_OF = ("transformers_version", "_name_or_path", "architectures", "id2label", "label2id", "dtype")
 
 
@@ -83,14 +84,25 @@ class HuggingFace(Wrapped):
                 f"input.scaling=backbone: backbone.model={model} has no preprocessor_config.json that says how; give "
                 "unit or standard"
             ) from error
-        resized = _size(known["size"])
-        cut = _size(known["crop_size"]) if known.get("do_center_crop") and known.get("crop_size") else resized
         normal = known.get("do_normalize", True)
+        try:
+            resized = _size(known["size"])
+            cut = _size(known["crop_size"]) if known.get("do_center_crop") and known.get("crop_size") else resized
+            mean = list(known["image_mean"]) if normal else [0.0] * 3
+            std = list(known["image_std"]) if normal else [1.0] * 3
+        except KeyError as error:
+            raise PipelineError(
+                f"input.scaling=backbone: the preprocessor_config.json of backbone.model={model} does not say {error}; "
+                "give unit or standard"
+            ) from error
+        crop = min(cut) / min(resized)
+        if known.get("crop_pct") and min(resized) < _WARPED:
+            crop = known["crop_pct"]  # ConvNeXt's own way to say it
         return {
-            "mean": list(known["image_mean"]) if normal else [0.0] * 3,
-            "std": list(known["image_std"]) if normal else [1.0] * 3,
+            "mean": mean,
+            "std": std,
             "size": cut,
-            "crop": min(1.0, min(cut) / min(resized)),
+            "crop": min(1.0, crop),
             "interpolation": "bilinear" if known.get("resample") == 2 else "bicubic",
         }
 

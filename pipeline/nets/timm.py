@@ -46,7 +46,12 @@ class Timm(Wrapped):
         self.model = model
         super().__init__(self._create(False), shape, weights, freeze, batch_norm=batch_norm)
         if gradient_checkpointing:
-            self.network.set_grad_checkpointing()  # type: ignore[operator]
+            try:
+                self.network.set_grad_checkpointing()  # type: ignore[operator]
+            except (AssertionError, AttributeError) as error:  # so timm says that it cannot
+                raise PipelineError(
+                    f"backbone.gradient_checkpointing: timm does not offer it for {model}; leave it out"
+                ) from error
 
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(to_format(images, True))  # timm's networks allow it; convolutions are faster on CPUs

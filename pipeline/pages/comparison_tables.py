@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pipeline.tables import percent
+from pipeline.weights import origin
 
 Table = Callable[[Sequence[str], Sequence[Sequence[object]]], str]
 MEASURES = {"feature_clustering": "R_FC", "hyperplane_variation": "R_HV"}
@@ -29,7 +30,7 @@ def cross_table(content: dict[str, Any], table: Table) -> str:
         ]
         parts.append(table(["same network, same episodes", *heads], rows))
         parts += [_better(meta, classical, of) for (meta, classical), of in pairs.items()]
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, *_origins(content)])
 
 
 def cross_domain(content: dict[str, Any], table: Table) -> str:
@@ -45,7 +46,7 @@ def cross_domain(content: dict[str, Any], table: Table) -> str:
     asked = f"{q['episodes']:,} episodes of {q['way']} classes with {q['query']} queries each, split "
     note = f"Accuracy in percent, mean ± 95 % interval; {asked}{q['split']!r}. * by its own training dataset's classes."
     header = ["run", "method", "trained on", *(f"{name}, {shot}-shot" for name, shot in columns)]
-    return f"{table(header, rows)}\n\n{note}"
+    return "\n\n".join([table(header, rows), note, *_origins(content)])
 
 
 def clustering(content: dict[str, Any], table: Table) -> str:
@@ -65,7 +66,7 @@ def clustering(content: dict[str, Any], table: Table) -> str:
         ]
         parts.append(table(["same network, same images", *MEASURES.values()], rows))
         parts += [_tighter(meta, classical, of) for (meta, classical), of in pairs.items()]
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, *_origins(content)])
 
 
 def strangers(content: dict[str, Any], table: Table) -> str:
@@ -97,6 +98,7 @@ def strangers(content: dict[str, Any], table: Table) -> str:
             "that were refused, %",
             table(["run", "classes × images", "calibrated for", *shares], promised),
             *([doubt] if doubted else []),
+            *_origins(content),
         ]
     )
 
@@ -109,6 +111,16 @@ def _doubt(rate: dict[str, Any]) -> str:
 def _whole(share: dict[str, float], digits: int = 0) -> str:
     """A share in percent with its interval."""
     return "{value:.{d}f} ({low:.{d}f} to {high:.{d}f})".format(d=digits, **{k: 100 * v for k, v in share.items()})
+
+
+def _origins(content: dict[str, Any]) -> list[str]:
+    """What is to be known of weights that were trained elsewhere, by run; earlier records have it by configuration."""
+    found: dict[str, list[str]] = {}
+    for run in content["runs"]:
+        said = run.get("weights") or origin(run.get("config", {}).get("backbone", {}))
+        if said is not None:
+            found.setdefault(said, []).append(run["name"])
+    return [f"{', '.join(names)}: {said}." for said, names in found.items()]
 
 
 def _named(run: dict[str, Any]) -> list[str]:

@@ -117,7 +117,7 @@ def _board(dataset: str, mine: Sequence[Scored], pages: Mapping[str, tuple[str, 
             [
                 Cell(entry.label, note="" if entry.label == entry.method else entry.method),
                 *cells,
-                _backbone(parameters(entry.run)),
+                _backbone(parameters(entry.run), entry.run.data.tags.get("backbone.weights", "")),
                 number(whole_number(entry.run.data.params.get("steps")), ","),
                 Cell(version or "not registered", version or "~", href=page),
                 Cell(entry.name, code=True),
@@ -129,11 +129,11 @@ def _board(dataset: str, mine: Sequence[Scored], pages: Mapping[str, tuple[str, 
     return Board(dataset, table, [(setting, _plot(dataset, setting, mine)) for setting in settings])
 
 
-def _backbone(params: Mapping[str, Any]) -> Cell:
-    """The network, and what its first weights were trained on."""
+def _backbone(params: Mapping[str, Any], weights: str) -> Cell:
+    """The network, and what its first weights were trained on: as the run says, or those of its features' network."""
     own = {key.removeprefix("backbone."): value for key, value in params.items() if key.startswith("backbone.")}
     names = [str(own[key]) for key in ("name", "model") if own.get(key) is not None]
-    return Cell(" ".join(names), note=origin(own) or "")
+    return Cell(" ".join(names), note=origin(own) or weights)
 
 
 def _cell(entry: Scored, setting: str, best: float) -> Cell:

@@ -13,6 +13,7 @@ from pipeline.config import Config
 from pipeline.environment import code_version, machine
 from pipeline.training.checkpoint import Checkpoint, load_checkpoint
 from pipeline.training.runs import Run, read_run
+from pipeline.weights import origin_of
 
 # Keys of the machine, not of the measurement.
 _HERE = ("storage", "data", "name", "tracking", "resume", "initial", "register_as")
@@ -74,6 +75,7 @@ def _about(checkpoint: Checkpoint) -> dict[str, Any]:
         "method": checkpoint.spec["method"]["name"],
         "dataset": {key: checkpoint.dataset[key] for key in ("name", "fingerprint")},
         "steps": checkpoint.step,
+        "weights": origin_of(checkpoint.spec, checkpoint.dataset.get("uri")),
         "seed": checkpoint.config["seed"],
         "train_seconds": round(_seconds(checkpoint.history, checkpoint.config["log_every"])),
         "machine": machine(),

@@ -26,6 +26,7 @@ from pipeline.training.checkpoint import Checkpoint, load_checkpoint
 from pipeline.training.cluster import check_resources, start_ray
 from pipeline.training.models import model_for
 from pipeline.training.runs import Run, best_checkpoint, find_run
+from pipeline.weights import origin_of
 
 
 def compare(config: ReportConfig) -> dict[str, Any]:
@@ -68,6 +69,7 @@ class Subjects:
                 "dataset": {"name": checkpoint.dataset["name"]},
                 "method": checkpoint.spec["method"]["name"],
                 "steps": checkpoint.step,
+                "weights": origin_of(checkpoint.spec, checkpoint.dataset.get("uri")),
             }
             for run, checkpoint, kind in self.trained
         ]

@@ -61,16 +61,29 @@ class FewShot:
             distance = np.sqrt(distance) if self.head["distance"] == "euclidean" else distance
         return -self.head["scale"] * distance
 
-    def classify(self, images, threshold="auto"):
-        """Labels, probabilities [N, way], scores [N], and whether the image is of an enrolled class at all [N]."""
+    def classify(self, images, threshold="auto", unknown_pass=None):
+        """Labels, probabilities [N, way], scores [N], and whether the image is of an enrolled class at all [N].
+
+        The threshold "auto" lets the share ``unknown_pass`` of strangers pass, as 0.05 or 0.2; None: the model's own.
+        """
         seen = self.features(images)
         logits, point = self.logits(seen, self.means), self.nearest_point()
         temperature = point.get("temperature", 1.0)
         scores = self.score(point.get("score", "logit"), seen, logits, temperature)
-        limit = point.get("threshold") if threshold == "auto" else threshold
+        limit = threshold
+        if threshold == "auto":
+            limit = point.get("threshold") if unknown_pass is None else self.threshold_at(point, unknown_pass)
         known = np.ones(len(scores), bool) if limit is None else scores >= limit
         labels = [self.classes[place] for place in logits.argmax(1)]
         return labels, softmax(logits / temperature), scores, known
+
+    def threshold_at(self, point, share):
+        """The threshold that lets so many strangers pass, between those that validation could tell."""
+        asked = [rate["asked"] for rate in point.get("rates", [])]
+        least = max(3 / max(point.get("stranger_images", 0), 1), min(asked, default=1))
+        if not least <= share <= max(asked, default=0):
+            raise ValueError(f"unknown_pass={share}: validation tells {least:.3g} to {max(asked, default=0)}")
+        return float(np.interp(share, asked, [rate["threshold"] for rate in point["rates"]]))
 
     def nearest_point(self):
         """What calibration found for as many classes and images; one class alone is a case of its own."""

@@ -13,6 +13,7 @@ from pipeline.config import config_hash, flat, to_yaml
 from pipeline.environment import code_version, describe_environment
 from pipeline.registry.masking import mask
 from pipeline.registry.tracking import RUN_TAG, Store, find_run
+from pipeline.weights import origin_of
 
 Point = tuple[str, int]  # name and step of a metric
 ALIVE = "pipeline.alive"  # tag with the time, in seconds since 1970, of the driver's last sign of life
@@ -34,6 +35,9 @@ def open_run(store: Store, name: str, config: Mapping[str, Any], dataset: Mappin
         "config.hash": config_hash(masked),
         "code.version": code_version(),
     }
+    pretrained = origin_of(config, dataset.get("uri")) if "backbone" in config else None  # a campaign has none
+    if pretrained is not None:
+        tags["backbone.weights"] = pretrained
     new_tags = [RunTag(key, value) for key, value in tags.items() if key not in known_tags]
     params = {**flat(masked), "dataset.uri": mask(str(dataset.get("uri")))}
     new_params = [Param(key, _param(value)) for key, value in params.items() if key not in known_params]

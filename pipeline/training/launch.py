@@ -79,7 +79,7 @@ def prepare(raw: Config) -> tuple[TrainConfig, Config, Run]:
     raw = {**raw, "backbone": settle(config.backbone)}
     config = validate(TrainConfig, raw)
     method = check(config, manifest, model_spec(config, manifest))
-    raw = {**raw, "backbone": {**config.backbone, **_first_weights(config, method)}}
+    raw = {**raw, "backbone": {**config.backbone, **_handed_down(config), **_first_weights(config, method)}}
     config = validate(TrainConfig, raw)
     spec = model_spec(config, manifest)
     name = config.name or f"{config.method['name']}-{config.data['name']}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -113,6 +113,16 @@ def _trained_before(initial: str | None) -> list[str]:
         return []
     state = json.loads(store.read_bytes(store.join(initial, STATE)))
     return list(state["dataset"].get(TRAINED, []))
+
+
+def _handed_down(config: TrainConfig) -> dict[str, Any]:
+    """Of a run that begins with another's weights, and with none of a library: what that one's were trained on."""
+    if config.initial is None or config.backbone.get("weights") is not None:
+        return {}
+    before = json.loads(store.read_bytes(store.join(config.initial, STATE)))["spec"]["backbone"]
+    if before.get("name") != config.backbone["name"] or not before.get("weights_sha256"):
+        return {}
+    return {key: before.get(key) for key in ("weights_sha256", "trained_on")}
 
 
 def _with_precision(raw: Config) -> Config:

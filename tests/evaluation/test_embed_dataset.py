@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -32,9 +33,10 @@ from pipeline.evaluation.evaluate import EpisodicProtocol, evaluate
 from pipeline.evaluation.model import Model
 from pipeline.inference import FewShotClassifier
 from pipeline.model import build_model, build_preprocess
-from pipeline.nets import build_backbone
+from pipeline.nets import build_backbone, own_code
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.models import model_for, whole_checkpoint
+from pipeline.weights import described, settle
 
 BACKBONE = {"name": "conv4", "width": 8}
 INPUT = {"shape": [1, 28, 28], "scaling": "unit"}
@@ -231,6 +233,22 @@ def test_an_actor_computes_every_shard_in_the_same_memory(turned, network, tmp_p
         alone = embed_part(actor.network, actor.preprocess, dataset, whole_table(dataset.manifest), part, actor.device)
         np.testing.assert_array_equal(stored[..., 0, 0], alone)
     assert kept[0] is kept[1] is kept[2]
+
+
+def test_code_of_ones_own_goes_to_the_actors(turned, tmp_path, monkeypatch):
+    """To other machines too, which have neither the file nor a note of it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "here"))
+    file = tmp_path / "net.py"
+    file.write_text("from torch import nn\n\n\nclass Net(nn.Sequential):\n    def __init__(self):\n"
+                    "        super().__init__(nn.Flatten(), nn.Linear(784, 7))\n")  # fmt: skip
+    options = described(settle({"name": "module", "path": str(file)}))
+    network = Network(options, INPUT, dict(build_backbone(options, (1, 28, 28)).state_dict()))
+    how = Embedding.of(turned, network, None, 2**20, False)
+    file.unlink()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+    monkeypatch.setattr(own_code, "_sent", {})
+    actor = Embedder(pickle.loads(pickle.dumps(how)), str(tmp_path), None, "0" * 16, gpu=False)
+    assert actor.network.out_features == 7
 
 
 def test_features_that_are_no_numbers_are_refused(ray_session, turned, network, tmp_path):

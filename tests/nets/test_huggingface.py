@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from transformers.models.convnext.image_processing_pil_convnext import ConvNextImageProcessorPil
 
 from pipeline.errors import PipelineError
-from pipeline.nets import build_backbone
+from pipeline.nets import Preprocess, build_backbone
 from pipeline.weights import described, recipe, settle, with_weights
 from tests.nets.pretrained import SIZE, encoder, encoder_folder
 
@@ -53,9 +57,26 @@ def test_its_input(tmp_path):
     assert recipe(options, 3) == {
         "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4], "size": [SIZE, SIZE], "crop": 0.8, "interpolation": "bicubic"
     }  # fmt: skip
+    (tmp_path / "ViT" / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.4, 0.5, 0.6]}))
+    with pytest.raises(PipelineError, match="does not say 'size'; give unit or standard"):
+        recipe(options, 3)
     (tmp_path / "ViT" / "preprocessor_config.json").unlink()
     with pytest.raises(PipelineError, match="has no preprocessor_config.json that says how"):
         recipe(options, 3)
+
+
+@pytest.mark.parametrize(("edge", "cut"), [(224, 224 / 256), (384, 1.0)])
+def test_a_cut_that_is_told_as_a_share(tmp_path, edge, cut):
+    """ConvNeXt's images are cut where they are small, and only resized where they are large: as the library does it."""
+    library = ConvNextImageProcessorPil(size={"shortest_edge": edge})
+    library.save_pretrained(tmp_path)
+    found = recipe({"name": "huggingface", "model": str(tmp_path)}, 3)
+    assert (found["size"], found["crop"]) == ([edge, edge], cut)
+    coarse = np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    image = Image.fromarray(coarse).resize((512, 512), Image.Resampling.BICUBIC)
+    expected = np.asarray(library(image, return_tensors="np")["pixel_values"][0])
+    ours = Preprocess("backbone", **found)(torch.from_numpy(np.array(image)).permute(2, 0, 1)[None])[0].numpy()
+    assert np.abs(ours - expected).mean() < 0.01
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,7 @@ def test_checkpointed_activations_give_the_same_gradients():
         ({"freeze": "some"}, "freeze='some': give all, none"),
         ({"batch_norm": "none"}, "batch_norm='none'"),
         ({"widht": 3}, "no option widht"),
+        ({"model": "dla46x_c", "gradient_checkpointing": True}, "timm does not offer it for dla46x_c; leave it out"),
     ],
 )
 def test_refusals_are_one_line(options, says):

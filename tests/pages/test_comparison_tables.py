@@ -7,6 +7,9 @@ import pytest
 from pipeline.pages import comparison_tables
 from pipeline.tables import markdown_table, text_table
 
+WEIGHTS = "weights trained on birds, whose classes may be among those of the test"
+BEGUN = {"name": "timm", "weights": "hub", "weights_sha256": "1" * 64, "trained_on": "birds"}
+
 
 def comparison(heads: dict[str, tuple[float, float]]) -> dict:
     runs = [{"name": n, "kind": k, "method": "m", "steps": 5} for n, k in (("A", "meta"), ("B", "classical"))]
@@ -40,6 +43,22 @@ def test_what_the_cross_table_says(intervals, verdict):
         assert f"A is better than B {verdict}" in shown and "50.00 ± 1.00" in shown
         low, high = intervals[0]
         assert f"{50 * (low + high):+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]" in shown
+
+
+@pytest.mark.parametrize("run", [{"weights": WEIGHTS}, {"config": {"backbone": BEGUN}}], ids=["now", "earlier"])
+def test_every_table_says_what_weights_were_trained_on(run):
+    content = comparison({"svm": (0.01, 0.03)})
+    content["runs"][0] |= run
+    content["question"] = {"episodes": 10, "way": 5, "query": 3, "split": "test"}
+    said = f"A: {WEIGHTS}."
+    assert said in comparison_tables.cross_table(content, text_table)
+    spread = {m: {"value": 1.5, "interval": 0.1} for m in comparison_tables.MEASURES}
+    of_run = {**spread, "classes": 4, "images": 8, "features": 6, "dataset": "x", "shot": 1, "accuracy": 0.5}
+    content |= {"results": [{"run": n, "interval": 0.1, **of_run} for n in "AB"], "comparisons": []}
+    for entry in content["runs"]:
+        entry["dataset"] = {"name": "x"}
+    for make in (comparison_tables.cross_domain, comparison_tables.clustering):
+        assert said in make(content, markdown_table) and "B: weights" not in make(content, markdown_table)
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,13 @@ def test_runs_on_other_test_classes_stand_in_a_table_of_their_own():
     assert best == ["best", ""], "the best of its own classes"
 
 
+def test_a_run_on_features_says_what_their_network_was_trained_on():
+    run = scored("a", "x", "1", 0.9, "features")
+    run.run.data.tags["backbone.weights"] = "weights trained on birds"
+    [board] = boards([run], {})
+    assert board.table.rows[0][board.table.header.index("backbone")].note == "weights trained on birds"
+
+
 def test_the_backbone_has_a_column():
     [board] = boards([scored("a", "x", "1", 0.9), scored("b", "x", "1", 0.5, "resnet12")], {})
     at = board.table.header.index("backbone")

@@ -145,6 +145,33 @@ def test_strangers_are_told_by_the_same_score(score: str, method: dict, tmp_path
     assert known.tolist() == answers.known.tolist() and 0 < known.sum() < len(known)
 
 
+def test_the_share_of_strangers_is_said_when_asking(tmp_path: Path, photographs: Path) -> None:
+    plain, files = classifier_of(METHODS[0]), sorted(photographs.iterdir())
+    pixels, labels = read_images(files, SHAPE).images, ["a", "b", "a", "c", "b", "c"]
+    scores = np.sort(plain.classify(plain.enrol(pixels[:6], labels), pixels[6:]).scores).astype(float)
+    rates = tuple(
+        Rate(asked, threshold, Share(asked, 0, 1), Share(0.1, 0, 1))
+        for asked, threshold in ((0.05, float(scores[-1])), (0.2, float(scores[0])))
+    )
+    fixed = {"equal_error": 0.1, "accuracy": 0.9, "enrolled_queries": 10, "stranger_queries": 10}
+    point = CalibrationPoint(3, 2, rates[0].threshold, 0.05, 0.1, **fixed, rates=rates, stranger_images=50)
+    classifier = FewShotClassifier(plain.spec, plain.method, plain.preprocess, Calibration(0.05, "val", 0, (point,)))
+    exported(classifier, tmp_path, photographs)
+    page = _load(tmp_path / "out" / "few_shot.py").FewShot(tmp_path / "out")
+    page.enrol(pixels[:6], labels)
+    enrolment, counted = classifier.enrol(pixels[:6], labels), []
+    for share in (0.08, 0.125, 0.17):
+        known = page.classify(pixels[6:], unknown_pass=share)[3]
+        assert known.tolist() == classifier.classify(enrolment, pixels[6:], unknown_pass=share).known.tolist()
+        counted.append(int(known.sum()))
+    assert 0 < counted[0] < counted[2] < len(scores)
+    for share in (0.055, 0.3):  # fewer than three of fifty strangers, and more than was measured
+        with pytest.raises(PipelineError):
+            classifier.classify(enrolment, pixels[6:], unknown_pass=share)
+        with pytest.raises(ValueError, match=r"validation tells 0.06 to 0.2"):
+            page.classify(pixels[6:], unknown_pass=share)
+
+
 def test_the_page_needs_neither_torch_nor_this_package(tmp_path: Path, photographs: Path) -> None:
     exported(classifier_of(METHODS[0]), tmp_path, photographs)
     script = (

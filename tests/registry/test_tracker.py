@@ -36,6 +36,14 @@ def test_metrics_arrive_in_order_and_once(tracking: dict) -> None:
     assert not [thread for thread in threading.enumerate() if thread.name == "tracker"]
 
 
+def test_a_run_says_what_its_first_weights_were_trained_on(tracking: dict) -> None:
+    store = tracking_module.connect(tracking)
+    begun = {"backbone": {"name": "timm", "weights_sha256": "1" * 64, "trained_on": "birds"}}
+    for config, said in ((begun, "weights trained on birds, whose classes may be among those of the test"), ({}, None)):
+        run_id = record_module.open_run(store, f"run {said}", config, {"name": "x", "fingerprint": "1"})
+        assert store.client.get_run(run_id).data.tags.get("backbone.weights") == said
+
+
 def test_the_state_of_a_run_is_that_of_its_training(run: Path, tracking: dict) -> None:
     """Asked to stop: killed; going on: running; the end is the end's."""
 

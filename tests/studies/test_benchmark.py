@@ -10,19 +10,21 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
 import torch.nn.functional as F
 
 from docs.studies import results as files
-from docs.studies.benchmark import rows, run, table
+from docs.studies.benchmark import photographs, rows, run, table
 from docs.studies.benchmark.apart import Apart, Together
 from docs.studies.benchmark.lstm_loop import LoopForm
 from docs.studies.benchmark.rows import Bench, Finding, NotHere, Row, measured, ratio, select
 from docs.studies.benchmark.timing import interleaved
 from docs.studies.benchmark.usage import Peak, cpu_seconds, private_bytes
 from pipeline.config import compose, validate
+from pipeline.data.dataset import Dataset
 from pipeline.environment import machine
 from pipeline.errors import PipelineError
 from pipeline.functional.meta_lstm import CellWeights, unroll
@@ -42,6 +44,18 @@ def test_select_by_theme_by_name_and_all():
     assert len(select("all")) == len(rows.ROWS) > len(select("gpu")) > 0
     with pytest.raises(PipelineError, match="what='steam'.*stream.*stream_84"):
         select("steam")
+
+
+def test_plain_pillow_makes_the_images_of_the_stream(tmp_path, monkeypatch):
+    """Both sides do the same work: files of another form than the images, cut and resized."""
+    monkeypatch.setattr(photographs, "CLASSES", (1, 1, 1))
+    monkeypatch.setattr(photographs, "IMAGES", 2)
+    uri, paths = photographs.encoded(tmp_path)
+    dataset = Dataset(uri)
+    assert dataset.manifest.encoding == "encoded" and dataset.shape == (3, 224, 224) and len(paths) == 6
+    np.testing.assert_array_equal(dataset.gather(np.arange(6)), np.stack([photographs.opened(path) for path in paths]))
+    assert next(photographs.pillow(paths, 3)) > 0
+    assert photographs.encoded(tmp_path) == (uri, paths)  # made once
 
 
 def test_every_row_says_what_it_is():
@@ -219,6 +233,21 @@ def test_a_row_from_the_command_line_with_its_record(tmp_path):
     assert done.returncode == 0, done.stderr.decode()
     assert json.loads(done.stdout) == json.loads(record.read_text())
     assert json.loads(done.stdout)["rows"][0]["median"] > 0.5
+
+
+@pytest.mark.slow
+def test_a_photographs_way_is_measured(tmp_path):
+    record = tmp_path / "found.json"
+    arguments = ["photographs", "repetitions=1", "scale=0.01", "cluster.object_store_mb=150", f"record={record}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs.benchmark", *arguments], cwd=Path(run.__file__).parents[3], capture_output=True
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    stream, wait = json.loads(record.read_text())["rows"]
+    assert [stream["row"], wait["row"]] == ["stream_encoded", "features_wait"]
+    assert list(stream["sides"]) == ["Ray Data, 2 consumers", "Pillow, 2 processes"] and stream["unit"] == "x"
+    assert stream["median"] == pytest.approx(np.divide(*stream["sides"].values())) and stream["measure"] == "images/s"
+    assert wait["unit"] == "%" and wait["target"] == {"least": None, "most": 5} and 0 <= wait["median"] < 100
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from pipeline.nets import build_backbone
 from pipeline.training.launch import prepare
 from pipeline.training.learner import Learner
 from pipeline.training.loop import make_planner, train
+from pipeline.weights import origin_of
 
 from .conftest import METHODS, SMALL
 
@@ -83,6 +86,19 @@ def test_heads_train_and_others_say_why_not(features, tmp_path, method):
 def test_what_only_images_can_go_through_is_refused(features, tmp_path, method, overrides, message):
     with pytest.raises(PipelineError, match=message):
         prepare(configured(features, tmp_path, method, *overrides))
+
+
+def test_what_the_network_below_was_trained_on_is_told(features, tmp_path):
+    manifest = read_manifest(features)
+    begun = {**BACKBONE, "weights_sha256": "1" * 64, "trained_on": "birds"}
+    folder = tmp_path / "features"
+    shutil.copytree(features, folder)
+    changed = replace(manifest, network={**manifest.network, "backbone": begun})
+    (folder / "manifest.json").write_text(changed.to_json())
+    said = "weights trained on birds, whose classes may be among those of the test"
+    spec = {"backbone": {"name": "features"}}
+    assert origin_of(spec, str(folder)) == said and origin_of(spec, features) is None
+    assert origin_of(spec, str(tmp_path / "gone")) is None and origin_of({"backbone": begun}, None) == said
 
 
 def test_images_are_no_features(small_run):

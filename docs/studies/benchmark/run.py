@@ -26,7 +26,8 @@ from pipeline.training.cluster import start_ray
 
 # Every theme registers its rows when it is imported.
 from . import (  # noqa: F401  # isort: skip
-    campaign, classical, distributed, evaluation, features, features_memory, gpu, ingest, memory, startup, step, stream,
+    campaign, classical, distributed, evaluation, features, features_memory, gpu, ingest, memory, photographs, startup,
+    step, stream,
 )  # fmt: skip
 
 

@@ -34,15 +34,17 @@ class Trained:
     memory: int  # bytes, of the largest worker
 
 
-def trained(bench: Bench, uri: str, workers: int, steps: int) -> Trained:
+def trained(bench: Bench, uri: str, workers: int, steps: int, *more: str) -> Trained:
     """A run under Ray Train with everything on: the stream, DDP, logging, and a checkpoint every 500 steps.
+
+    ``more``: keys of its configuration, beside those that all such runs have.
 
     Its own log tells the time of a step; what comes before the third log line is not counted.
     """
     window = max(1, steps // WINDOWS)
     entries: list[dict[str, float]] = []
     with Peak(training_workers) as peak, contextlib.redirect_stdout(None):
-        config, _, run = prepare(compose("train", _overrides(bench, uri, workers, steps, window)))
+        config, _, run = prepare(compose("train", [*_overrides(bench, uri, workers, steps, window), *more]))
         start_ray(bench.cluster)
         launch(config, run, entries.append)
     lines = [e for e in entries if "train/steps_per_s" in e]

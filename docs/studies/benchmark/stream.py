@@ -31,9 +31,9 @@ STEPS = {made.SMALL: 12000, made.LARGE: 800}  # of each consumer in a repetition
 class Streamed:
     """Consumers of one stream: actors that do nothing with the batches they are given."""
 
-    def __init__(self, uri: str, steps: int, consumers: int = CONSUMERS) -> None:
-        shared = made.planner(uri, TASKS * consumers)
-        self._steps = steps
+    def __init__(self, uri: str, steps: int, consumers: int = CONSUMERS, tasks: int = TASKS) -> None:
+        shared = made.planner(uri, tasks * consumers)
+        self._steps, self._tasks = steps, tasks
         make: Any = _Consumer
         self._actors = [make.remote(uri, shared, steps, rank, consumers) for rank in range(consumers)]
 
@@ -42,14 +42,14 @@ class Streamed:
         ray.get([actor.begin.remote() for actor in self._actors])
         began = time.perf_counter()
         ray.get([actor.finish.remote() for actor in self._actors])
-        return self._steps * TASKS * len(self._actors) / (time.perf_counter() - began)
+        return self._steps * self._tasks * len(self._actors) / (time.perf_counter() - began)
 
     def cpu(self) -> float:
         """CPU milliseconds an episode, of this process and all of Ray that it started."""
         ray.get([actor.begin.remote() for actor in self._actors])
         began = cpu_seconds()
         ray.get([actor.finish.remote() for actor in self._actors])
-        return 1e3 * (cpu_seconds() - began) / (self._steps * TASKS * len(self._actors))
+        return 1e3 * (cpu_seconds() - began) / (self._steps * self._tasks * len(self._actors))
 
     def __enter__(self) -> Streamed:
         return self
