@@ -46,7 +46,7 @@ def test_select_by_theme_by_name_and_all():
         select("steam")
 
 
-def test_plain_pillow_makes_the_images_of_the_stream(tmp_path, monkeypatch):
+def test_plain_pillow_makes_the_images_of_the_stream(ray_session, tmp_path, monkeypatch):
     """Both sides do the same work: files of another form than the images, cut and resized."""
     monkeypatch.setattr(photographs, "CLASSES", (1, 1, 1))
     monkeypatch.setattr(photographs, "IMAGES", 2)

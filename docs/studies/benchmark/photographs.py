@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +19,10 @@ from docs.studies.benchmark.rows import Bench, Finding, ratio, row
 from docs.studies.benchmark.runs import trained
 from docs.studies.benchmark.stream import CONSUMERS, Streamed
 from docs.studies.benchmark.timing import Sides, interleaved
+from pipeline.config import compose
 from pipeline.data.features import Network
-from pipeline.data.write import Target, write_dataset
+from pipeline.data.ingest import ingest
+from pipeline.data.write import Target
 from pipeline.evaluation.embed_dataset import Embedding, embed_dataset
 from pipeline.nets import build_backbone
 
@@ -30,19 +34,17 @@ FEATURES = 1280  # as EfficientNet-Lite0 makes
 REPETITIONS = 3  # at most, of a run
 
 
-def draw(folder: Path) -> list[tuple[str, list[bytes]]]:
-    """JPEG files by class, which stay in ``folder``: noise in two scales, that compresses about as photographs do."""
-    generator, classes = np.random.default_rng(0), []
-    for number in range(sum(CLASSES)):
-        files = []
+def draw(folder: Path) -> dict[str, list[str]]:
+    """JPEG files in class folders, and the classes of every split: noise in two scales, that compresses about as
+    photographs do."""
+    generator = np.random.default_rng(0)
+    names = [f"class{number:02d}" for number in range(sum(CLASSES))]
+    for name in names:
+        (folder / name).mkdir(parents=True)
         for image in range(IMAGES):
-            path = folder / f"class{number:02d}" / f"{image:02d}.jpg"
-            if not path.exists():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(_photograph(generator))
-            files.append(path.read_bytes())
-        classes.append((f"class{number:02d}", files))
-    return classes
+            (folder / name / f"{image:02d}.jpg").write_bytes(_photograph(generator))
+    parts = np.split(np.array(names), np.cumsum(CLASSES)[:-1])
+    return {split: part.tolist() for split, part in zip(("train", "val", "test"), parts, strict=True)}
 
 
 def _photograph(generator: np.random.Generator) -> bytes:
@@ -56,13 +58,14 @@ def _photograph(generator: np.random.Generator) -> bytes:
 
 def encoded(folder: Path) -> tuple[str, list[str]]:
     """A dataset that keeps the files as they are, and the files themselves."""
-    uri, files = folder / "datasets" / "drawn_photographs", folder / "photographs"
-    classes = draw(files)
+    uri, files, splits = folder / "datasets" / "drawn_photographs", folder / "photographs", folder / "photographs.json"
+    if not splits.exists():
+        shutil.rmtree(files, ignore_errors=True)
+        splits.write_text(json.dumps(draw(files)))
     if not uri.exists():
-        ends = np.cumsum(CLASSES)
-        parts = np.split(np.array([name for name, _ in classes]), ends[:-1])
-        splits = {split: part.tolist() for split, part in zip(("train", "val", "test"), parts, strict=True)}
-        write_dataset(str(uri), uri.name, classes, splits, encoding="encoded", shape=SHAPE)
+        place = [f"data.root={uri.parent}", f"data.name={uri.name}", f"data.source.path={files}"]
+        form = [f"data.source.shape={list(SHAPE)}", "data.source.encoding=encoded", f"data.source.splits={splits}"]
+        ingest(compose("ingest", ["data=folder", *place, *form]), progress=False)
     return str(uri), sorted(map(str, files.rglob("*.jpg")))
 
 
@@ -91,7 +94,7 @@ def pillow(files: list[str], images: int) -> Iterator[float]:
 def stream_encoded(bench: Bench) -> Iterator[Finding]:
     """Images a second of the stream at 224x224, stored as files, against plain Pillow on as many cores."""
     uri, files = encoded(bench.folder)
-    steps = bench.count(20, 2)
+    steps = bench.count(80, 2)  # so many that the stream's beginning and end do not count
     images = steps * EPISODE
     with (
         Streamed(uri, steps, tasks=1) as streamed,
@@ -117,9 +120,10 @@ def features_wait(bench: Bench) -> Iterator[Finding]:
     """Share of a training step that waits for data, of a head on features of a frozen network."""
     uri = _features(bench.folder)
     waits, sides = [], {"a step": []}  # type: ignore[var-annotated]
-    head = ["data=features", "backbone=features", "method=simple_shot"]
+    steps = bench.count(20_000, 240)
+    head = ["data=features", "backbone=features", "method=simple_shot", f"checkpoint.every={steps}"]
     for _ in range(min(REPETITIONS, bench.repetitions)):
-        run = trained(bench, uri, 1, bench.count(20_000, 240), *head)
+        run = trained(bench, uri, 1, steps, *head)
         waits.append(100 * run.wait_share)
         sides["a step"].append(1e3 * run.seconds)
     yield Finding(
