@@ -16,7 +16,7 @@ import scipy.linalg
 import torch
 
 from pipeline.charts.classes import project
-from pipeline.charts.style import FAINT, MARKERS, PALETTE, Kind, figure, render, style
+from pipeline.charts.style import FAINT, MARKERS, PALETTE, Kind, chart, render
 from pipeline.data.dataset import class_table, open_dataset
 from pipeline.data.episodes import EpisodeSpec, check_spec, plan_groups
 from pipeline.evaluation.extractor import image_features
@@ -69,8 +69,7 @@ def side_by_side(
 
     Every panel has its own scale: only how tight classes are for their distance can be compared.
     """
-    with style():
-        drawn = figure(5.2 * len(panels), 5.6)
+    with chart(5.2 * len(panels), 5.6) as drawn:
         grid = drawn.subplots(1, len(panels), squeeze=False)[0]
         for axes, (heading, classes) in zip(grid, panels, strict=True):
             points = plane(classes, projection)

@@ -12,7 +12,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from pipeline.charts.style import PALETTE, Kind, figure, render, style
+from pipeline.charts.style import PALETTE, Kind, chart, render
 from pipeline.functional.precision import in_float32
 from pipeline.functional.prototypes import one_hot, prototypes
 from pipeline.methods.tadam import METRICS
@@ -99,8 +99,7 @@ def example(metric: str = "euclidean", seed: int = 0) -> tuple[Tensor, Tensor, T
 
 def lemma_plot(measured: Approach, title: str = "", kind: Kind = "png") -> bytes:
     """Distance and angle to both limits over the scale."""
-    with style(), rc_context({"text.parse_math": True}):
-        drawn = figure(7, 5.4)
+    with chart(7, 5.4) as drawn, rc_context({"text.parse_math": True}):
         above, below = drawn.subplots(2, 1, sharex=True)
         _panel(above, measured.alphas, measured.distance, "relative distance")
         _panel(below, measured.alphas, measured.angle, "1 - cosine")

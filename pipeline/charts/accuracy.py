@@ -14,19 +14,18 @@ from pipeline.charts.style import (
     BACK,
     FAINT,
     INK,
-    MARKERS,
     PALETTE,
     PAPER,
     WIDTH,
     Kind,
     apart,
-    figure,
+    chart,
     limits,
+    look,
     percent_axis,
     percent_text,
     render,
     short,
-    style,
     tip,
 )  # fmt: skip
 
@@ -75,8 +74,7 @@ def learning_curve(
     each point the mean of neighbours where there are many."""
     points = [(x, y, half if math.isfinite(half) else 0.0) for x, y, half in accuracy if math.isfinite(y)]
     losses = _thin([(x, y) for x, y in loss if math.isfinite(y)])
-    with style():
-        drawn = figure(WIDTH, 3.7)
+    with chart(WIDTH, 3.7) as drawn:
         above, below = drawn.subplots(2, 1, sharex=True, height_ratios=[2, 1])
         above.set_title(title)
         above.set_ylabel("validation accuracy")
@@ -121,12 +119,11 @@ def accuracy_by_shot(lines: Sequence[Line], title: str = "", kind: Kind = "png")
         [*(y + sign * half for line in lines for _, y, half in line.points for sign in (-1, 1)),
          *(y for line in lines for _, y in line.papers), *(1 / line.way for line in lines), 1.0]
     )  # fmt: skip
-    with style():
-        drawn = figure(WIDTH, 3.0)
+    with chart(WIDTH, 3.0) as drawn:
         axes = drawn.subplots()
         ends = apart([line.points[-1][1] for line in lines], 0.06 * (top - bottom), top)
         for number, (line, end) in enumerate(zip(lines, ends, strict=True)):
-            colour, marker = PALETTE[number % len(PALETTE)], MARKERS[number % len(MARKERS)]
+            colour, marker = look(number)
             axes.plot([place[shot] for shot, _, _ in line.points], [y for _, y, _ in line.points], color=colour)
             for shot, y, half in line.points:
                 _interval(axes, (place[shot], y), half, colour)
@@ -152,8 +149,7 @@ def accuracies(marks: Sequence[Mark], kind: Kind = "png") -> bytes:
     """A row a figure, best first; a diamond is the published figure."""
     marks = sorted(marks, key=lambda mark: -mark.value)
     ends = [m.value + sign * (m.interval or 0.0) for m in marks for sign in (-1, 1)]
-    with style():
-        drawn = figure(WIDTH, 0.7 + 0.25 * len(marks))
+    with chart(WIDTH, 0.7 + 0.25 * len(marks)) as drawn:
         axes = drawn.subplots()
         for row, mark in enumerate(marks):
             half = mark.interval or 0.0
@@ -169,12 +165,11 @@ def accuracies(marks: Sequence[Mark], kind: Kind = "png") -> bytes:
 
 def error_rates(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]], kind: Kind = "png") -> bytes:
     """A row a setting, with a mark for each of its rates, which the legend names."""
-    with style():
-        drawn = figure(WIDTH, 1.0 + 0.26 * len(rows))
+    with chart(WIDTH, 1.0 + 0.26 * len(rows)) as drawn:
         axes = drawn.subplots()
         for row, (label, rates) in enumerate(rows):
             for number, (name, value) in enumerate(rates):
-                colour, marker = PALETTE[number % len(PALETTE)], MARKERS[number % len(MARKERS)]
+                colour, marker = look(number)
                 legend = name if row == 0 else None
                 mark = axes.plot(value, row, color=colour, marker=marker, linestyle="", label=legend)[0]
                 tip(mark, f"{label}, {name}: {percent_text(value)}")
@@ -188,8 +183,7 @@ def error_rates(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]], kind: K
 def reliability(bins: Sequence[tuple[float, float, int]], kind: Kind = "png") -> bytes:
     """Stated probability (first) against share of right answers (second), marks by the number of queries (third)."""
     total = max(1, sum(count for _, _, count in bins))
-    with style():
-        drawn = figure(WIDTH, 3.4)
+    with chart(WIDTH, 3.4) as drawn:
         axes = drawn.subplots()
         axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1.2, linestyle=(0, (5, 4)))
         axes.text(0.86, 0.96, "as stated", color=FAINT, ha="right", va="center")

@@ -17,20 +17,18 @@ from pipeline.charts.style import (
     FAINT,
     HEAT,
     INK,
-    MARKERS,
-    PALETTE,
     STATUS,
     WIDTH,
     Kind,
-    figure,
+    chart,
     legend,
     limits,
+    look,
     number_axis,
     percent_axis,
     percent_text,
     render,
     short,
-    style,
     tip,
 )  # fmt: skip
 
@@ -132,14 +130,12 @@ def accuracy_over(
     bounds = (min(across, default=1.0), max(across, default=10.0))
     scores = [score for trial in mine if (score := trial.score(select)) is not None]
     heights = [f.accuracy + sign * (f.interval or 0.0) for f in finalists for sign in (-1, 1)]
-    with style():
-        drawn = figure(WIDTH, 3.3)
+    with chart(WIDTH, 3.3) as drawn:
         axes = drawn.subplots()
         number_axis(axes, dimension.log, all(isinstance(t.values[key], int) for t in shown), *bounds)
         for trial in shown:
             group = order.index(groups[trial.number])
-            _mark(axes, trial, float(trial.values[key]), select, PALETTE[group % len(PALETTE)],
-                  MARKERS[group % len(MARKERS)], key)  # fmt: skip
+            _mark(axes, trial, float(trial.values[key]), select, *look(group), key)
         for trial in mine:
             score = trial.score(select)
             if not placed(trial.values) and score is not None:
@@ -160,8 +156,8 @@ def accuracy_over(
         axes.set_ylabel("validation accuracy")
         axes.set_title(title, pad=14)
         for number, name in enumerate(order):
-            axes.plot([], [], color=PALETTE[number % len(PALETTE)], marker=MARKERS[number % len(MARKERS)], linestyle="",
-                      label=short(name, 30))  # fmt: skip
+            colour, marker = look(number)
+            axes.plot([], [], color=colour, marker=marker, linestyle="", label=short(name, 30))
         legend(drawn)
         return render(drawn, kind)
 
@@ -177,8 +173,7 @@ def parallel_coordinates(
     keys = differ or list(space)
     low, high = (scored[0][1], scored[-1][1]) if scored else (0.0, 1.0)
     high = high if high > low else low + 1e-6
-    with style():
-        drawn = figure(max(WIDTH, min(WIDE, 1.5 * (len(keys) + 1))), 3.6)
+    with chart(max(WIDTH, min(WIDE, 1.5 * (len(keys) + 1))), 3.6) as drawn:
         axes = drawn.subplots()
         axes.grid(False)
         axes.spines["bottom"].set_visible(False)
@@ -209,8 +204,7 @@ def trials_over_time(trials: Sequence[Trial], select: str, kind: Kind = "png") -
     unit, name = (60.0, "minutes") if longest < 7200 else (3600.0, "hours")
     scores = [(t, (t.ended - start) / unit, s) for t in begun if t.ended and (s := t.score(select)) is not None]
     lower = 0.19 * max(4, len(begun))
-    with style():
-        drawn = figure(WIDE, 2.4 + lower)
+    with chart(WIDE, 2.4 + lower) as drawn:
         above, below = drawn.subplots(2, 1, sharex=True, height_ratios=[1.5, lower])
         best: list[tuple[float, float]] = []
         for trial, at, score in sorted(scores, key=lambda found: found[1]):

@@ -11,16 +11,14 @@ from matplotlib.gridspec import GridSpec
 from pipeline.charts.style import (
     FAINT,
     INK,
-    MARKERS,
-    PALETTE,
     RIGHT,
     WIDTH,
     WRONG,
     Kind,
-    figure,
+    chart,
+    look,
     render,
     short,
-    style,
     tip,
 )  # fmt: skip
 
@@ -50,11 +48,10 @@ def projection(
 ) -> bytes:
     """Points [N, 2] of classes (labels [N], places in ``names``) in equal scales, each class with its colour and
     marker: seven colours and eight markers give 56 different pairs."""
-    with style():
-        drawn = figure(WIDTH + 0.8, 3.9)
+    with chart(WIDTH + 0.8, 3.9) as drawn:
         axes = drawn.subplots()
         for number, label in enumerate(np.unique(labels)):
-            colour, marker = PALETTE[number % len(PALETTE)], MARKERS[number % len(MARKERS)]
+            colour, marker = look(number)
             mine, name = points[labels == label], names[int(label)]
             marks = axes.plot(mine[:, 0], mine[:, 1], color=colour, marker=marker, linestyle="", alpha=0.75,
                               markeredgewidth=0, label=short(name, 20))[0]  # fmt: skip
@@ -95,9 +92,8 @@ def episode_picture(
     asked = max(int((query_labels == label).sum()) for label in ways)
     name = (lambda label: names[label]) if names is not None else (lambda label: f"class {label}")
     right = float(np.mean(np.asarray(query_labels) == np.asarray(answers))) if len(answers) else 0.0
-    with style():
-        columns = shots + asked
-        drawn = figure(1.2 + 1.02 * columns, 0.7 + 1.12 * len(ways))
+    columns = shots + asked
+    with chart(1.2 + 1.02 * columns, 0.7 + 1.12 * len(ways)) as drawn:
         grid = GridSpec(len(ways), columns + 2, figure=drawn, width_ratios=[0.9, *[1] * shots, 0.35, *[1] * asked])
         for row, label in enumerate(ways):
             _name_cell(drawn.add_subplot(grid[row, 0]), name(label))

@@ -69,15 +69,16 @@ _STYLE: dict[Any, Any] = {
 
 
 @contextmanager
-def style() -> Iterator[None]:
-    """The charts' settings, within the block only."""
+def chart(width: float, height: float) -> Iterator[Figure]:
+    """A figure of its own, in inches, with the charts' settings within the block only: no global state, so charts can
+    be made in any thread."""
     with matplotlib.rc_context(_STYLE):
-        yield
+        yield Figure(figsize=(width, height), layout="constrained")
 
 
-def figure(width: float, height: float) -> Figure:
-    """A figure of its own, in inches: no global state, so charts can be made in any thread."""
-    return Figure(figsize=(width, height), layout="constrained")
+def look(number: int) -> tuple[str, str]:
+    """Colour and marker of a series: 56 different pairs."""
+    return PALETTE[number % len(PALETTE)], MARKERS[number % len(MARKERS)]
 
 
 def render(drawn: Figure, kind: Kind) -> bytes:
