@@ -11,11 +11,10 @@ from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, RunTag
-from mlflow.exceptions import MlflowException
 
 from pipeline.errors import PipelineError
 from pipeline.registry.locks import Taken, locked
-from pipeline.registry.tracking import Store, connect, reaching, unknown_model
+from pipeline.registry.tracking import Store, connect, reaching, registered_model, unknown_model
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 DECISION_TAG = "pipeline.promotion"
@@ -40,13 +39,10 @@ def alias_version(client: MlflowClient, name: str, alias: str) -> int | None:
     Raises:
         PipelineError: there is no such registered model.
     """
-    try:
-        aliases = client.get_registered_model(name).aliases
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        raise PipelineError(unknown_model(client, name)) from error
-    return int(aliases[alias]) if alias in aliases else None
+    model = registered_model(client, name)
+    if model is None:
+        raise PipelineError(unknown_model(client, name))
+    return int(model.aliases[alias]) if alias in model.aliases else None
 
 
 def settle(
@@ -76,8 +72,7 @@ def settle(
             if decision.promoted and not moved:
                 still_held()
                 _move(store.client, decision.name, now, decision.challenger)
-            if not (again and _is_recorded(store, decision)):
-                _record(store, decision)
+            _record(store, decision, again)
     return decision
 
 
@@ -121,29 +116,27 @@ def _move(client: MlflowClient, name: str, champion: int | None, challenger: int
     client.set_registered_model_alias(name, CHAMPION, str(challenger))
 
 
-def _is_recorded(store: Store, decision: Decision) -> bool:
-    tags = store.client.get_model_version(decision.name, str(decision.challenger)).tags
-    return tags.get(DECISION_TAG) == _text(decision)
+def _record(store: Store, decision: Decision, again: bool = False) -> None:
+    """As an MLflow run with the figures, and on the challenger's version, which shows that all is recorded.
 
-
-def _text(decision: Decision) -> str:
-    return json.dumps(asdict(decision), sort_keys=True)[:5000]
-
-
-def _record(store: Store, decision: Decision) -> None:
-    """As an MLflow run with the figures, and on the challenger's version, which shows that all is recorded."""
+    Args:
+        again: whether that may have been done; then it is not done twice.
+    """
+    version = (decision.name, str(decision.challenger))
+    text = json.dumps(asdict(decision), sort_keys=True)[:5000]
+    if again and store.client.get_model_version(*version).tags.get(DECISION_TAG) == text:
+        return
     run = store.client.create_run(
         store.experiment_id,
         run_name=f"promotion {decision.name} v{decision.challenger}",
         tags={DECISION_TAG: decision.name, "promoted": str(decision.promoted).lower(), "reason": decision.reason},
     )
-    numbers = {key: value for key, value in decision.figures.items() if isinstance(value, float)}
     now = int(time.time() * 1000)
     store.client.log_batch(
         run.info.run_id,
-        metrics=[Metric(key, value, now, 0) for key, value in numbers.items()],
+        metrics=[Metric(key, value, now, 0) for key, value in decision.figures.items() if isinstance(value, float)],
         tags=[RunTag("challenger", str(decision.challenger)), RunTag("champion", str(decision.champion))],
     )
     store.client.log_text(run.info.run_id, json.dumps(asdict(decision), indent=1), "decision.json")
     store.client.set_terminated(run.info.run_id)
-    store.client.set_model_version_tag(decision.name, str(decision.challenger), DECISION_TAG, _text(decision))
+    store.client.set_model_version_tag(*version, DECISION_TAG, text)

@@ -129,10 +129,10 @@ def _compare_brightness(classifier: FewShotClassifier, images: np.ndarray) -> No
         return
     trained, given = float(np.mean(mean)), float(images.mean() / 255)
     if abs(given - trained) > abs(1 - given - trained) + 0.2:
-        hint = (
-            "if they are dark ink on bright paper and the model knows bright ink on dark, or the reverse: invert=true"
+        print(
+            f"note: these images have a mean brightness of {given:.2f}, the training images {trained:.2f}; if they are "
+            "dark ink on bright paper and the model knows bright ink on dark, or the reverse: invert=true"
         )
-        print(f"note: these images have a mean brightness of {given:.2f}, the training images {trained:.2f}; {hint}")
 
 
 def _rows(pictures: Pictures, answers: Answers, top_k: int) -> list[dict[str, Any]]:

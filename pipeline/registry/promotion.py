@@ -90,10 +90,10 @@ def measure(config: PromoteConfig, challenger: int, champion: int | None) -> Dec
     protocol = EpisodicProtocol(
         uri, config.split, config.way, config.shot, config.query, config.episodes, config.seed, config.tasks
     )
-    models = [Model(first.spec, dict(first.method.state_dict()), f"challenger, version {challenger}")]
+    versions = {f"challenger, version {challenger}": first}
     if champion is not None:
-        second = pull(f"models:/{config.name}/{champion}", tracking)
-        models.append(Model(second.spec, dict(second.method.state_dict()), f"champion, version {champion}"))
+        versions[f"champion, version {champion}"] = pull(f"models:/{config.name}/{champion}", tracking)
+    models = [Model(known.spec, dict(known.method.state_dict()), label) for label, known in versions.items()]
     measured = [evaluate(model, [protocol], config.cluster.gpus_per_worker)[0].accuracies for model in models]
     found = [estimate(values) for values in measured]
     rows = [[model.label, percent(e.mean, e.interval)] for model, e in zip(models, found, strict=True)]
@@ -107,16 +107,12 @@ def decide(
     """The rule, from the accuracies of every episode: of the challenger and, where there is one, of the champion."""
     shape = ("split", "way", "shot", "query", "episodes", "seed", "margin", "confidence")
     figures: dict[str, Any] = {"dataset": uri, **{key: getattr(config, key) for key in shape}}
-    figures |= {"accuracy.challenger": estimate(accuracies[0]).mean}
+    figures["accuracy.challenger"] = estimate(accuracies[0]).mean
     if champion is None:
         return Decision(config.name, challenger, None, True, "there was no champion", figures)
     found = paired(accuracies[1], accuracies[0], config.confidence)
-    figures |= {
-        "accuracy.champion": estimate(accuracies[1]).mean,
-        "difference": found.difference,
-        "low": found.low,
-        "high": found.high,
-    }
+    figures |= {"accuracy.champion": estimate(accuracies[1]).mean, "difference": found.difference}
+    figures |= {"low": found.low, "high": found.high}
     promoted = found.better_by(config.margin)
     reason = (
         f"difference {100 * found.difference:+.2f} points, {100 * config.confidence:.0f} % interval "

@@ -55,12 +55,14 @@ def publish(run_uri: str, tracking: Mapping[str, Any]) -> Published:
         best = best_checkpoint(run.uri)
         state = _state(best)
         history = _state(checkpoints(run.uri)[-1])["history"]
-        known = delivered_points(store, run_id)
-        added = log_metrics(store, run_id, _history_metrics(history, known))
-        added += log_metrics(store, run_id, _evaluation_metrics(evaluation_of(run), state["step"], known))
+        known, now = delivered_points(store, run_id), int(time.time() * 1000)
+        found = _metrics(history, evaluation_of(run), state["step"])
+        new = [Metric(name, value, now, step) for (name, step), value in found.items() if (name, step) not in known]
+        added = log_metrics(store, run_id, new)
         _put_checkpoint(store, run_id, best, state)
         _put_files(store, run_id, run, history)
-        _finish(store, run_id)
+        if store.client.get_run(run_id).info.status != "FINISHED":
+            store.client.set_terminated(run_id, status="FINISHED")
     return Published(run_id, run.name, store.uri, best, added)
 
 
@@ -87,24 +89,18 @@ def _state(checkpoint_uri: str) -> dict[str, Any]:
     return json.loads(folders.read_bytes(folders.join(checkpoint_uri, STATE)))
 
 
-def _history_metrics(history: list[dict[str, float]], known: set[Point]) -> list[Metric]:
-    now = _milliseconds()
-    return [
-        Metric(name, float(value), now, int(entry["step"]))
+def _metrics(history: list[dict[str, float]], results: list[dict[str, Any]], step: int) -> dict[Point, float]:
+    """Figures over time, and those of the evaluation, which are of one step."""
+    found = {
+        (name, int(entry["step"])): float(value)
         for entry in history
         for name, value in entry.items()
-        if name != "step" and (name, int(entry["step"])) not in known
-    ]
-
-
-def _evaluation_metrics(results: list[dict[str, Any]], step: int, known: set[Point]) -> list[Metric]:
-    now = _milliseconds()
-    figures = {
-        f"{result['split']}/{figure}_{result_name(result)}": float(result[figure])
-        for result in results
-        for figure in ("accuracy", "interval")
+        if name != "step"
     }
-    return [Metric(name, value, now, step) for name, value in figures.items() if (name, step) not in known]
+    for result in results:
+        for figure in ("accuracy", "interval"):
+            found[f"{result['split']}/{figure}_{result_name(result)}", step] = float(result[figure])
+    return found
 
 
 def _put_checkpoint(store: Store, run_id: str, uri: str, state: dict[str, Any]) -> None:
@@ -143,12 +139,3 @@ def _put_files(store: Store, run_id: str, run: Run, history: list[dict[str, floa
             (Path(folder) / name).write_bytes(folders.read_bytes(folders.join(where, name)))
         if os.listdir(folder):
             store.client.log_artifacts(run_id, folder, REPORT)
-
-
-def _finish(store: Store, run_id: str) -> None:
-    if store.client.get_run(run_id).info.status != "FINISHED":
-        store.client.set_terminated(run_id, status="FINISHED")
-
-
-def _milliseconds() -> int:
-    return int(time.time() * 1000)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,14 +92,31 @@ def reaching(tracking: Mapping[str, Any], remedy: str) -> Iterator[None]:
 
 
 def all_models(client: MlflowClient) -> Iterator[RegisteredModel]:
-    """Every registered model, by name; a store gives them out in pages."""
+    """Every registered model, by name."""
+    return paged(
+        lambda token: client.search_registered_models(max_results=_PAGE, order_by=["name ASC"], page_token=token)
+    )
+
+
+def paged(search: Callable[[str | None], Any]) -> Iterator[Any]:
+    """Everything that ``search`` finds, a page of it for each token."""
     token: str | None = None
     while True:
-        page = client.search_registered_models(max_results=_PAGE, order_by=["name ASC"], page_token=token)
+        page = search(token)
         yield from page
         token = page.token
         if not token:
             return
+
+
+def registered_model(client: MlflowClient, name: str) -> RegisteredModel | None:
+    """The registered model of a name; None where there is none."""
+    try:
+        return client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
 
 
 def unknown_model(client: MlflowClient, name: str) -> str:
@@ -113,14 +130,8 @@ def unknown_model(client: MlflowClient, name: str) -> str:
 
 def find_run(store: Store, name: str) -> Run | None:
     """The oldest MLflow run of the pipeline's run ``name``."""
-    wanted = f"tags.`{RUN_TAG}` = '{_safe(name)}'"
-    found = store.client.search_runs(
-        [store.experiment_id], wanted, order_by=["attributes.start_time ASC"], max_results=1
-    )
-    return found[0] if found else None
-
-
-def _safe(name: str) -> str:
     if "'" in name:
         raise PipelineError(f"name={name!r}: a run's name is made of letters, digits, '.', '_' and '-'")
-    return name
+    wanted, oldest = f"tags.`{RUN_TAG}` = '{name}'", ["attributes.start_time ASC"]
+    found = store.client.search_runs([store.experiment_id], wanted, order_by=oldest, max_results=1)
+    return found[0] if found else None

@@ -29,7 +29,7 @@ from pipeline.registry.masking import mask
 from pipeline.registry.package import ARTIFACT, save_model
 from pipeline.registry.publish import evaluation_of, result_name
 from pipeline.registry.record import open_run
-from pipeline.registry.tracking import RUN_TAG, Store, connect, make_client, reaching, unknown_model
+from pipeline.registry.tracking import RUN_TAG, Store, connect, make_client, reaching, registered_model, unknown_model
 from pipeline.registry.tracking_config import TrackingConfig, registering, store_uri
 from pipeline.training.checkpoint import Checkpoint, load_checkpoint
 from pipeline.training.models import whole_checkpoint
@@ -176,28 +176,22 @@ def _make_version(
             save_model(classifier, f"{folder}/model", Model(model_id=model.model_id, run_id=run_id))
             store.client.log_model_artifacts(model.model_id, f"{folder}/model")
         store.client.finalize_logged_model(model.model_id, "READY")
-    _make_model(store.client, name)
+    try:
+        store.client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
     # A server resolves a model's id itself and takes no path; a database's client would ask the default store for it.
     source = f"models:/{model.model_id}" if store.uri.startswith("http") else model.artifact_location
     return store.client.create_model_version(name, source, run_id, tags=tags, model_id=model.model_id)
 
 
-def _make_model(client: MlflowClient, name: str) -> None:
-    try:
-        client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-
-
 def _version_of(client: MlflowClient, name: str, run_name: str, content: str) -> ModelVersion | None:
     """The first version of this run and content."""
-    versions = [
-        version
-        for version in client.search_model_versions(f"name='{name}'")
-        if version.tags.get(RUN_TAG) == run_name and version.tags.get(CONTENT_TAG) == content
-    ]
-    return min(versions, key=lambda version: int(version.version), default=None)
+    wanted = {RUN_TAG: run_name, CONTENT_TAG: content}
+    known = client.search_model_versions(f"name='{name}'")
+    mine = [version for version in known if wanted.items() <= version.tags.items()]
+    return min(mine, key=lambda version: int(version.version), default=None)
 
 
 def _find_version(client: MlflowClient, match: re.Match[str]) -> ModelVersion:
@@ -211,17 +205,13 @@ def _find_version(client: MlflowClient, match: re.Match[str]) -> ModelVersion:
 
 
 def _known_versions(client: MlflowClient, name: str) -> str:
-    try:
-        model = client.get_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
+    model = registered_model(client, name)
+    if model is None:
         return unknown_model(client, name)
     aliases = [f"@{alias} (version {version})" for alias, version in sorted(model.aliases.items())]
     latest = max((int(v.version) for v in client.search_model_versions(f"name='{name}'")), default=0)
-    return (
-        f"there is no such version of {name!r}; it has versions up to {latest} and {', '.join(aliases) or 'no alias'}"
-    )
+    named = ", ".join(aliases) or "no alias"
+    return f"there is no such version of {name!r}; it has versions up to {latest} and {named}"
 
 
 def _content(classifier: FewShotClassifier) -> str:

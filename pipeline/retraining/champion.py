@@ -7,14 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mlflow.exceptions import MlflowException
-
 from pipeline import store
 from pipeline.data.manifest import Manifest
 from pipeline.errors import PipelineError
 from pipeline.evaluation.seen import TRAINED
 from pipeline.registry.aliases import CHAMPION
-from pipeline.registry.tracking import connect, reaching
+from pipeline.registry.tracking import connect, reaching, registered_model
 from pipeline.registry.versions import pull
 from pipeline.training.checkpoint import STATE, Checkpoint, save_checkpoint
 
@@ -39,15 +37,10 @@ def champion_of(tracking: Mapping[str, Any], name: str) -> Champion | None:
     """The champion of a registered model; None where there is none, or no such model yet."""
     with reaching(tracking, "nothing was done; run again"):
         client = connect(tracking).client
-        try:
-            aliases = client.get_registered_model(name).aliases
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
+        model = registered_model(client, name)
+        if model is None or CHAMPION not in model.aliases:
             return None
-        if CHAMPION not in aliases:
-            return None
-        found = client.get_model_version(name, aliases[CHAMPION])
+        found = client.get_model_version(name, model.aliases[CHAMPION])
         fingerprint = found.tags.get("dataset.fingerprint")
         return Champion(name, int(found.version), found.creation_timestamp / 1000, fingerprint)
 

@@ -33,17 +33,12 @@ def write_report(settings: Settings, entry: Entry) -> str:
     with reaching(tracking, "run again"):
         made = connect(tracking)
         wanted = f"tags.`{RETRAINING_TAG}` = '{entry.run}'"
-        found = made.client.search_runs([made.experiment_id], wanted, max_results=1)
         tags = {RETRAINING_TAG: entry.run, "model": settings.name, "outcome": entry.outcome, "reason": entry.reason}
-        if found:
-            run_id = found[0].info.run_id
-        else:
-            run_id = made.client.create_run(
-                made.experiment_id, run_name=f"retraining {entry.run}", tags=tags
-            ).info.run_id
-        known = made.client.get_run(run_id).data.metrics
+        found = made.client.search_runs([made.experiment_id], wanted, max_results=1)
+        name = f"retraining {entry.run}"
+        run = found[0] if found else made.client.create_run(made.experiment_id, run_name=name, tags=tags)
+        run_id, known, now = run.info.run_id, run.data.metrics, int(time.time() * 1000)
         figures = entry.decision.get("figures", {})
-        now = int(time.time() * 1000)
         metrics = [Metric(k, v, now, 0) for k, v in figures.items() if isinstance(v, float) and k not in known]
         if metrics:
             made.client.log_batch(run_id, metrics=metrics)
@@ -55,7 +50,6 @@ def write_report(settings: Settings, entry: Entry) -> str:
 
 def page_of(settings: Settings, entry: Entry) -> str:
     """In Markdown."""
-    figures = entry.decision.get("figures", {})
     lines = [
         f"# Retraining of {settings.name}: {'a new champion' if entry.outcome == 'promoted' else 'the champion stays'}",
         "",
@@ -67,8 +61,7 @@ def page_of(settings: Settings, entry: Entry) -> str:
     ]
     if entry.version is not None:
         lines.append(f"- challenger: version {entry.version}; champion before: {entry.decision.get('champion')}")
-    if figures:
-        q = figures
+    if q := entry.decision.get("figures", {}):
         lines += [
             "",
             f"| {q['way']}-way {q['shot']}-shot, {q['episodes']:,} episodes of split {q['split']} | accuracy, % |",

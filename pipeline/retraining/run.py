@@ -179,8 +179,7 @@ def _training(settings: Settings, entry: Entry) -> Config:
 def _decide(settings: Settings, journal: Journal, entry: Entry) -> Entry:
     """Measure challenger and champion, and write the decision down before anything is moved."""
     assert entry.version is not None
-    with reaching(settings.train.tracking, "run again"):
-        champion = alias_version(connect(settings.train.tracking).client, settings.name, CHAMPION)
+    champion = _in_office(settings)
     if champion == entry.version:
         reason = "somebody promoted it meanwhile"
         return journal.put(replace(entry, stage="settled", outcome="promoted", reason=reason))
@@ -193,6 +192,11 @@ def _decide(settings: Settings, journal: Journal, entry: Entry) -> Entry:
 
 def _overtaken(settings: Settings, entry: Entry) -> bool:
     """Whether the champion that the decision was about is in office no more, and the challenger is not either."""
+    known = (entry.decision["champion"], entry.version if entry.decision["promoted"] else None)
+    return _in_office(settings) not in known
+
+
+def _in_office(settings: Settings) -> int | None:
+    """The champion of now."""
     with reaching(settings.train.tracking, "run again"):
-        now = alias_version(connect(settings.train.tracking).client, settings.name, CHAMPION)
-    return now not in (entry.decision["champion"], entry.version if entry.decision["promoted"] else None)
+        return alias_version(connect(settings.train.tracking).client, settings.name, CHAMPION)
