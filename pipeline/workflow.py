@@ -47,7 +47,7 @@ def train(raw: Config) -> dict[str, Any]:
     tracker = Tracker(run.name, config.tracking, run.config, run.dataset)
     status: str | None = "FAILED"
     try:
-        launch(config, run, lambda entry: tracker.log(int(entry["step"]), _without_step(entry)))
+        launch(config, run, lambda entry: tracker.log(int(entry["step"]), {k: entry[k] for k in entry if k != "step"}))
         summary: dict[str, Any] = {"run": run.name, "folder": run.uri, "checkpoint": best_checkpoint(run.uri)}
         asked = f"run {run.name}: stopped after its training as asked; measure and register it with: {run.resume}"
         with stopping_on_sigterm(asked):
@@ -65,10 +65,6 @@ def train(raw: Config) -> dict[str, Any]:
     summary.update(register(run.uri, config))
     _say_made(summary)
     return summary
-
-
-def _without_step(entry: dict[str, float]) -> dict[str, float]:
-    return {key: value for key, value in entry.items() if key != "step"}
 
 
 def register(run_uri: str, config: TrainConfig) -> dict[str, Any]:
@@ -126,9 +122,10 @@ def evaluate_job(raw: Config) -> dict[str, Any]:
         print(f"written to {config.output}")
     if config.record:
         assert run is not None
-        results = [{k: v for k, v in result.items() if k != "accuracies"} for result in summary["results"]]
-        labels = {run.name: "trained"}
-        results = [{**result, "model": labels.get(result["model"], result["model"])} for result in results]
+        results = [
+            {**result, "model": "trained" if result["model"] == run.name else result["model"]}
+            for result in _in_short(summary["results"])
+        ]
         checkpoint = load_checkpoint(best_checkpoint(run.uri))
         record(config.record, run, checkpoint, results, config.protocol, summary.get("comparison"))
         print(f"recorded in {config.record}")
@@ -178,17 +175,14 @@ def _evaluate_run(config: TrainConfig, run: Run, model: Model) -> list[dict[str,
         measured.append((model.untrained(), evaluate(model.untrained(), protocols, gpus, config.seed)))
     print_episodic(measured)
     results = [{"model": m.label, **r.summary()} for m, rs in measured for r in rs]
-    trained = [entry for entry in results if entry["model"] == model.label]
-    _write_report(run, EVALUATION, json.dumps(trained, indent=1).encode())
+    trained, first = ([e for e in results if (e["model"] == model.label) == own] for own in (True, False))
+    _write_report(run, {EVALUATION: json.dumps(trained, indent=1).encode()})
     dataset = Dataset(config.dataset_uri, verify=False)
     print(f"calibrating 'unknown' on split {config.validation.split!r}", flush=True)
     calibration = _write_calibration(run, model, dataset, once)
     print("drawing pictures and the model card", flush=True)
-    method, preprocess = model.build()
     embeddings = once.of(config.dataset_uri, how.split, MOST_IMAGES)
-    for name, content in draw_pictures(method, preprocess, dataset, how.split, trained, embeddings).items():
-        _write_report(run, name, content)
-    first = [entry for entry in results if entry["model"] != model.label]
+    _write_report(run, draw_pictures(*model.build(), dataset, how.split, trained, embeddings))
     _write_card(run, model, dataset, protocols[0], measured[0][1][0].accuracies, calibration, first, embeddings)
     return results
 
@@ -201,17 +195,14 @@ def _publish_evaluation(
     from pipeline.registry.publish import evaluation_of, publish
 
     mine = [entry for entry in summary["results"] if entry["model"] == model.label]
-    known = {(entry["split"], entry["way"], entry["shot"]): entry for entry in evaluation_of(run)}
-    for entry in mine:
-        kept = {key: value for key, value in entry.items() if key != "accuracies"}
-        known[entry["split"], entry["way"], entry["shot"]] = kept
-    _write_report(run, EVALUATION, json.dumps(list(known.values()), indent=1).encode())
+    known = {(e["split"], e["way"], e["shot"]): e for e in [*evaluation_of(run), *_in_short(mine)]}
+    _write_report(run, {EVALUATION: json.dumps(list(known.values()), indent=1).encode()})
     protocol = EpisodicProtocol(
         str(model.dataset), config.split, config.way[0], config.shot[0], config.query, config.episodes, config.seed
     )
     dataset, accuracies = Dataset(str(model.dataset), verify=False), np.asarray(mine[0]["accuracies"])
     calibration = _write_calibration(run, model, dataset, once)
-    first = [{k: v for k, v in e.items() if k != "accuracies"} for e in summary["results"] if e["model"] == "untrained"]
+    first = _in_short([entry for entry in summary["results"] if entry["model"] == "untrained"])
     embeddings = once.of(dataset.uri, config.split, MOST_IMAGES)
     _write_card(run, model, dataset, protocol, accuracies, calibration, first, embeddings)
     published = publish(run.uri, config.tracking)
@@ -222,7 +213,7 @@ def _publish_evaluation(
 def _write_calibration(run: Run, model: Model, dataset: Dataset, once: EmbeddedSplits) -> Calibration | None:
     calibration = calibrate_run(*model.build(), dataset, run.config, once)
     if calibration is not None:
-        _write_report(run, CALIBRATION, json.dumps(calibration.to_dict(), indent=1).encode())
+        _write_report(run, {CALIBRATION: json.dumps(calibration.to_dict(), indent=1).encode()})
         for note in doubts(calibration, dataset, run.config):
             print(f"note: {note}", flush=True)
     return calibration
@@ -240,18 +231,22 @@ def _write_card(
 ) -> None:
     from pipeline.pages.card import draw_card
 
-    method, preprocess = model.build()
     origin: dict[str, Any] = {"run": run.name, "step": load_checkpoint(best_checkpoint(run.uri)).step}
     origin["untrained"] = untrained  # results of the same network with its first weights, where they were asked for
     origin["arguments"] = [mask_argument(argument) for argument in run.arguments]
     temperature = 1.0 if calibration is None else calibration.nearest(protocol.way, protocol.shot).temperature
-    drawn = draw_card(method, preprocess, dataset, protocol, accuracies, origin, temperature, embeddings)
-    for name, content in drawn.items():
-        _write_report(run, name, content)
+    drawn = draw_card(*model.build(), dataset, protocol, accuracies, origin, temperature, embeddings)
+    _write_report(run, drawn)
 
 
-def _write_report(run: Run, name: str, content: bytes) -> None:
-    store.write_bytes(store.join(run.uri, REPORT, name), content)
+def _write_report(run: Run, files: dict[str, bytes]) -> None:
+    for name, content in files.items():
+        store.write_bytes(store.join(run.uri, REPORT, name), content)
+
+
+def _in_short(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without the accuracy of every episode."""
+    return [{key: value for key, value in entry.items() if key != "accuracies"} for entry in results]
 
 
 def _say_made(summary: dict[str, Any]) -> None:

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline import store
-from pipeline.pages.campaign_page import best_accuracy, campaign_context, campaign_name
+from pipeline.pages.campaign_page import campaign_context
 from pipeline.pages.leaderboard import boards, scored_runs
-from pipeline.pages.model_page import headline, model_context, shown_version
+from pipeline.pages.model_page import model_context
 from pipeline.pages.published import Row
-from pipeline.pages.reading import Registered, Site, read_site
+from pipeline.pages.reading import Registered, Site, name_of, read_site
 from pipeline.pages.render import file_name, render, when
-from pipeline.pages.tables import Cell, Table, share
+from pipeline.pages.tables import Cell, Table, number, share, table
 from pipeline.registry.tracking import reaching
 
 INDEX = "index.html"
@@ -40,68 +40,65 @@ def draw_pages(site: Site, papers: Sequence[Row]) -> dict[str, bytes]:
     """File name to content."""
     made = when(time.time() * 1000)
     of_runs: dict[str, tuple[str, str]] = {}
-    for model in site.models:
-        for version in model.versions:
-            if version.run is not None:
-                known = (f"{model.name} v{version.number}", file_name("model", model.name))
-                of_runs.setdefault(version.run.info.run_id, known)
-    scored = scored_runs(site, papers)
     out: dict[str, bytes] = {}
     for model in site.models:
+        page = file_name("model", model.name)
         context = model_context(model, site.files, papers)
-        out[file_name("model", model.name)] = render("model.html", made=made, here=model.name, **context)
+        out[page] = render("model.html", made=made, here=model.name, **context)
+        for version in model.versions:
+            if version.run is not None:
+                of_runs.setdefault(version.run.info.run_id, (f"{model.name} v{version.number}", page))
     for parent, children in site.campaigns:
-        context = campaign_context(parent, children, site.files)
-        out[file_name("campaign", campaign_name(parent))] = render(
-            "campaign.html", made=made, here=context["name"], **context
-        )
+        name, context = name_of(parent), campaign_context(parent, children, site.files)
+        out[file_name("campaign", name)] = render("campaign.html", made=made, here=name, **context)
+    scored = scored_runs(site, papers)
     out[INDEX] = render(
-        "index.html",
-        made=made,
-        here="Leaderboard",
-        boards=boards(scored, of_runs),
-        papers=bool(papers),
-        models=_models(site.models),
-        campaigns=_campaigns(site),
-        empty=not (scored or site.models or site.campaigns),
-    )
+        "index.html", made=made, here="Leaderboard", boards=boards(scored, of_runs), papers=bool(papers),
+        models=_models(site.models), campaigns=_campaigns(site),
+    )  # fmt: skip
     return out
 
 
-def _models(models: list[Registered]) -> Table | None:
-    rows = []
-    for model in models:
-        version = shown_version(model)
-        found = headline(version)
-        names = ", ".join(f"@{alias} v{number}" for alias, number in sorted(model.aliases.items()))
-        tags = version.entity.tags if version else {}
-        rows.append(
-            [
-                Cell(model.name, href=file_name("model", model.name)),
-                Cell(names or "no alias"),
-                share(found[1], found[2], note=found[0]) if found else Cell(),
-                Cell(tags.get("dataset.name", "")),
-                Cell(str(len(model.versions)), float(len(model.versions))),
-                Cell(when(version.entity.creation_timestamp if version else None)),
-            ]
-        )
-    header = ["model", "aliases", "accuracy, %", "data set", "versions", "made (UTC)"]
-    return Table(header, rows, "Registered models", name="models", sticky=True) if rows else None
+def _models(models: list[Registered]) -> Table:
+    def named(model: Registered) -> Cell:
+        return Cell(", ".join(f"@{alias} v{of}" for alias, of in sorted(model.aliases.items())) or "no alias")
+
+    def accuracy(model: Registered) -> Cell:
+        """The first that the version's tags have."""
+        found = model.shown.accuracies if model.shown else {}
+        first = next((setting for setting, (value, _) in found.items() if 0 <= value <= 1), None)
+        return share(*found[first], note=first) if first else Cell()
+
+    return table(
+        "models",
+        "Registered models",
+        models,
+        {
+            "model": lambda m: Cell(m.name, href=file_name("model", m.name)),
+            "aliases": named,
+            "accuracy, %": accuracy,
+            "data set": lambda m: Cell(m.shown.tags.get("dataset.name", "") if m.shown else ""),
+            "versions": lambda m: number(len(m.versions), "d"),
+            "made (UTC)": lambda m: Cell(when(m.shown.entity.creation_timestamp if m.shown else None)),
+        },
+        sticky=True,
+    )
 
 
-def _campaigns(site: Site) -> Table | None:
-    rows = []
-    for parent, children in site.campaigns:
-        name = campaign_name(parent)
-        rows.append(
-            [
-                Cell(name, href=file_name("campaign", name)),
-                Cell(parent.data.tags.get("dataset.name", "")),
-                share(*best_accuracy(parent)),
-                Cell(str(len(children)), float(len(children))),
-                Cell({"FINISHED": "ended", "RUNNING": "running"}.get(parent.info.status, parent.info.status.lower())),
-                Cell(when(parent.info.start_time)),
-            ]
-        )
-    header = ["campaign", "data set", "best validation accuracy, %", "trials", "state", "begun (UTC)"]
-    return Table(header, rows, "Campaigns", name="campaigns", sticky=True) if rows else None
+def _campaigns(site: Site) -> Table:
+    states = {"FINISHED": "ended", "RUNNING": "running"}
+    best = ("best/accuracy", "best/interval")
+    return table(
+        "campaigns",
+        "Campaigns",
+        site.campaigns,
+        {
+            "campaign": lambda c: Cell(name_of(c[0]), href=file_name("campaign", name_of(c[0]))),
+            "data set": lambda c: Cell(c[0].data.tags.get("dataset.name", "")),
+            "best validation accuracy, %": lambda c: share(*map(c[0].data.metrics.get, best)),
+            "trials": lambda c: number(len(c[1]), "d"),
+            "state": lambda c: Cell(states.get(c[0].info.status, c[0].info.status.lower())),
+            "begun (UTC)": lambda c: Cell(when(c[0].info.start_time)),
+        },
+        sticky=True,
+    )

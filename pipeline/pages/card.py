@@ -64,7 +64,7 @@ def draw_card(
     """
     table = class_table(dataset.manifest, protocol.split)
     with evaluating(method):
-        looker = _Looker(method, preprocess, dataset, embeddings, temperature)
+        looker = Looker(method, preprocess, dataset, embeddings, temperature)
         numbers = np.arange(min(protocol.episodes, looker.episodes(protocol)))
         examined = looker.answer(table, protocol, numbers)
         sheet = _Sheet(dataset, table)
@@ -110,8 +110,13 @@ class _Answered:
     def right(self) -> np.ndarray:
         return self.answers == self.labels[self.support :]
 
+    @property
+    def true_and_given(self) -> tuple[np.ndarray, np.ndarray]:
+        """Positions of the queries' classes [Q], and of those that were answered [Q]."""
+        return self.classes[self.labels[self.support :]], self.classes[self.answers]
 
-class _Looker:
+
+class Looker:
     """A model that answers episodes, from the embeddings of the split where there are any."""
 
     def __init__(
@@ -120,7 +125,7 @@ class _Looker:
         preprocess: Preprocess,
         dataset: Dataset,
         embeddings: Embeddings | None,
-        temperature: float,
+        temperature: float = 1.0,
     ) -> None:
         self.method, self.preprocess, self.dataset, self.embeddings = method, preprocess, dataset, embeddings
         self._temperature = temperature
@@ -135,15 +140,15 @@ class _Looker:
         """The episodes ``numbers`` of ``protocol``, drawn from ``table``, which may be a part of the split."""
         out: list[_Answered] = []
         chunk = max(1, IMAGES // (protocol.way * (protocol.shot + protocol.query)))
-        with given_embeddings(self.method) if self.embeddings else nullcontext():
-            for start in range(0, len(numbers), chunk):
-                plan = plan_episodes(table, protocol.spec, protocol.seed, numbers[start : start + chunk])
-                out += self._answers(table, plan)
+        for start in range(0, len(numbers), chunk):
+            plan = plan_episodes(table, protocol.spec, protocol.seed, numbers[start : start + chunk])
+            out += self.answers(table, plan)
         return out
 
-    def _answers(self, table: ClassTable, plan: Plan) -> Iterator[_Answered]:
+    def answers(self, table: ClassTable, plan: Plan) -> Iterator[_Answered]:
+        """Every episode of a plan that was drawn from ``table``."""
         labels = torch.from_numpy(np.array(plan.labels[:, : plan.support]))
-        with torch.no_grad():
+        with torch.no_grad(), given_embeddings(self.method) if self.embeddings else nullcontext():
             images = self._images(plan)
             state = self.method.adapt(images[:, : plan.support], labels, plan.way)
             logits = self.method.classify(state, images[:, plan.support :]).float()
@@ -171,7 +176,7 @@ def _confused(examined: Sequence[_Answered], table: ClassTable) -> tuple[list[tu
     codes, asked = [], []
     total, right = np.zeros(count), np.zeros(count)
     for found in examined:
-        truth, given = found.classes[found.labels[found.support :]], found.classes[found.answers]
+        truth, given = found.true_and_given
         codes.append(truth * count + given)
         np.add.at(total, truth, 1)
         np.add.at(right, truth, truth == given)
@@ -197,7 +202,7 @@ def _hard(pairs: Sequence[tuple[int, int, int, int]], by_class: np.ndarray, coun
 
 
 def _matrix(
-    looker: _Looker, table: ClassTable, protocol: EpisodicProtocol, hard: np.ndarray, sheet: _Sheet
+    looker: Looker, table: ClassTable, protocol: EpisodicProtocol, hard: np.ndarray, sheet: _Sheet
 ) -> dict[str, Any] | None:
     """How often each of the hard classes is taken for each other one, in episodes among them."""
     chosen = ClassTable(table.ids[hard], table.starts[hard], table.counts[hard], table.split)
@@ -209,7 +214,7 @@ def _matrix(
     episodes = looker.episodes(among)
     counts, asked = (np.zeros((len(hard), len(hard)), dtype=np.int64) for _ in range(2))
     for found in looker.answer(chosen, among, np.arange(episodes)):
-        truth, given = found.classes[found.labels[found.support :]], found.classes[found.answers]
+        truth, given = found.true_and_given
         np.add.at(counts, (truth, given), 1)
         np.add.at(asked, (truth[:, None], found.classes[None]), 1)
     return {
@@ -220,7 +225,7 @@ def _matrix(
     }
 
 
-def _embedding(looker: _Looker, table: ClassTable, sheet: _Sheet) -> dict[str, Any]:
+def _embedding(looker: Looker, table: ClassTable, sheet: _Sheet) -> dict[str, Any]:
     """Features of a few classes, evenly spaced in the split, on their first two principal components."""
     features, chosen, each = class_features(
         looker.method, looker.preprocess, looker.dataset, table, PROJECTED_CLASSES, PROJECTED_IMAGES, looker.embeddings

@@ -24,12 +24,13 @@ def cross_table(content: dict[str, Any], table: Table) -> str:
     parts = [table(["extractor", "trained by", *heads], rows)]
     pairs = _pairs(content, "head")
     if pairs:
-        rows = [
-            [f"{meta} − {classical}", *(_points(of[head]) if head in of else "" for head in heads)]
-            for (meta, classical), of in pairs.items()
-        ]
+        rows = [[f"{a} − {b}", *(_points(of[head]) if head in of else "" for head in heads)]
+                for (a, b), of in pairs.items()]  # fmt: skip
         parts.append(table(["same network, same episodes", *heads], rows))
-        parts += [_better(meta, classical, of) for (meta, classical), of in pairs.items()]
+    for (meta, classical), of in pairs.items():
+        better, worse = _decided(of)
+        said = f"{meta} is better than {classical} under {_listed(better)} and worse under {_listed(worse)}"
+        parts.append(f"{said}: {_verdict(better, worse, len(of), 'meta-trained features are better')}")
     return "\n\n".join([*parts, *_origins(content)])
 
 
@@ -60,12 +61,12 @@ def clustering(content: dict[str, Any], table: Table) -> str:
     parts = [table(["extractor", "trained by", *MEASURES.values(), "classes", "images", "features"], rows)]
     pairs = _pairs(content, "measure")
     if pairs:
-        rows = [
-            [f"{meta} − {classical}", *(_interval(of[measure], 3) for measure in MEASURES)]
-            for (meta, classical), of in pairs.items()
-        ]
+        rows = [[f"{a} − {b}", *(_interval(of[measure], 3) for measure in MEASURES)] for (a, b), of in pairs.items()]
         parts.append(table(["same network, same images", *MEASURES.values()], rows))
-        parts += [_tighter(meta, classical, of) for (meta, classical), of in pairs.items()]
+    for (meta, classical), of in pairs.items():
+        more, less = ([MEASURES[measure] for measure in measures] for measures in _decided(of))
+        said = f"{meta} has less spread than {classical} by {_listed(less)} and more by {_listed(more)}"
+        parts.append(f"{said}: {_verdict(less, more, len(of), 'meta-trained features are more clustered')}")
     return "\n\n".join([*parts, *_origins(content)])
 
 
@@ -144,20 +145,9 @@ def _interval(row: dict[str, float], digits: int) -> str:
     return f"{row['difference']:+.{digits}f} [{row['low']:+.{digits}f}, {row['high']:+.{digits}f}]"
 
 
-def _better(meta: str, classical: str, of: dict[str, dict[str, float]]) -> str:
-    above = [head for head, row in of.items() if row["low"] > 0]
-    below = [head for head, row in of.items() if row["high"] < 0]
-    return f"{meta} is better than {classical} under {_listed(above)} and worse under {_listed(below)}: " + _verdict(
-        above, below, len(of), "meta-trained features are better"
-    )
-
-
-def _tighter(meta: str, classical: str, of: dict[str, dict[str, float]]) -> str:
-    below = [MEASURES[measure] for measure, row in of.items() if row["high"] < 0]
-    above = [MEASURES[measure] for measure, row in of.items() if row["low"] > 0]
-    return f"{meta} has less spread than {classical} by {_listed(below)} and more by {_listed(above)}: " + _verdict(
-        below, above, len(of), "meta-trained features are more clustered"
-    )
+def _decided(of: dict[str, dict[str, float]]) -> tuple[list[str], list[str]]:
+    """Heads or measures whose paired interval lies above zero, and those whose lies below."""
+    return [key for key, row in of.items() if row["low"] > 0], [key for key, row in of.items() if row["high"] < 0]
 
 
 def _verdict(for_: list[str], against: list[str], number: int, direction: str) -> str:

@@ -40,6 +40,10 @@ class Result(Facts):
     accuracy: Share
     interval: FiniteFloat
 
+    @property
+    def setting(self) -> str:
+        return f"{self.way}-way {self.shot}-shot"
+
 
 class Interval(Facts):
     value: Share
@@ -147,6 +151,11 @@ class Embedding(Facts):
     variance: tuple[FiniteFloat, FiniteFloat]
     images: Count
 
+    @property
+    def members(self) -> list[int]:
+        """Places of the classes that have points."""
+        return list(dict.fromkeys(member for _, _, member in self.points))
+
 
 class Wrong(Facts):
     tile: Place
@@ -165,6 +174,12 @@ class Failure(Facts):
     number: Count
     accuracy: Share
     classes: Annotated[list[FailedClass], Field(max_length=500)]
+
+    @property
+    def shown(self) -> list[FailedClass]:
+        """The classes with mistakes, and those that were answered instead."""
+        given = {wrong.given for member in self.classes for wrong in member.wrong}
+        return [member for place, member in enumerate(self.classes) if member.wrong or place in given]
 
 
 class Card(Facts):
@@ -189,16 +204,13 @@ class Card(Facts):
 
     @property
     def consistent(self) -> bool:
-        members = (
-            {p.true for p in self.pairs} | {p.given for p in self.pairs} | {m for _, _, m in self.embedding.points}
-        )
-        members |= {c.member for failure in self.failures for c in failure.classes}
+        members = [*(m for p in self.pairs for m in (p.true, p.given)), *(m for _, _, m in self.embedding.points)]
+        members += [c.member for failure in self.failures for c in failure.classes]
         answers = all(w.given < len(f.classes) for f in self.failures for c in f.classes for w in c.wrong)
         square = True
         if self.matrix is not None:
-            members |= set(self.matrix.classes)
-            side = len(self.matrix.classes)
-            tables = (self.matrix.counts, self.matrix.asked)
+            members += self.matrix.classes
+            tables, side = (self.matrix.counts, self.matrix.asked), len(self.matrix.classes)
             square = all(len(table) == side and all(len(row) == side for row in table) for table in tables)
         return square and answers and max(members, default=-1) < len(self.classes)
 

@@ -28,6 +28,9 @@ class Sheet:
     def uris(self, numbers: list[int]) -> tuple[str, ...]:
         return tuple(uri for number in numbers if (uri := self.uri(number)) is not None)
 
+    def first(self, numbers: list[int]) -> str | None:
+        return next(iter(self.uris(numbers)), None)
+
     def _cut(self, number: int) -> str | None:
         if self._image is None or number >= self._tiles.count:
             return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import yaml
@@ -15,8 +16,8 @@ from pipeline.charts.accuracy import Mark, accuracies
 from pipeline.pages.facts import Result, checked
 from pipeline.pages.inline import inline
 from pipeline.pages.published import Row, by_setting, matching, printed, protocol
-from pipeline.pages.reading import RUN_TAG, Files, Site
-from pipeline.pages.tables import Cell, Table, number, share
+from pipeline.pages.reading import Files, Site, name_of
+from pipeline.pages.tables import Cell, Table, number, share, table
 from pipeline.renamed import RENAMED
 from pipeline.training.runs import EVALUATION, REPORT
 from pipeline.weights import origin
@@ -38,10 +39,6 @@ class Scored:
     @property
     def fingerprint(self) -> str:
         return str(self.run.data.tags.get("dataset.fingerprint", ""))
-
-    @property
-    def name(self) -> str:
-        return str(self.run.data.tags.get(RUN_TAG) or self.run.info.run_name)
 
 
 def results_of(files: Files, run: Run) -> list[Result]:
@@ -74,8 +71,7 @@ def scored_runs(site: Site, papers: Sequence[Row]) -> list[Scored]:
             method = str(params.get("method.name", "unknown method"))
             dataset = run.data.tags.get("dataset.name") or "unknown data set"
             label, paper = paper_rows(papers, params, dataset)
-            named = {f"{result.way}-way {result.shot}-shot": result for result in results}
-            found.append(Scored(run, label or method, method, dataset, named, paper))
+            found.append(Scored(run, label or method, method, dataset, {r.setting: r for r in results}, paper))
     return found
 
 
@@ -109,24 +105,35 @@ def _board(dataset: str, mine: Sequence[Scored], pages: Mapping[str, tuple[str, 
         {s for entry in mine for s in entry.results}, key=lambda s: [int(w.split("-")[0]) for w in s.split()]
     )
     best = {s: max(e.results[s].accuracy for e in mine if s in e.results) for s in settings}
-    rows = []
-    for entry in sorted(mine, key=lambda e: [-e.results[s].accuracy if s in e.results else 1.0 for s in settings]):
+
+    def accuracy(setting: str, entry: Scored) -> Cell:
+        result, paper = entry.results.get(setting), entry.paper.get(setting)
+        note = f"paper {printed(paper)}" if paper is not None else ""
+        if result is None:
+            return Cell(note=note)
+        mark = "best" if result.accuracy == best[setting] else ""
+        return share(result.accuracy, result.interval, note=note, mark=mark)
+
+    def registered(entry: Scored) -> Cell:
         version, page = pages.get(entry.run.info.run_id, ("", ""))
-        cells = [_cell(entry, setting, best[setting]) for setting in settings]
-        rows.append(
-            [
-                Cell(entry.label, note="" if entry.label == entry.method else entry.method),
-                *cells,
-                _backbone(parameters(entry.run), entry.run.data.tags.get("backbone.weights", "")),
-                number(whole_number(entry.run.data.params.get("steps")), ","),
-                Cell(version or "not registered", version or "~", href=page),
-                Cell(entry.name, code=True),
-            ]
-        )
-    header = ["method", *settings, "backbone", "steps", "model", "run"]
-    table = Table(header, rows, f"Accuracy on the test classes of {dataset}, in percent ± 95 % interval", True,
-                  f"leaderboard-{dataset}", sticky=True)  # fmt: skip
-    return Board(dataset, table, [(setting, _plot(dataset, setting, mine)) for setting in settings])
+        return Cell(version or "not registered", version or "~", href=page)
+
+    board = table(
+        f"leaderboard-{dataset}",
+        f"Accuracy on the test classes of {dataset}, in percent ± 95 % interval",
+        sorted(mine, key=lambda e: [-e.results[s].accuracy if s in e.results else 1.0 for s in settings]),
+        {
+            "method": lambda e: Cell(e.label, note="" if e.label == e.method else e.method),
+            **{setting: partial(accuracy, setting) for setting in settings},
+            "backbone": lambda e: _backbone(parameters(e.run), e.run.data.tags.get("backbone.weights", "")),
+            "steps": lambda e: number(whole_number(e.run.data.params.get("steps")), ","),
+            "model": registered,
+            "run": lambda e: Cell(name_of(e.run), code=True),
+        },
+        filtered=True,
+        sticky=True,
+    )
+    return Board(dataset, board, [(setting, _plot(dataset, setting, mine)) for setting in settings])
 
 
 def _backbone(params: Mapping[str, Any], weights: str) -> Cell:
@@ -136,34 +143,14 @@ def _backbone(params: Mapping[str, Any], weights: str) -> Cell:
     return Cell(" ".join(names), note=origin(own) or weights)
 
 
-def _cell(entry: Scored, setting: str, best: float) -> Cell:
-    result = entry.results.get(setting)
-    paper = entry.paper.get(setting)
-    note = f"paper {printed(paper)}" if paper is not None else ""
-    if result is None:
-        return Cell(note=note)
-    return share(result.accuracy, result.interval, note=note, mark="best" if result.accuracy == best else "")
-
-
 def _plot(dataset: str, setting: str, mine: Sequence[Scored]) -> Markup:
     """The best run of every method."""
-    chosen: dict[str, Scored] = {}
-    for entry in mine:
-        known = chosen.get(entry.label)
-        if setting in entry.results and (
-            known is None or entry.results[setting].accuracy > known.results[setting].accuracy
-        ):
-            chosen[entry.label] = entry
-    marks = [
-        Mark(label, e.results[setting].accuracy, e.results[setting].interval, _accuracy(e.paper.get(setting)))
-        for label, e in chosen.items()
-    ]
-    kept = sorted(marks, key=lambda mark: -mark.value)[:MOST_MARKS]
-    return inline(accuracies(kept, "svg"), f"Accuracy on {dataset}, {setting}")
-
-
-def _accuracy(row: Row | None) -> float | None:
-    return None if row is None else float(row["accuracy"])
+    chosen: dict[str, Mark] = {}
+    for entry in sorted((e for e in mine if setting in e.results), key=lambda e: -e.results[setting].accuracy):
+        result, paper = entry.results[setting], entry.paper.get(setting)
+        published = None if paper is None else float(paper["accuracy"])
+        chosen.setdefault(entry.label, Mark(entry.label, result.accuracy, result.interval, published))
+    return inline(accuracies(list(chosen.values())[:MOST_MARKS], "svg"), f"Accuracy on {dataset}, {setting}")
 
 
 def _value(text: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any, Literal
 
 import numpy as np
@@ -13,12 +12,13 @@ from pipeline.charts.accuracy import accuracy_by_shot, lines_of
 from pipeline.charts.classes import episode_picture, project, projection
 from pipeline.data.batches import to_batch
 from pipeline.data.dataset import Dataset, class_table
-from pipeline.data.episodes import EpisodeSpec, Plan, bounds, plan_episodes
+from pipeline.data.episodes import EpisodeSpec, bounds, plan_episodes
 from pipeline.data.features import Pictures
 from pipeline.data.manifest import FEATURES
-from pipeline.evaluation.embedded import Embeddings, class_features, given_embeddings
+from pipeline.evaluation.embedded import Embeddings, class_features
 from pipeline.methods.base import Method
 from pipeline.nets.preprocess import Preprocess
+from pipeline.pages.card import Looker
 
 PROJECTED_CLASSES, PROJECTED_IMAGES, QUERIES = 8, 20, 6
 
@@ -63,26 +63,15 @@ def _episode(
     if len(table) < bounds(spec.way)[1] or int(table.counts.min()) <= QUERIES:
         return None
     plan = plan_episodes(table, spec, 0, np.asarray([0]))
-    batch = to_batch(plan, torch.from_numpy(dataset.gather(plan.rows)), dataset.manifest.rotations)
-    assert isinstance(batch, Episodes)
-    if embeddings is None:
-        support, query = preprocess(batch.support), preprocess(batch.query)
-    else:
-        device = next(method.parameters(), torch.empty(0)).device
-        support, query = embeddings.of(plan).to(device).tensor_split([plan.support], dim=1)
-    with torch.no_grad(), nullcontext() if embeddings is None else given_embeddings(method):
-        state = method.adapt(support, batch.support_labels, batch.way)
-        answers = method.classify(state, query).argmax(-1)
-    shown = batch if dataset.manifest.encoding != FEATURES else to_batch(plan, _behind(dataset, plan), [0])
+    [answered] = Looker(method, preprocess, dataset, embeddings).answers(table, plan)
+    pixels = torch.from_numpy(Pictures(dataset).of(plan.rows.reshape(-1)))
+    turned = [0] if dataset.manifest.encoding == FEATURES else dataset.manifest.rotations
+    shown = to_batch(plan, pixels, turned)
     assert isinstance(shown, Episodes)
     return {
         "support": shown.support[0].numpy(),
-        "support_labels": batch.support_labels[0].numpy(),
+        "support_labels": shown.support_labels[0].numpy(),
         "query": shown.query[0].numpy(),
-        "query_labels": batch.query_labels[0].numpy(),
-        "answers": answers[0].numpy(),
+        "query_labels": shown.query_labels[0].numpy(),
+        "answers": answered.answers,
     }
-
-
-def _behind(dataset: Dataset, plan: Plan) -> torch.Tensor:
-    return torch.from_numpy(Pictures(dataset).of(plan.rows.reshape(-1)))

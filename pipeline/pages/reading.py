@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from pipeline.config import validate
-from pipeline.registry.tracking import STORE_ERRORS, all_models, make_client
+from pipeline.registry.aliases import CHALLENGER, CHAMPION
+from pipeline.registry.tracking import RUN_TAG, STORE_ERRORS, all_models, make_client, paged
 from pipeline.registry.tracking_config import TrackingConfig, store_uri
 
-CAMPAIGN_TAG, RUN_TAG = "pipeline.campaign", "pipeline.run"
+CAMPAIGN_TAG = "pipeline.campaign"
 LOCK = ".promotion-lock"  # the end of a registered model's name that is a lock
 LARGEST, LARGEST_TEXT = 32 * 2**20, 8 * 2**20  # bytes of a file, of a file that is parsed
 PAGE = 200  # entries of one answer of the store
@@ -40,6 +42,21 @@ class Version:
     def number(self) -> int:
         return int(self.entity.version)
 
+    @property
+    def tags(self) -> dict[str, str]:
+        return dict(self.entity.tags)
+
+    @property
+    def accuracies(self) -> dict[str, tuple[float, float]]:
+        """Share and half-width of its interval by setting ("5-way 1-shot"), as its tags have them, or NaN."""
+        settings = [key.removeprefix("accuracy.") for key in sorted(self.tags) if key.startswith("accuracy.")]
+        return {
+            setting.replace("way_", "-way ").replace("shot", "-shot"): (
+                _float(self.tags[f"accuracy.{setting}"]), _float(self.tags.get(f"interval.{setting}", "nan"))
+            )
+            for setting in settings
+        }  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Registered:
@@ -53,6 +70,13 @@ class Registered:
     @property
     def aliases(self) -> dict[str, int]:
         return {str(alias): int(version) for alias, version in (self.entity.aliases or {}).items()}
+
+    @property
+    def shown(self) -> Version | None:
+        """The version that stands for the model: the champion, or the challenger, or the newest."""
+        by_number = {version.number: version for version in self.versions}
+        named = [by_number.get(self.aliases.get(alias, 0)) for alias in (CHAMPION, CHALLENGER)]
+        return next((version for version in [*named, *self.versions] if version), None)
 
 
 @dataclass
@@ -72,18 +96,20 @@ def read_site(tracking: Mapping[str, Any]) -> Site:
         return Site(Files(None))
     client = make_client(store_uri(config, make=False))
     site = Site(Files(client))
-    runs: dict[str, Run] = {}
     experiment = client.get_experiment_by_name(config.experiment)
-    if experiment is not None:
-        for run in _all_runs(client, experiment.experiment_id):
-            runs[run.info.run_id] = run
+    runs = {run.info.run_id: run for run in (_runs_of(client, experiment.experiment_id) if experiment else ())}
+    children: dict[str, list[Run]] = {}
+    for run in runs.values():
+        children.setdefault(run.data.tags.get(MLFLOW_PARENT_RUN_ID, ""), []).append(run)
     site.runs = [run for run in runs.values() if any(map(_ACCURACY.fullmatch, run.data.metrics))]
-    parents = [run for run in runs.values() if _is_campaign(run)]
-    for parent in parents:
-        mine = [run for run in runs.values() if run.data.tags.get(MLFLOW_PARENT_RUN_ID) == parent.info.run_id]
-        site.campaigns.append((parent, mine))
+    site.campaigns = [(run, children.get(run.info.run_id, [])) for run in runs.values() if _is_campaign(run)]
     site.models = [_registered(client, model, runs) for model in all_models(client) if not model.name.endswith(LOCK)]
     return site
+
+
+def name_of(run: Run) -> str:
+    """The pipeline's name of a run, or the store's."""
+    return str(run.data.tags.get(RUN_TAG) or run.info.run_name)
 
 
 def _is_campaign(run: Run) -> bool:
@@ -94,24 +120,15 @@ def _is_campaign(run: Run) -> bool:
     )
 
 
-def _all_runs(client: MlflowClient, experiment: str) -> list[Run]:
-    found: list[Run] = []
-    token: str | None = None
-    while True:
-        page = client.search_runs(
-            [experiment], max_results=PAGE, order_by=["attributes.start_time DESC"], page_token=token
-        )
-        found += page
-        token = page.token
-        if not token:
-            return found
+def _runs_of(client: MlflowClient, experiment: str) -> Iterator[Run]:
+    newest = ["attributes.start_time DESC"]
+    return paged(lambda token: client.search_runs([experiment], max_results=PAGE, order_by=newest, page_token=token))
 
 
 def _registered(client: MlflowClient, model: RegisteredModel, runs: dict[str, Run]) -> Registered:
-    versions = []
-    if "'" not in model.name:  # as jobs.register makes them; the store's search has no way to quote one
-        for version in client.search_model_versions(f"name='{model.name}'"):
-            versions.append(Version(version, _run_of(client, version.run_id, runs)))
+    quoted = "'" in model.name  # jobs.register makes none such, and the store's search has no way to quote it
+    found = [] if quoted else client.search_model_versions(f"name='{model.name}'")
+    versions = [Version(version, _run_of(client, version.run_id, runs)) for version in found]
     return Registered(model, sorted(versions, key=lambda version: -version.number))
 
 
@@ -185,6 +202,13 @@ class Files:
         except (ValueError, RecursionError, yaml.YAMLError):
             self.problems.append(f"{name} of run {run_id} is damaged")
             return None
+
+
+def _float(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 class _Plain(yaml.SafeLoader):

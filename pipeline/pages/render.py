@@ -37,10 +37,8 @@ def render(template: str, **context: Any) -> bytes:
         f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
         "base-uri 'none'; form-action 'none'"
     )
-    page = _environment.get_template(template).render(
-        style=Markup(style), script=Markup(script), policy=policy, **context
-    )
-    return page.encode("utf-8", "replace")
+    context |= {"style": Markup(style), "script": Markup(script), "policy": policy}
+    return _environment.get_template(template).render(context).encode("utf-8", "replace")
 
 
 def file_name(kind: str, name: str) -> str:

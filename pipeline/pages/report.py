@@ -147,12 +147,7 @@ def _strangers(config: ReportConfig, subjects: Subjects) -> dict[str, Any]:
         row
         for model, (_, checkpoint, _) in zip(subjects.models, subjects.trained, strict=True)
         for row in strangers.measure(
-            model,
-            checkpoint.config,
-            subjects.dataset,
-            config.split,
-            config.strangers,
-            config.seed,
+            model, checkpoint.config, subjects.dataset, config.split, config.strangers, config.seed,
             EmbeddedSplits(model, config.cluster.gpus_per_worker),
         )
     ]
@@ -171,10 +166,8 @@ _FOUND = {
 def report(raw: Config) -> dict[str, Any]:
     """Make the pages, or the comparison ``what``; with ``record`` its figures are written as JSON too."""
     config = validate(ReportConfig, raw)
-    return _pages(config) if config.what == "pages" else compare(config)
-
-
-def _pages(config: ReportConfig) -> dict[str, Any]:
+    if config.what != "pages":
+        return compare(config)
     papers = read_published(config.published) if config.published else []
     output = config.output or "pages"
     store.check_folder(output, "output")

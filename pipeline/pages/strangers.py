@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import asdict, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import ray
@@ -42,15 +42,13 @@ FEWEST_IMAGES = 5  # of a training class, whose mean is a part of the background
 MOST = 20_000  # of a split that are embedded for it: the first of every class
 
 
-@dataclass(frozen=True)
-class Asking:
+class Asking(NamedTuple):
     """A method and the images of a split's classes, in the form that it takes them."""
 
     method: Method
     preprocess: nn.Module
     images: ClassImages
     counts: np.ndarray  # [classes]
-    embedded: bool = False  # once, and not image by image
 
 
 @contextmanager
@@ -67,7 +65,7 @@ def asking(
     with evaluating(method):
         if embeddings is not None:
             with given_embeddings(method):
-                yield Asking(method, nn.Identity(), embeddings.of_class, embeddings.table.counts, True)
+                yield Asking(method, nn.Identity(), embeddings.of_class, embeddings.table.counts)
             return
         table = class_table(dataset.manifest, split)
         yield Asking(method, preprocess, _images(dataset, table), table.counts)
@@ -84,11 +82,8 @@ def calibrate_run(
     table = class_table(dataset.manifest, how["split"])
     background = background_of(method, preprocess, dataset, trained["train"]["split"], table, how["seed"], once)
     with asking(method, preprocess, dataset, how["split"], once, MOST) as ask:
-        if once is None or ask.embedded:
-            return calibrate(
-                ask.method, ask.preprocess, ask.images, ask.counts,
-                seed=how["seed"], split=how["split"], background=background,
-            )  # fmt: skip
+        if once is None or ask.preprocess is not preprocess:  # all images are embedded
+            return calibrate(*ask, seed=how["seed"], split=how["split"], background=background)
     asked = _asked_on_the_cluster(once, dataset.uri, table, method.fixed_way, how, background)
     return conclude(asked, TARGET, how["seed"], how["split"], background)
 
@@ -137,9 +132,7 @@ def _ask(
 ) -> Answered:
     method, preprocess, _ = build_on_worker(model, gpu)
     with asking(method, preprocess, open_dataset(uri, model.shape), split) as ask:
-        return ask_strangers(
-            ask.method, ask.preprocess, ask.images, ask.counts, way, shot, calibrating.QUERIES, seed, background
-        )
+        return ask_strangers(*ask, way, shot, calibrating.QUERIES, seed, background)
 
 
 def background_of(

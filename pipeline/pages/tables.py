@@ -7,8 +7,9 @@ import csv
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would compute instead of show
 
@@ -45,14 +46,15 @@ class Table:
     name: str = "figures"  # of the CSV file
     sticky: bool = False  # the first column stays where the others scroll
 
+    def __len__(self) -> int:
+        return len(self.rows)
+
     @property
     def numeric(self) -> list[bool]:
         """Of every column, whether it holds numbers alone."""
-        columns: list[bool] = []
-        for number in range(len(self.header)):
-            cells = [row[number] for row in self.rows if row[number].text or row[number].value is not None]
-            columns.append(bool(cells) and all(cell.numeric for cell in cells))
-        return columns
+        columns = ([row[number] for row in self.rows] for number in range(len(self.header)))
+        filled = ([cell for cell in cells if cell.text or cell.value is not None] for cells in columns)
+        return [bool(cells) and all(cell.numeric for cell in cells) for cells in filled]
 
     @property
     def file(self) -> str:
@@ -68,6 +70,23 @@ class Table:
         for row in self.rows:
             writer.writerow([_plain(f"{cell.text} ({cell.note})" if cell.note else cell.text) for cell in row])
         return "data:text/csv;charset=utf-8;base64," + base64.b64encode(buffer.getvalue().encode()).decode()
+
+
+Column = Callable[[Any], Cell]  # of what a row tells of
+
+
+def table(
+    name: str,
+    caption: str,
+    things: Iterable[Any],
+    columns: Mapping[str, Column] | Sequence[tuple[str, Column]],
+    filtered: bool = False,
+    sticky: bool = False,
+) -> Table:
+    """A row a thing and a column a function of it, by its heading: in pairs, where two may have the same."""
+    pairs = list(columns.items()) if isinstance(columns, Mapping) else columns
+    rows = [[cell_of(thing) for _, cell_of in pairs] for thing in things]
+    return Table([heading for heading, _ in pairs], rows, caption, filtered, name, sticky)
 
 
 def number(value: float | None, form: str = ",.4g", text: str | None = None, note: str = "", mark: str = "") -> Cell:

@@ -20,7 +20,6 @@ from pipeline.errors import PipelineError
 from pipeline.evaluation.embedded import Embeddings
 from pipeline.model import build_model, build_preprocess
 from pipeline.training.checkpoint import (
-    BACKBONE,
     STATE,
     Checkpoint,
     begin_with,
@@ -83,12 +82,9 @@ class Learner:
 
     def begin(self) -> None:
         """Take the weights from elsewhere that a run begins with, which one that goes on from a checkpoint has."""
-        found = give(self.method.backbone, self.config.backbone)
-        drawn = [name for name in self.method.state_dict() if not name.startswith(BACKBONE)]
+        give(self.method.backbone, self.config.backbone)
         if self.config.initial is not None:
-            drawn = begin_with(self.method, self.config.initial)
-        if found is not None or self.config.initial is not None:
-            self.method.begun_elsewhere(drawn)
+            begin_with(self.method, self.config.initial)
 
     def train_step(self, batch: Batch) -> Figures:
         """One step on a batch of uint8 images; figures as tensors, so that nothing waits for the device."""
