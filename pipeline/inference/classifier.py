@@ -7,7 +7,6 @@ import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -58,6 +57,7 @@ class FewShotClassifier:
         self.origin = dict(origin or {})  # where the model came from: run, step, dataset, figures
         self.shape: tuple[int, int, int] = tuple(spec["input"]["shape"])
         self._turn = threading.Lock()
+        self._fingerprint: str | None = None
 
     @classmethod
     def from_weights(
@@ -101,7 +101,9 @@ class FewShotClassifier:
     def save(self, folder: str | Path) -> None:
         """Write ``weights.safetensors``, then ``model.json`` that names its SHA-256."""
         folder = Path(folder)
-        write_atomic(folder / WEIGHTS, tensors_to_bytes(self.method.state_dict()))
+        with self._turn:
+            weights = tensors_to_bytes(self.method.state_dict())
+        write_atomic(folder / WEIGHTS, weights)
         content = {
             "schema": SCHEMA_VERSION,
             "spec": self.spec,
@@ -111,10 +113,13 @@ class FewShotClassifier:
         }
         write_atomic(folder / MODEL, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """SHA-256 of specification and weights: an enrolment belongs to exactly one."""
-        return model_fingerprint(self.spec, self.method.state_dict())
+        with self._turn:  # while a task is learnt, the weights may be that task's
+            if self._fingerprint is None:
+                self._fingerprint = model_fingerprint(self.spec, self.method.state_dict())
+            return self._fingerprint
 
     def enrol(self, images: np.ndarray, labels: Sequence[Label] | np.ndarray, keep_images: bool = True) -> Enrolment:
         """Learn classes from a support set.

@@ -126,11 +126,19 @@ def softmax(logits):
 
 
 def read(path, shape):
-    """An image file as uint8 [C, H, W]: upright, cut to its largest central part of that form, resized bilinearly."""
+    """An image file as uint8 [C, H, W]: upright, cut to its largest central part of that form, resized bilinearly.
+
+    Of eight bits a channel: how deeper ones are scaled depends on the format, which a page does not know.
+    """
     from PIL import Image, ImageOps
 
     channels, height, width = shape
-    image = ImageOps.exif_transpose(Image.open(path))
+    opened = Image.open(path)
+    clear = opened.info.get("transparency")
+    deep = opened.mode.startswith(("I", "F")) or (isinstance(clear, tuple) and max(clear) > 255)
+    if deep or (opened.mode == "L" and isinstance(clear, int)):
+        raise ValueError(f"{path}: save it with eight bits a channel, and transparency as a channel")
+    image = ImageOps.exif_transpose(opened)
     if image.has_transparency_data:
         paper = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(paper, image.convert("RGBA"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import torch
 
 import pipeline
 from pipeline.inference import FewShotClassifier
+from pipeline.inference.files import model_fingerprint
 from pipeline.model import build_model
 from tests.inference.conftest import classifier_of, spec_of
 
@@ -61,3 +64,29 @@ def test_the_last_queries_have_company(monkeypatch: pytest.MonkeyPatch, pictures
     enrolment = classifier.enrol(pictures[:5, 0], list(range(5)))
     classifier.logits(enrolment, pictures[:7, 1:4].reshape(-1, *classifier.shape))
     assert seen == [7, 7, 7]
+
+
+def test_a_model_is_known_by_its_own_weights_while_another_thread_learns(
+    monkeypatch: pytest.MonkeyPatch, pictures: np.ndarray
+) -> None:
+    """Enrolments belong to a model by the SHA-256 of its weights, which learning a task may alter for a while."""
+    classifier: FewShotClassifier = classifier_of(spec_of("prototypical"))
+    expected = model_fingerprint(classifier.spec, classifier.method.state_dict())
+    learn, begun, asked = classifier.method.adapt, Event(), Event()
+
+    def adapt(*given: Any) -> Any:
+        weight = next(classifier.method.parameters())
+        weight.data += 1
+        begun.set()
+        asked.wait(0.5)
+        weight.data -= 1
+        return learn(*given)
+
+    monkeypatch.setattr(classifier.method, "adapt", adapt)
+    with ThreadPoolExecutor(2) as threads:
+        learning = threads.submit(classifier.enrol, pictures[:5, 0], list(range(5)))
+        begun.wait()
+        found = threads.submit(lambda: classifier.fingerprint)
+        assert found.result() == expected
+        asked.set()
+        assert learning.result().model == expected

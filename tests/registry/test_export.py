@@ -24,8 +24,10 @@ from pipeline.inference.rates import Rate, Share
 from pipeline.inference.scores import SCORES
 from pipeline.model import build_model
 from pipeline.registry import export as exporting
+from pipeline.registry import portable
 from pipeline.registry.export import _load, export
 from pipeline.weights import described, give, recipe
+from tests.data.test_images import png_file, tiff_file
 
 SHAPE = (3, 24, 20)
 METHODS = [
@@ -221,3 +223,17 @@ def test_what_cannot_be_is_refused_in_a_line(tmp_path: Path, photographs: Path) 
     with pytest.raises(PipelineError, match="is there already"):
         export(compose("export", words))
     assert json.loads((tmp_path / "model" / "model.json").read_text())["schema"] == 1
+
+
+def test_the_page_refuses_what_it_would_read_wrongly(tmp_path: Path) -> None:
+    """Deep greys and colours that a file calls transparent are read by the format's rules, which the page lacks."""
+    page = _load(Path(portable.__file__))
+    ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    colour = np.random.default_rng(0).integers(0, 65536, (8, 8, 3))
+    for number, content in enumerate((
+        png_file(ramp, 16), tiff_file(ramp), tiff_file(ramp.astype(np.float32) / 65535), png_file(ramp % 4, 2, (3,)),
+        png_file(colour, 16, tuple(colour[0, 0].tolist())),
+    )):  # fmt: skip
+        (tmp_path / str(number)).write_bytes(content)
+        with pytest.raises(ValueError, match=f"{number}: save it with eight bits a channel"):
+            page.read(tmp_path / str(number), (3, 8, 8))
