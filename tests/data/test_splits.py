@@ -89,12 +89,15 @@ def test_the_same_product_is_not_trained_on_and_tested(tmp_path: Path) -> None:
 
 
 def test_folders_that_are_no_splits_stay_part_of_the_name(tmp_path: Path) -> None:
-    for number, classes in enumerate(
-        [("train/a", "test/b", "other/c"), ("train/a", "train", "test/b"), ("val/a", "valid/b", "test/c")]
+    for classes, why in (
+        (("train/a", "test/b", "other/c"), "test, train stand beside 'other'"),
+        (("train/a", "train", "test/b"), "test, train hold images beside their classes (train)"),
+        (("val/a", "valid/b", "test/c"), "test, val, valid name a split twice"),
     ):
-        root = tree(tmp_path / str(number), *classes)
-        plan, said = planned(Folder(str(root)))
-        assert plan.classes == sorted(classes) and not said
+        root = tree(tmp_path / why, *classes)
+        plan, [said] = planned(Folder(str(root)))
+        assert plan.classes == sorted(classes)
+        assert f"the folders {why}, and are taken as a part of the classes' names, not as splits" in said
 
 
 @pytest.mark.parametrize("grows", [True, False])
@@ -192,3 +195,12 @@ def test_a_message_names_the_classes_that_are_too_small(tmp_path: Path) -> None:
         "train.shot + train.query = 1 + 4: the smallest class of split 'train' has only 1 images ('ant', 'cow', 'dog' "
         "and 1 more); smaller classes are left out by data.source.min_images=5 at jobs.ingest"
     )
+
+
+def test_folders_of_splits_beside_others_are_said_to_be_none(tmp_path: Path) -> None:
+    root = tree(tmp_path, "train/cat", "train/cow", "test/dog", "unlabelled/all", "flat")
+    plan, said = planned(Folder(str(root), shape=[3, 8, 8]))
+    assert "test/dog" in plan.classes
+    assert "the folders test, train stand beside 'flat', and are taken as a part of" in said[0]
+    _, said = planned(Folder(str(tree(tmp_path / "one", "train/steam", "bus/red", "car/blue")), shape=[3, 8, 8]))
+    assert not said, "one such folder is a class of vehicles"

@@ -25,6 +25,7 @@ def recognise(classes: Classes, where: str, same_names: bool, report: Report) ->
     """
     found = _by_split(classes)
     if found is None:
+        _say_doubtful(classes, where, report)
         return classes, None
     merged: Classes = {}
     for split in found.values():
@@ -79,6 +80,21 @@ def _by_split(classes: Classes) -> dict[str, Classes] | None:
             return None
         found[split][rest] = entries
     return {split: names for split, names in found.items() if names} if len(folders) > 1 else None
+
+
+def _say_doubtful(classes: Classes, where: str, report: Report) -> None:
+    """Folders that are named like splits, beside others that are not, are a part of the classes' names: say so."""
+    folders = dict.fromkeys(name.partition("/")[0] for name in classes if "/" in name)
+    splits = [folder for folder in folders if folder.casefold() in SPLIT_OF]
+    others = [name for name in classes if name.partition("/")[0] not in splits]
+    direct = [name for name in classes if name in splits]
+    if len(splits) > 1:
+        why = f"stand beside {others[0].partition('/')[0]!r}" if others else "name a split twice"
+        why = f"hold images beside their classes ({direct[0]})" if direct else why
+        report(
+            f"{where}: the folders {', '.join(splits)} {why}, and are taken as a part of the classes' names, not as "
+            "splits; if they are splits, make them the only folders, or give data.source.splits=FILE"
+        )
 
 
 def _some(names: Sequence[str]) -> str:
