@@ -1,4 +1,5 @@
-"""The leaderboard: every evaluated run by data set, way and shot, with the published figure where a paper has one."""
+"""The leaderboard: every evaluated run by data set, split, way and shot, with the published figure where a paper has
+one."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ MOST_MARKS = 14  # rows of a plot; the table has all
 
 @dataclass(frozen=True)
 class Scored:
-    """A run with its test accuracies."""
+    """A run with its accuracies on a split."""
 
     run: Run
     label: str  # of the method: as published, or its name
@@ -35,6 +36,7 @@ class Scored:
     dataset: str
     results: dict[str, Result]  # by setting
     paper: dict[str, Row]  # by setting
+    split: str = "test"
 
     @property
     def fingerprint(self) -> str:
@@ -71,13 +73,15 @@ def scored_runs(site: Site, papers: Sequence[Row]) -> list[Scored]:
             method = str(params.get("method.name", "unknown method"))
             dataset = run.data.tags.get("dataset.name") or "unknown data set"
             label, paper = paper_rows(papers, params, dataset)
-            found.append(Scored(run, label or method, method, dataset, {r.setting: r for r in results}, paper))
+            for split in dict.fromkeys(result.split for result in results):
+                named = {result.setting: result for result in results if result.split == split}
+                found.append(Scored(run, label or method, method, dataset, named, paper, split))
     return found
 
 
 @dataclass(frozen=True)
 class Board:
-    """The part of one version of a data set: figures on other test classes are not comparable."""
+    """The part of one split of one version of a data set: figures on other classes are not comparable."""
 
     dataset: str
     table: Table
@@ -85,22 +89,23 @@ class Board:
 
 
 def boards(scored: Sequence[Scored], pages: Mapping[str, tuple[str, str]]) -> list[Board]:
-    """A part for each version of a data set, the one with most runs first.
+    """A part for each split of each version of a data set, the one with most runs first.
 
     Args:
         pages: of run ids, the registered version's name and the file of its page.
     """
-    groups: dict[tuple[str, str], list[Scored]] = {}
+    groups: dict[tuple[str, str, str], list[Scored]] = {}
     for entry in scored:
-        groups.setdefault((entry.dataset, entry.fingerprint), []).append(entry)
-    versions = Counter(dataset for dataset, _ in groups)
-    return [
-        _board(dataset if versions[dataset] == 1 else f"{dataset}, {fingerprint[:12] or 'no fingerprint'}", mine, pages)
-        for (dataset, fingerprint), mine in sorted(groups.items(), key=lambda item: -len(item[1]))
-    ]
+        groups.setdefault((entry.dataset, entry.fingerprint, entry.split), []).append(entry)
+    versions = Counter(dataset for dataset, _ in {(dataset, fingerprint) for dataset, fingerprint, _ in groups})
+    found = []
+    for (dataset, fingerprint, split), mine in sorted(groups.items(), key=lambda item: -len(item[1])):
+        name = dataset if versions[dataset] == 1 else f"{dataset}, {fingerprint[:12] or 'no fingerprint'}"
+        found.append(_board(name if split == "test" else f"{name}, split {split}", split, mine, pages))
+    return found
 
 
-def _board(dataset: str, mine: Sequence[Scored], pages: Mapping[str, tuple[str, str]]) -> Board:
+def _board(dataset: str, split: str, mine: Sequence[Scored], pages: Mapping[str, tuple[str, str]]) -> Board:
     settings = sorted(
         {s for entry in mine for s in entry.results}, key=lambda s: [int(w.split("-")[0]) for w in s.split()]
     )
@@ -120,7 +125,7 @@ def _board(dataset: str, mine: Sequence[Scored], pages: Mapping[str, tuple[str, 
 
     board = table(
         f"leaderboard-{dataset}",
-        f"Accuracy on the test classes of {dataset}, in percent ± 95 % interval",
+        f"Accuracy on the {split} classes of {dataset}, in percent ± 95 % interval",
         sorted(mine, key=lambda e: [-e.results[s].accuracy if s in e.results else 1.0 for s in settings]),
         {
             "method": lambda e: Cell(e.label, note="" if e.label == e.method else e.method),

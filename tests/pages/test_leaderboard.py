@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 from pipeline.pages.facts import Result
-from pipeline.pages.leaderboard import Scored, boards
+from pipeline.pages.leaderboard import Scored, boards, scored_runs
 
 
 def scored(name: str, dataset: str, fingerprint: str, accuracy: float, backbone: str = "conv4") -> Scored:
@@ -39,3 +40,23 @@ def test_the_backbone_has_a_column():
     [board] = boards([scored("a", "x", "1", 0.9), scored("b", "x", "1", 0.5, "resnet12")], {})
     at = board.table.header.index("backbone")
     assert [row[at].text for row in board.table.rows] == ["conv4", "resnet12"]
+
+
+def test_a_split_has_a_table_of_its_own():
+    """Accuracy on validation classes, as of ``evaluation.split=val``, is no better accuracy on test classes."""
+    runs = [scored("a", "x", "1", 0.5), replace(scored("b", "x", "1", 0.9), split="val"), scored("c", "x", "1", 0.4)]
+    test, val = boards(runs, {})
+    names = [(board.dataset, [row[-1].text for row in board.table.rows]) for board in (test, val)]
+    assert names == [("x", ["a", "c"]), ("x, split val", ["b"])]
+    assert "on the test classes" in test.table.caption and "on the val classes" in val.table.caption
+
+
+def test_a_run_that_was_measured_on_two_splits_stands_in_both():
+    shape = {"way": 5, "shot": 1, "interval": 0.1}
+    entries = [{"split": "test", "accuracy": 0.5, **shape}, {"split": "val", "accuracy": 0.6, **shape}]
+    run = scored("a", "x", "1", 0.5).run
+    run.data.params["method.name"] = "maml"
+    run.data.tags["dataset.name"] = "x"
+    site = SimpleNamespace(runs=[run], files=SimpleNamespace(json=lambda *_: entries))
+    found = scored_runs(site, [])
+    assert [(one.split, one.results["5-way 1-shot"].accuracy) for one in found] == [("test", 0.5), ("val", 0.6)]
