@@ -31,14 +31,16 @@ M = TypeVar("M", bound=BaseModel)
 # Keys whose value is one path or name, taken as it was typed: "2024_11_28" is no number, "/tmp/a,b" no choice of two.
 PATHS = frozenset(
     ("data.root", "data.source.path", "data.source.cache", "data.source.splits", "storage", "initial", "support")
-    + ("backbone.weights", "backbone.path", "method.teacher")
+    + ("backbone.weights", "backbone.path", "method.teacher", "dataset", "folder", "profile", "published")
     + ("queries", "enrolment", "save_enrolment", "output", "record", "runs", "tracking.artifacts")
 )
 NAMES = frozenset(
-    ("name", "data.name", "run", "resume", "register_as", "alias", "challenger", "compare", "model", "dataset")
-    + ("backbone.model",)
+    ("name", "data.name", "run", "resume", "register_as", "alias", "challenger", "compare", "model")
+    + ("backbone.model", "backbone.trained_on", "retrain.force")
     + ("tracking.uri", "tracking.experiment")
 )
+# What is a path in some jobs, and a number in others.
+PATHS_OF_JOBS = {job: frozenset(("images",)) for job in ("export", "benchmark")}
 _PLAIN = re.compile(r"[A-Za-z_][\w./+-]*", re.ASCII)  # text that needs no quotes
 
 
@@ -50,16 +52,16 @@ class Section(BaseModel):
 
 def compose(job: str, overrides: list[str] | None = None) -> Config:
     """The configuration of ``job`` with ``key=value`` overrides, as plain containers."""
-    overrides = [_as_typed(current_override(override)) for override in overrides or []]
+    overrides = [_as_typed(job, current_override(override)) for override in overrides or []]
     if any(override.startswith("config=") for override in overrides):
         return _stored(job, overrides)
     for override in overrides:
         if "=" not in override and not override.startswith("~"):
             raise PipelineError(f"{override!r} is not key=value; see: python -m jobs.{job} --help")
         key = override.lstrip("+~").partition("=")[0]
-        if job == "train" and key.startswith("data.source"):
+        if job in ("train", "embed", "demo") and key.startswith("data.source"):
             raise PipelineError(
-                f"{key}: jobs.train takes the dataset as it was ingested; this key is for jobs.ingest and jobs.retrain"
+                f"{key}: jobs.{job} takes the dataset as it was ingested; this key is for jobs.ingest and jobs.retrain"
             )
     GlobalHydra.instance().clear()
     try:
@@ -120,15 +122,23 @@ def literal(value: Any) -> str:
     raise PipelineError(f"{value!r:.40} is of type {type(value).__name__}: give a number, text, list or dict")
 
 
-def _as_typed(override: str) -> str:
+def as_argument(key: str, value: Any) -> str:
+    """``key=value`` that :func:`compose` reads as this value."""
+    return f"{key}={value}" if isinstance(value, str) and key in PATHS | NAMES else f"{key}={literal(value)}"
+
+
+def _as_typed(job: str, override: str) -> str:
     """An override of a path or a name in quotes, "~" expanded; null, quotes, lists and "${...}" are Hydra's to read."""
     key, equals, value = override.partition("=")
-    path = key.lstrip("+") in PATHS
+    path = key.lstrip("+") in PATHS | PATHS_OF_JOBS.get(job, frozenset())
     if not equals or not (path or key.lstrip("+") in NAMES):
         return override
+    path = path or value.startswith("~/")  # of what is a name or a folder
     if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
         inside = value[1:-1]
         return f"{key}={value[0]}{os.path.expanduser(inside) if path else inside}{value[0]}"
+    if key == "retrain.force" and value.lower() in ("true", "false"):
+        return override
     if value in ("", "null", "???") or "${" in value or (value.startswith("[") and value.endswith("]")):
         return override
     return f"{key}={_quoted(os.path.expanduser(value) if path else value)}"
@@ -141,7 +151,8 @@ def _quoted(text: str) -> str:
 
 def _stored(job: str, overrides: list[str]) -> Config:
     """The whole configuration in the YAML file of ``config=FILE`` as it is, but where the run runs and is kept."""
-    paths = [override.removeprefix("config=") for override in overrides if override.startswith("config=")]
+    named = [override.removeprefix("config=") for override in overrides if override.startswith("config=")]
+    paths = [os.path.expanduser(path) for path in named]
     rest = [override for override in overrides if not override.startswith("config=")]
     try:
         text = Path(paths[-1]).read_text()

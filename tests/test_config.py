@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -248,3 +249,37 @@ def test_both_names_at_once_are_refused():
     raw["train"]["tasks"] = 3
     with pytest.raises(PipelineError, match="unknown key 'train.tasks'"):
         validate(TrainConfig, raw)
+
+
+@pytest.mark.parametrize("job", sorted(path.stem for path in CONF.glob("*.yaml")))
+def test_whatever_is_a_path_is_taken_as_it_was_typed_by_every_job(job, monkeypatch):
+    """Of every key of a job whose comment begins with a file, a folder or a name."""
+    monkeypatch.setenv("HOME", "/home/me")
+    places = "file|folder|name or folder|image file"
+    begins = re.compile(rf"^(\w+):[^#]*#\s*(?:an? |the )?(?:new )?(?:[\w:]+ )?(?:{places})\b")
+    keys = [found[1] for line in (CONF / f"{job}.yaml").read_text().splitlines() if (found := begins.match(line))]
+    for key in keys:
+        others = {"register": ["run=x"], "replay": ["run=x", "step=1"], "classify": ["model=x"], "promote": ["name=x"],
+                  "export": ["model=x", "output=x"]}.get(job, [])  # fmt: skip
+        rest = [other for other in others if not other.startswith(f"{key}=")]
+        for typed, meant in (("/tmp/\u00e9, (1)", None), ("2024_11_28", None), ("~/a b", "/home/me/a b")):
+            assert compose(job, [*rest, f"{key}={typed}"])[key] == (meant or typed), f"{job}: {key}"
+
+
+def test_keys_that_are_a_path_in_one_job_alone_and_words():
+    assert compose("export", ["model=x", "output=y", "images=/tmp/a, (1)"])["images"] == "/tmp/a, (1)"
+    assert compose("report", ["images=12"])["images"] == 12
+    assert compose("report", ["published=/tmp/a, b"])["published"] == "/tmp/a, b"
+    assert compose("promote", ["name=x", "dataset=~/x y"])["dataset"].endswith("/x y")
+    for job in ("train", "retrain"):
+        assert compose(job, ["resume=~/runs/a"])["resume"] == str(Path.home() / "runs" / "a")
+    assert compose("retrain", ["retrain.force=2024_11_28"])["retrain"]["force"] == "2024_11_28"
+    assert compose("retrain", ["retrain.force=true"])["retrain"]["force"] is True
+    text = "ImageNet (1k), 2012"
+    assert compose("train", ["backbone=timm", f"backbone.trained_on={text}"])["backbone"]["trained_on"] == text
+
+
+@pytest.mark.parametrize("job", ["embed", "demo"])
+def test_other_jobs_on_a_dataset_refuse_keys_of_the_ingest_too(job):
+    with pytest.raises(PipelineError, match=f"data.source.size: jobs.{job} takes the dataset as it was ingested"):
+        compose(job, ["data.source.size=96"])

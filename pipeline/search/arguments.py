@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from pipeline.config import Config, gather
+from pipeline.config import Config, gather, literal
 from pipeline.errors import PipelineError
 
 GONE = {
@@ -44,11 +44,11 @@ def _warn(key: str) -> None:
 
 
 def _file(name: str) -> list[str]:
-    path = os.path.abspath(name)
+    path = os.path.abspath(os.path.expanduser(name))
     if not os.path.isfile(path):
         raise PipelineError(f"campaign={name}: there is no such file")
     folder, group = os.path.dirname(os.path.dirname(path)), os.path.basename(os.path.dirname(path))
     stem, ending = os.path.splitext(os.path.basename(path))
     if group != "campaign" or ending != ".yaml":
         raise PipelineError(f"campaign={name}: put it into a folder named campaign, as campaign/NAME.yaml")
-    return [f"campaign={stem}", f"hydra.searchpath=[file://{folder}]"]
+    return [f"campaign={literal(stem)}", f"hydra.searchpath=[{literal(f'file://{folder}')}]"]

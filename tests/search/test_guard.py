@@ -102,7 +102,7 @@ def test_arguments_of_the_base_are_gathered(tmp_path):
     with pytest.raises(PipelineError, match="there is no such file"):
         translate([f"campaign={file}"])
     store.write_bytes(str(file), b"# @package _global_\ncampaign: mine\n")
-    assert translate([f"campaign={file}"]) == ["campaign=mine", f"hydra.searchpath=[file://{tmp_path}]"]
+    assert translate([f"campaign={file}"]) == ["campaign=mine", f'hydra.searchpath=["file://{tmp_path}"]']
     store.write_bytes(str(tmp_path / "mine.yaml"), b"campaign: mine\n")
     with pytest.raises(PipelineError, match="put it into a folder named campaign"):
         translate([f"campaign={tmp_path}/mine.yaml"])
