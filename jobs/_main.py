@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import re
 import runpy
@@ -16,6 +15,7 @@ from typing import Any
 from pipeline.config import Config, compose, help_text
 from pipeline.credentials import refuse_logins, split_login
 from pipeline.errors import PipelineError, Stopped, Unavailable
+from pipeline.files import to_json
 from pipeline.ray_start import lost
 
 INPUT_ERROR = 2
@@ -92,8 +92,9 @@ def run(
     try:
         with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
             split_login(os.environ)
+            refuse_logins(arguments)  # before anything else could repeat one
             config = compose(job, translate(arguments))
-            refuse_logins(arguments, config)
+            refuse_logins((), config)
             summary = function(config)
     except Stopped as stop:
         print(stop, file=sys.stderr)
@@ -111,5 +112,5 @@ def run(
         print(f"error: {gone}", file=sys.stderr)
         sys.exit(TRY_LATER)
     if as_json:
-        print(json.dumps(summary, default=str))
+        print(to_json(summary))
     sys.exit(int(summary.get("exit_code", 0)))

@@ -240,8 +240,9 @@ def _configuration(
 ) -> Config:
     arguments = [*overrides, *(f"{key}={literal(value)}" for key, value in options.items())]
     split_login(os.environ)
+    refuse_logins(arguments)  # before anything else could repeat one
     config = compose(job, translate(arguments))
-    refuse_logins(arguments, config)
+    refuse_logins((), config)
     return config
 
 

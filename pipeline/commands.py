@@ -1,10 +1,33 @@
-"""Commands that are printed: they work when they are pasted, whatever is in their values."""
+"""Commands that are printed: they work when they are pasted, in any folder and whatever is in their values."""
 
 from __future__ import annotations
 
+import os
+import re
 import shlex
+from collections.abc import Mapping
+from typing import Any
+
+_SQLITE, _SCHEME = "sqlite:///", re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 
 
 def command(job: str, *arguments: str) -> str:
     """``python -m jobs.JOB ...``, quoted for a shell."""
     return f"python -m jobs.{job} {shlex.join(arguments)}"
+
+
+def data_root(root: str) -> list[str]:
+    """The argument that says where datasets are, where that is not the usual folder."""
+    usual = os.path.join(os.environ.get("PIPELINE_HOME", "."), "datasets")
+    return [] if "://" not in root and os.path.abspath(root) == os.path.abspath(usual) else [f"data.root={root}"]
+
+
+def from_anywhere(tracking: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of ``tracking`` with local paths made absolute: the same store, whatever the working directory is."""
+    found = dict(tracking)
+    uri, artifacts = found.get("uri"), found.get("artifacts")
+    if isinstance(uri, str) and uri.startswith(_SQLITE):
+        found["uri"] = _SQLITE + os.path.abspath(uri.removeprefix(_SQLITE))
+    if isinstance(artifacts, str) and not _SCHEME.match(artifacts):
+        found["artifacts"] = os.path.abspath(artifacts)
+    return found

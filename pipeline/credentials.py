@@ -11,6 +11,7 @@ from pipeline.errors import PipelineError
 
 URI, USERNAME, PASSWORD = "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
 _LOGIN = re.compile(r"://[^/\s@]*:[^/\s@]+@")
+_QUERY = re.compile(r"://\S*[?&;](password|passwd|pwd|sslpassword|token|access_token|secret_key)=[^&;\s]", re.I)
 
 
 def split_login(environment: MutableMapping[str, str]) -> None:
@@ -25,14 +26,15 @@ def split_login(environment: MutableMapping[str, str]) -> None:
     environment[URI] = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
-def refuse_logins(arguments: Sequence[str], config: Any) -> None:
-    """Refuse a login on the command line or in the configuration, without repeating it.
+def refuse_logins(arguments: Sequence[str], config: Any = None) -> None:
+    """Refuse a login on the command line or in the configuration, in an address or among its parameters, without
+    repeating it.
 
     Raises:
         PipelineError: names the key, and where the login belongs.
     """
     for argument in arguments:
-        if _LOGIN.search(argument):
+        if _holds_login(argument):
             _refuse(argument.partition("=")[0])
     _search(config, "")
 
@@ -44,8 +46,12 @@ def _search(value: Any, key: str) -> None:
     elif isinstance(value, list | tuple):
         for part in value:
             _search(part, key)
-    elif isinstance(value, str) and _LOGIN.search(value):
+    elif isinstance(value, str) and _holds_login(value):
         _refuse(key)
+
+
+def _holds_login(text: str) -> bool:
+    return _LOGIN.search(text) is not None or _QUERY.search(text) is not None
 
 
 def _refuse(key: str) -> None:

@@ -1,8 +1,10 @@
-"""Local files: written whole or not at all, known by their SHA-256. A registered model carries this file."""
+"""Local files: written whole or not at all, known by their SHA-256; JSON. A registered model carries this file."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,19 @@ def write_atomic(path: str | Path, content: Any) -> None:
     except OSError:
         partial.unlink(missing_ok=True)
         raise
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """JSON that every program reads: NaN and infinite numbers, which JSON does not have, are null."""
+    return json.dumps(_finite(value), indent=indent, default=str, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def sha256(content: Any) -> str:

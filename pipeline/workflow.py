@@ -22,6 +22,7 @@ from pipeline.evaluation.model import Model
 from pipeline.evaluation.protocols import compare, figures, measure, print_episodic
 from pipeline.evaluation.seen import refuse_seen
 from pipeline.evaluation.spread import EmbeddedSplits
+from pipeline.files import to_json
 from pipeline.inference.calibration import Calibration
 from pipeline.pages.record import record
 from pipeline.pages.strangers import calibrate_run, doubts
@@ -62,7 +63,8 @@ def train(raw: Config) -> dict[str, Any]:
         delivery = tracker.close(status=status)
     if delivery.message:
         print(delivery.message, flush=True)
-    summary.update(register(run.uri, config))
+    with stopping_on_sigterm(f"run {run.name}: stopped while it was registered, as asked; again: {run.resume}"):
+        summary.update(register(run.uri, config))
     _say_made(summary)
     return summary
 
@@ -118,7 +120,7 @@ def evaluate_job(raw: Config) -> dict[str, Any]:
     if config.compare:
         summary["comparison"] = compare(measured)
     if config.output:
-        store.write_bytes(config.output, json.dumps(summary, indent=1).encode())
+        store.write_bytes(config.output, to_json(summary, indent=1).encode())
         print(f"written to {config.output}")
     if config.record:
         assert run is not None
@@ -205,7 +207,7 @@ def _publish_evaluation(
     first = _in_short([entry for entry in summary["results"] if entry["model"] == "untrained"])
     embeddings = once.of(dataset.uri, config.split, MOST_IMAGES)
     _write_card(run, model, dataset, protocol, accuracies, calibration, first, embeddings)
-    published = publish(run.uri, config.tracking)
+    published = publish(run.uri, config.tracking, ended=False)
     later = registering(run.uri, config.tracking)
     print(f"published in MLflow run {published.run_id}; for its model's tags: {later}")
 

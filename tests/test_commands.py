@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.commands import command
+from pipeline.commands import command, data_root, from_anywhere
 from pipeline.config import compose
-from pipeline.registry.tracking_config import registering
+from pipeline.errors import PipelineError
+from pipeline.registry.tracking_config import naming, registering
+from pipeline.training.launch import prepare
 from pipeline.training.runs import Run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,3 +62,34 @@ def test_no_command_is_put_together_by_hand() -> None:
 @pytest.mark.parametrize("tracking", [{}, {"uri": "sqlite:////x/mlflow.db"}])
 def test_part_of_a_tracking_is_enough(tracking: dict) -> None:
     assert pasted(registering("/runs/a", tracking))["run"] == "/runs/a"
+
+
+def test_a_store_named_by_a_relative_path_is_the_same_in_every_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PIPELINE_HOME", raising=False)
+    monkeypatch.chdir(tmp_path)
+    usual = compose("train")["tracking"]
+    assert usual["uri"].startswith("sqlite:///./") and naming(usual) == naming(from_anywhere(usual)) == []
+    other = compose("train", ["tracking.uri=sqlite:///other/mlflow.db"])["tracking"]
+    said = registering("/runs/a", other, "my name")
+    monkeypatch.chdir("/")
+    found = pasted(said)
+    assert found["tracking"]["uri"] == f"sqlite:///{tmp_path}/other/mlflow.db" and found["register_as"] == "my name"
+    assert from_anywhere({"uri": "http://a", "artifacts": "mlflow-artifacts:/x"}) == {
+        "uri": "http://a", "artifacts": "mlflow-artifacts:/x",
+    }  # fmt: skip
+
+
+def test_where_datasets_are_is_said_where_they_are_not_as_usual(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIPELINE_HOME", str(tmp_path))
+    assert data_root(f"{tmp_path}/datasets") == []
+    assert pasted(command("train", *data_root(ODD)))["data"]["root"] == ODD
+    monkeypatch.delenv("PIPELINE_HOME")
+    monkeypatch.chdir("/")
+    given = ["data=features", "data.name=x", "backbone=features", f"data.root={tmp_path}/my sets"]
+    with pytest.raises(PipelineError, match="no features at") as refused:
+        prepare(compose("train", given))
+    assert shlex.split(str(refused.value))[-1] == f"data.root={tmp_path}/my sets"

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from jobs._main import run
+from pipeline import train
 from pipeline.config import compose
 from pipeline.credentials import refuse_logins, split_login
 from pipeline.errors import PipelineError
@@ -52,10 +54,11 @@ def test_variables_that_are_set_go_first() -> None:
 
 @pytest.mark.parametrize(
     "argument",
-    ["tracking.uri=http://anna:PLANTED@m", "tracking.uri=postgresql://anna:PLANTED@host/db", "x=s3://a:PLANTED@b"],
+    ["tracking.uri=http://anna:PLANTED@m", "tracking.uri=postgresql://anna:PLANTED@host/db", "x=s3://a:PLANTED@b"]
+    + ["tracking.uri=postgresql://host/db?sslmode=require&password=PLANTED", "x=mysql://host/db?passwd=PLANTED"],
 )
 def test_a_login_elsewhere_is_refused_and_not_repeated(argument: str) -> None:
-    for arguments, config in (([argument], {}), ([], {argument.split("=")[0]: [argument.split("=")[1]]})):
+    for arguments, config in (([argument], {}), ([], {argument.partition("=")[0]: [argument.partition("=")[2]]})):
         with pytest.raises(PipelineError, match="holds a password") as refused:
             refuse_logins(arguments, config)
         assert "PLANTED" not in str(refused.value) and "\n" not in str(refused.value)
@@ -64,6 +67,16 @@ def test_a_login_elsewhere_is_refused_and_not_repeated(argument: str) -> None:
 def test_ordinary_configurations_are_not_refused() -> None:
     for job in ("train", "tune", "evaluate", "ingest"):
         refuse_logins(["data.root=s3://bucket/a:b", "tracking.uri=http://127.0.0.1:5000"], compose(job))
+
+
+def test_no_other_mistake_repeats_a_login(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of two wrong arguments the one that cannot be read is told with all that was given."""
+    given = ["tracking.uri=http://anna:PLANTED@m", "steps=${oc.env:nothing.at.all}", "x y=1"]
+    with pytest.raises(SystemExit) as ended:
+        run("train", lambda config: {}, given)
+    assert ended.value.code == 2 and "PLANTED" not in capsys.readouterr().err
+    with pytest.raises(PipelineError, match="tracking.uri holds a password"):
+        train(*given)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -10,11 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from docs.studies.scale import scale
+from jobs._main import run
 from pipeline import store
 from pipeline.config import compose
 from pipeline.errors import PipelineError, Unavailable
 from pipeline.pages.report import report
 from pipeline.registry.classify import classify
+from pipeline.registry.export import export
+from pipeline.registry.tracking_config import check_tracking
 from pipeline.training.launch import prepare
 from pipeline.workflow import evaluate_job
 
@@ -88,3 +93,37 @@ def test_neither_a_closed_pipe_nor_a_poor_encoding_ends_a_job(tmp_path: Path, to
     assert found.stdout.splitlines() == [shown, "0"], found
     assert done.exists()
     assert "Traceback" not in (tmp_path / "errors").read_text()
+
+
+def test_a_tracking_store_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    given = {"uri": f"sqlite:///{tmp_path}/new/mlflow.db", "artifacts": None, "experiment": "x", "timeout": 1}
+    check_tracking(given)
+    check_tracking({**given, "artifacts": f"{tmp_path}/files"})
+    (tmp_path / "notes.txt").write_text("not a database")
+    for key, place, why in (
+        ("uri", "sqlite:////proc/nope/mlflow.db", "tracking.uri=/proc/nope/mlflow.db cannot be written"),
+        ("uri", f"sqlite:///{tmp_path}", "tracking.uri=.* is a folder"),
+        ("uri", f"sqlite:///{tmp_path}/notes.txt", "tracking.uri=.*notes.txt: this file is no SQLite database"),
+        ("artifacts", "/proc/nope", "tracking.artifacts=/proc/nope cannot be written"),
+    ):
+        with pytest.raises(PipelineError, match=why) as refused:
+            check_tracking({**given, key: place})
+        assert "\n" not in str(refused.value)
+
+
+def test_comparisons_and_exports_try_their_files_first() -> None:
+    with pytest.raises(PipelineError, match="record=/proc/nope/x cannot be written"):
+        report(compose("report", ["what=clustering", "runs=[nowhere]", "record=/proc/nope/x"]))
+    with pytest.raises(PipelineError, match="output=/proc/nope/x.* cannot be written"):
+        export(compose("export", ["model=nowhere", "output=/proc/nope/x"]))
+    with pytest.raises(PipelineError, match="a model is exported to a folder of this machine"):
+        export(compose("export", ["model=nowhere", "output=s3://bucket/x"]))
+    with pytest.raises(PipelineError, match="output=/proc/nope/x.md cannot be written"):
+        scale(compose("scale", ["output=/proc/nope/x.md"]))
+
+
+def test_json_has_no_nan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = {"interval": float("nan"), "rows": [(1.5, float("inf"))], "path": tmp_path}
+    with pytest.raises(SystemExit):
+        run("replay", lambda config: found, ["run=x", "step=1", "--json"])
+    assert json.loads(capsys.readouterr().out) == {"interval": None, "rows": [[1.5, None]], "path": str(tmp_path)}

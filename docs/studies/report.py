@@ -59,10 +59,11 @@ def _campaign(config: ReportConfig) -> dict[str, Any]:
 
 
 def _embeddings(config: ReportConfig) -> dict[str, Any]:
-    subjects = Subjects(config)
     output = config.output or "embeddings.png"
     if not output.endswith((".png", ".svg")):
         raise PipelineError(f"output={output}: a picture is a .png or an .svg")
+    store.check_output(output, "output")
+    subjects = Subjects(config)
     seen = [
         embed_classes(model, subjects.dataset, config.split, config.classes, config.images, config.seed)
         for model in subjects.models

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from docs.studies.scale_model import GB, GBIT, GIB, Machines, Step, all_reduce, demands, first_to_saturate, start
 from docs.studies.scale_plan import Simulated, simulate
+from pipeline import store
 from pipeline.batch import Episodes
 from pipeline.config import Config, Section, compose, validate
 from pipeline.data.episodes import EpisodeSpec
@@ -61,6 +62,8 @@ class ScaleConfig(Section):
 def scale(raw: Config) -> dict[str, Any]:
     """Measure, reckon, print; ``output`` keeps the page."""
     config = validate(ScaleConfig, raw)
+    if config.output:
+        store.check_output(config.output, "output")
     sizes = list(zip(config.simulation.classes, config.simulation.images, strict=False))
     if len(config.simulation.classes) != len(config.simulation.images):
         raise PipelineError("simulation.classes and simulation.images must be as many: a dataset each")

@@ -6,7 +6,6 @@ import fcntl
 import functools
 import logging
 import os
-import shlex
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import store
+from pipeline.commands import command, data_root
 from pipeline.data import images, png, shards
 from pipeline.data.manifest import MANIFEST_NAME, Manifest
 from pipeline.errors import PipelineError
@@ -185,10 +185,8 @@ def _ingest_of(uri: str) -> str:
     root, _, name = uri.rstrip("/").rpartition("/")
     own = Path(__file__).parents[1] / "conf" / "data" / f"{name}.yaml"
     ready = name not in ("folder", "features") and own.is_file()
-    source = f"data={name}" if ready else f"data=folder data.name={name} data.source.path=FOLDER"
-    usual = os.path.join(os.environ.get("PIPELINE_HOME", "."), "datasets")
-    elsewhere = store.is_remote(uri) or os.path.abspath(root) != os.path.abspath(usual)
-    return f"python -m jobs.ingest {source}" + (f" data.root={shlex.quote(root)}" if elsewhere else "")
+    source = [f"data={name}"] if ready else ["data=folder", f"data.name={name}", "data.source.path=FOLDER"]
+    return command("ingest", *source, *data_root(root))
 
 
 def default_cache() -> str:

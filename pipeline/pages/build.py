@@ -43,7 +43,7 @@ def draw_pages(site: Site, papers: Sequence[Row]) -> dict[str, bytes]:
     out: dict[str, bytes] = {}
     for model in site.models:
         page = file_name("model", model.name)
-        context = model_context(model, site.files, papers)
+        context = model_context(model, site.files, papers, site.tracking)
         out[page] = render("model.html", made=made, here=model.name, **context)
         for version in model.versions:
             if version.run is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
@@ -29,6 +29,7 @@ from pipeline.pages.tables import Cell, Column, Table, number, share, table
 from pipeline.registry.aliases import DECISION_TAG
 from pipeline.registry.record import CONFIG, ENVIRONMENT
 from pipeline.registry.tracking import RUN_TAG
+from pipeline.registry.tracking_config import naming
 from pipeline.training.runs import CALIBRATION, REPORT
 
 RECIPE = {  # what of a configuration is shown without asking
@@ -56,8 +57,10 @@ class Drawn(NamedTuple):
     table: Table
 
 
-def model_context(model: Registered, files: Files, papers: Sequence[Row]) -> dict[str, Any]:
-    """What the template shows."""
+def model_context(
+    model: Registered, files: Files, papers: Sequence[Row], tracking: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the template shows; ``tracking``: the store that all is read from."""
     version = model.shown
     missing: list[tuple[str, str]] = []  # what, and the command that adds it
     context: dict[str, Any] = {
@@ -96,7 +99,7 @@ def model_context(model: Registered, files: Files, papers: Sequence[Row]) -> dic
     else:
         where = f"{str(params['storage']).rstrip('/')}/{run}" if "storage" in params else run
         parts = "confusion, reliability, projection and failed episodes; add them with"
-        missing.append((parts, command("evaluate", f"run={where}", "publish=true")))
+        missing.append((parts, command("evaluate", f"run={where}", "publish=true", *naming(tracking))))
     return context
 
 
@@ -143,7 +146,8 @@ def _accuracy(
     if not results:
         return None
     _, paper = paper_rows(papers, params, version.tags.get("dataset.name", ""))
-    lines = lines_of([r.model_dump() for r in results if r.way], paper.values())[:MOST_LINES]
+    shown = next((r.split for r in results if r.split == "test"), results[0].split)  # a line is of one split's classes
+    lines = lines_of([r.model_dump() for r in results if r.way and r.split == shown], paper.values())[:MOST_LINES]
     first = {(r.split, r.setting): r for r in untrained}
 
     def before(result: Result) -> Cell:

@@ -84,6 +84,7 @@ class Site:
     """All that pages are made of."""
 
     files: Files
+    tracking: Mapping[str, Any] = field(default_factory=dict)  # the store that it was read from
     models: list[Registered] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)  # with test accuracies, newest first
     campaigns: list[tuple[Run, list[Run]]] = field(default_factory=list)  # with their trials, newest first
@@ -93,9 +94,9 @@ def read_site(tracking: Mapping[str, Any]) -> Site:
     """Read the store that ``tracking`` names. Nothing is made there, not even the store."""
     config = validate(TrackingConfig, dict(tracking))
     if (config.uri or "").startswith("sqlite:///") and not os.path.exists(str(config.uri).removeprefix("sqlite:///")):
-        return Site(Files(None))
+        return Site(Files(None), tracking)
     client = make_client(store_uri(config, make=False))
-    site = Site(Files(client))
+    site = Site(Files(client), tracking)
     experiment = client.get_experiment_by_name(config.experiment)
     runs = {run.info.run_id: run for run in (_runs_of(client, experiment.experiment_id) if experiment else ())}
     children: dict[str, list[Run]] = {}

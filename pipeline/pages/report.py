@@ -31,6 +31,8 @@ from pipeline.weights import origin_of
 
 def compare(config: ReportConfig) -> dict[str, Any]:
     """The comparison ``config.what``, printed as a table."""
+    if config.record:
+        store.check_output(config.record, "record")
     subjects = Subjects(config)
     start_ray(config.cluster)
     check_resources(config.cluster)

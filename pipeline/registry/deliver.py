@@ -27,7 +27,7 @@ def deliver(raw: Config) -> dict[str, Any]:
     config = validate(RegisterConfig, raw)
     tracking = config.tracking.model_dump()
     run = find_run(config.run, config.storage)
-    published = publish(run.uri, tracking)
+    published = publish(run.uri, tracking, ended=False)
     print(
         f"run {run.name}: {published.metrics_added} figures added to MLflow run {published.run_id} in {published.uri}"
     )

@@ -22,6 +22,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from pipeline import store
 from pipeline.config import Config, Section, validate
 from pipeline.data.dataset import Dataset
 from pipeline.errors import PipelineError
@@ -52,16 +53,18 @@ class ExportConfig(Section):
 def export(raw: Config) -> dict[str, Any]:
     """Write the folder ``output``, whole or not at all, and return how far its answers are from the model's."""
     config = validate(ExportConfig, raw)
+    if store.is_remote(config.output):
+        raise PipelineError(f"output={config.output}: a model is exported to a folder of this machine; copy it there")
     output = Path(config.output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise PipelineError(f"output={output} is there already: give a new folder")
+    store.check_output(f"{output}.new", "output")  # the folder that it will lie in
     missing = [name for name in OPTIONAL if importlib.util.find_spec(name) is None]
     if missing:
         raise PipelineError(f"{', '.join(missing)} is not installed: pip install 'meta-training-pipeline[onnx]'")
     classifier = load_classifier(config.model, config.tracking.model_dump())
     method, head = _exportable(classifier)
     images = _images(config.images, classifier)
-    output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as staging:
         folder = Path(staging) / "export"
         folder.mkdir()

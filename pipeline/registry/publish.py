@@ -16,7 +16,8 @@ from mlflow.entities import Metric
 from pipeline import store as folders
 from pipeline.errors import PipelineError
 from pipeline.registry.masking import mask
-from pipeline.registry.record import Point, delivered_points, log_metrics, open_run
+from pipeline.registry.record import ALIVE, Point, delivered_points, log_metrics, open_run
+from pipeline.registry.tracker import BEAT
 from pipeline.registry.tracking import Store, connect, reaching
 from pipeline.registry.tracking_config import registering
 from pipeline.training.checkpoint import STATE
@@ -37,13 +38,16 @@ class Published:
     metrics_added: int
 
 
-def publish(run_uri: str, tracking: Mapping[str, Any]) -> Published:
+def publish(run_uri: str, tracking: Mapping[str, Any], ended: bool = True) -> Published:
     """Publish a run's folder, local or ``s3://``, as one MLflow run.
 
     The MLflow run has the configuration (as parameters and as ``config.yaml``), the environment, the dataset's
     fingerprint, the figures over time of the latest checkpoint, the best checkpoint, the learning curve, and every
     file of the folder's ``report/`` (the figures in ``report/evaluation.json`` as metrics too). Called again, it adds
     what is missing.
+
+    Args:
+        ended: whether the training is known to have ended; else a run that gives signs of life goes on as running.
 
     Raises:
         PipelineError: the folder is no run, or the store is away.
@@ -61,8 +65,7 @@ def publish(run_uri: str, tracking: Mapping[str, Any]) -> Published:
         added = log_metrics(store, run_id, new)
         _put_checkpoint(store, run_id, best, state)
         _put_files(store, run_id, run, history)
-        if store.client.get_run(run_id).info.status != "FINISHED":
-            store.client.set_terminated(run_id, status="FINISHED")
+        _finish(store, run_id, ended)
     return Published(run_id, run.name, store.uri, best, added)
 
 
@@ -139,3 +142,11 @@ def _put_files(store: Store, run_id: str, run: Run, history: list[dict[str, floa
             (Path(folder) / name).write_bytes(folders.read_bytes(folders.join(where, name)))
         if os.listdir(folder):
             store.client.log_artifacts(run_id, folder, REPORT)
+
+
+def _finish(store: Store, run_id: str, ended: bool) -> None:
+    run = store.client.get_run(run_id)
+    alive = run.data.tags.get(ALIVE, "")
+    trains = run.info.status == "RUNNING" and alive.isdecimal() and time.time() - int(alive) < 2 * BEAT
+    if run.info.status != "FINISHED" and (ended or not trains):
+        store.client.set_terminated(run_id, status="FINISHED")

@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pipeline.commands import command
+from pipeline import store
+from pipeline.commands import command, from_anywhere
 from pipeline.config import Section, usual_choice, validate
 from pipeline.errors import PipelineError, Unavailable
 from pipeline.ray_start import in_submitted_job
 from pipeline.registry.masking import mask, mask_text
 
 TRY_LATER, NOT_REGISTERED = os.EX_TEMPFAIL, 6  # exit codes
-_SQLITE = "sqlite:///"
+_SQLITE, _SQLITE_BEGINS = "sqlite:///", b"SQLite format 3\0"
+_HERE = ("127.0.0.1", "localhost", "::1", "0.0.0.0")
 
 
 class TrackingConfig(Section):
@@ -52,8 +54,19 @@ def store_uri(config: TrackingConfig, make: bool = True) -> str:
     if not make and not path.is_file():
         raise PipelineError(f"tracking.uri={config.uri}: there is no such file, and so no model; mend the path")
     if make:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _check_file(path, config.uri)
     return f"{_SQLITE}{path}"
+
+
+def _check_file(path: Path, uri: str) -> None:
+    """Refuse a place where no SQLite file can be, or another file is; its folder is made."""
+    store.check_output(str(path), "tracking.uri")
+    if not path.exists():
+        return
+    with store.writing(f"tracking.uri={uri}", "file"), open(path, "r+b") as file:
+        begins = file.read(len(_SQLITE_BEGINS))
+    if begins and begins != _SQLITE_BEGINS:
+        raise PipelineError(f"tracking.uri={uri}: this file is no SQLite database; give another file")
 
 
 def check_tracking(tracking: Mapping[str, Any]) -> None:
@@ -62,8 +75,10 @@ def check_tracking(tracking: Mapping[str, Any]) -> None:
     if config.uri is None:
         return
     store_uri(config)
+    if config.artifacts is not None and os.path.isabs(config.artifacts):
+        store.check_folder(config.artifacts, "tracking.artifacts")
     server = urlsplit(config.uri)
-    if in_submitted_job() and server.scheme in ("http", "https") and server.hostname in ("127.0.0.1", "localhost"):
+    if in_submitted_job() and server.scheme in ("http", "https") and server.hostname in _HERE:
         port = server.port or (443 if server.scheme == "https" else 80)
         try:
             socket.create_connection((server.hostname, port), timeout=5).close()
@@ -74,12 +89,19 @@ def check_tracking(tracking: Mapping[str, Any]) -> None:
             ) from error
 
 
-def registering(run: str, tracking: Mapping[str, Any]) -> str:
-    """The command that brings a run's folder to the MLflow store of ``tracking``, which it names where it is not the
-    usual one. A login in its URI is not shown."""
-    usual = usual_choice("tracking", "embedded")
-    given = {key: value for key, value in tracking.items() if value is not None and value != usual.get(key)}
-    return command("register", f"run={run}", *(f"tracking.{key}={mask(value, key)}" for key, value in given.items()))
+def naming(tracking: Mapping[str, Any]) -> list[str]:
+    """The arguments of a job that name the store of ``tracking``, where it is not the usual one. A login in its URI is
+    not shown."""
+    usual, given = from_anywhere(usual_choice("tracking", "embedded")), from_anywhere(tracking)
+    named = {key: value for key, value in given.items() if value is not None and value != usual.get(key)}
+    return [f"tracking.{key}={mask(value, key)}" for key, value in named.items()]
+
+
+def registering(run: str, tracking: Mapping[str, Any], register_as: str | None = None) -> str:
+    """The command that brings a run's folder to the MLflow store of ``tracking``; ``register_as``: under another name
+    than the run's own."""
+    name = [] if register_as is None else [f"register_as={register_as}"]
+    return command("register", f"run={run}", *name, *naming(tracking))
 
 
 def say_undelivered(error: PipelineError) -> dict[str, Any]:

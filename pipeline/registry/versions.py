@@ -93,7 +93,8 @@ def register(
         )
     origin = {"run": run_name, "step": checkpoint.step, "dataset": mask(checkpoint.dataset)}
     classifier = FewShotClassifier.from_weights(checkpoint.spec, checkpoint.model, calibration, origin)
-    with reaching(tracking, f"register the run later with: {registering(folder or run_name, tracking)}"):
+    other = None if name == checkpoint.config.get("register_as") else name
+    with reaching(tracking, f"register the run later with: {registering(folder or run_name, tracking, other)}"):
         store = connect(tracking)
         content = _content(classifier)
         found = _version_of(store.client, name, run_name, content)
@@ -236,7 +237,7 @@ def _tags(
     }
     if (pretrained := weights_origin(checkpoint.spec["backbone"])) is not None:
         tags["backbone.weights"] = pretrained
-    for result in evaluation:
+    for result in sorted(evaluation, key=lambda result: result.get("split") == "test"):  # which a tag is of, if it can
         tags[f"accuracy.{result_name(result)}"] = f"{result['accuracy']:.6f}"
         tags[f"interval.{result_name(result)}"] = f"{result['interval']:.6f}"
         measured = {key: result[key] for key in ("split", "way", "shot", "query", "episodes", "seed") if key in result}

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import json
 import time
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -13,11 +14,12 @@ from hydra.errors import HydraException
 from pydantic import BeforeValidator, Field
 
 from pipeline import store
-from pipeline.commands import command
-from pipeline.config import Config, Section, compose, flat, validate
+from pipeline.commands import command, from_anywhere
+from pipeline.config import Config, Section, as_argument, compose, flat, validate
 from pipeline.config_kinds import Count, Name, Positive
 from pipeline.data.dataset import read_manifest
 from pipeline.errors import PipelineError
+from pipeline.ray_start import in_submitted_job
 from pipeline.search.arguments import without_gone
 from pipeline.search.guard import OBJECTIVE, check_arguments, check_classes, check_searched, check_trial, key_of
 from pipeline.search.space import Space, Values, as_overrides, meets
@@ -98,10 +100,12 @@ class Campaign:
 
     Args:
         raw: a configuration that :class:`CampaignConfig` takes, with a name and an absolute ``storage``.
+        again: arguments of the command that goes on with it, which its folder does not know.
     """
 
-    def __init__(self, raw: Config) -> None:
+    def __init__(self, raw: Config, again: Sequence[str] = ()) -> None:
         self.raw, self.config = raw, validate(CampaignConfig, raw)
+        self.again = tuple(again)
         config = self.config
         check_arguments(config.base, "base")
         check_arguments(config.overrides, "base")
@@ -142,8 +146,8 @@ class Campaign:
 
     @property
     def resume(self) -> str:
-        """The command that goes on with the campaign."""
-        return command("tune", f"resume={self.name}", f"storage={self.config.storage}")
+        """The command that goes on with the campaign, from any folder."""
+        return going_on(self.name, self.config.storage, self.again)
 
     @property
     def default(self) -> Values:
@@ -257,6 +261,11 @@ def _narrowed(space: dict[str, Any], fixed: Values) -> dict[str, Any]:
     return narrow
 
 
+def going_on(name: str, storage: str, again: Sequence[str] = ()) -> str:
+    """The command that goes on with a campaign."""
+    return command("tune", f"resume={name}", f"storage={storage}", *again)
+
+
 def begin(raw: Config) -> Campaign:
     """A new campaign in its folder, or the one that ``resume`` names."""
     if raw.get("resume"):
@@ -267,9 +276,11 @@ def begin(raw: Config) -> Campaign:
         raise PipelineError("give campaign=NAME, a FILE.yaml, or resume=CAMPAIGN; see: python -m jobs.tune --help")
     name = config.name or f"{config.campaign or 'campaign'}-{time.strftime('%Y%m%d-%H%M%S')}"
     storage = absolute("storage", config.storage)
-    campaign = Campaign({**copy.deepcopy(raw), "name": name, "storage": storage})
+    tracking = raw["tracking"] if in_submitted_job() else from_anywhere(raw["tracking"])
+    campaign = Campaign({**copy.deepcopy(raw), "name": name, "storage": storage, "tracking": tracking})
     if store.exists(store.join(campaign.uri, CAMPAIGN_FILE)):
-        raise PipelineError(f"name={name}: a campaign in {storage} has this name; go on with it: resume={name}")
+        there = f"name={name}: a campaign in {storage} has this name"
+        raise PipelineError(f"{there}; go on with it: {going_on(name, storage)}")
     record = {"config": campaign.raw, "dataset": campaign.dataset}
     store.write_bytes(store.join(campaign.uri, CAMPAIGN_FILE), json.dumps(record, indent=1).encode())
     return campaign
@@ -292,7 +303,10 @@ def _resumed(raw: Config) -> Campaign:
         raise PipelineError(f"{where} is not a campaign's description ({error})") from error
     stored["storage"] = storage
     given = {key: raw[key] for key in ("tracking", "concurrent") if raw[key] != compose("tune")[key]}
-    campaign = Campaign({**stored, **given})
+    if "tracking" in given and not in_submitted_job():
+        given["tracking"] = from_anywhere(given["tracking"])
+    again = [as_argument(key, value) for key, value in flat(given).items() if value != flat(stored).get(key)]
+    campaign = Campaign({**stored, **given}, again)
     if campaign.manifest.fingerprint != fingerprint:
         raise PipelineError(f"resume={campaign.name}: the dataset has changed since the campaign began")
     return campaign

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ from pipeline import store
 from pipeline.commands import command
 from pipeline.config import Config, to_yaml
 from pipeline.errors import PipelineError
+from pipeline.files import to_json
 from pipeline.registry.aliases import CHALLENGER
 from pipeline.registry.tracking_config import check_tracking, say_undelivered
 from pipeline.registry.versions import register_run, set_alias
@@ -43,10 +43,10 @@ def tune(raw: Config) -> dict[str, Any]:
         with stopping_on_sigterm(f"campaign {campaign.name}: stopped as asked; {again}"):
             _search(campaign, ledger, delivery)
             verdict = _finals(campaign, ledger, delivery)
+            return _conclude(campaign, ledger, delivery, verdict)
     except KeyboardInterrupt:
         print(f"\n{again}", flush=True)
         raise
-    return _conclude(campaign, ledger, delivery, verdict)
 
 
 def _search(campaign: Campaign, ledger: Ledger, delivery: Delivery) -> None:
@@ -102,7 +102,7 @@ def _conclude(campaign: Campaign, ledger: Ledger, delivery: Delivery, verdict: V
         }  # fmt: skip
         figures = _figures(verdict)
         print(f"\n{finalists_table(verdict, campaign.default)}\n\n{statement(verdict)}", flush=True)
-    files[SUMMARY] = json.dumps(found, indent=1).encode()
+    files[SUMMARY] = to_json(found, indent=1).encode()
     for name, content in files.items():
         store.write_bytes(store.join(campaign.uri, name), content)
     files[LEDGER_FILE] = store.read_bytes(ledger.uri) if records else b""

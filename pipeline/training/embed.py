@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 
 from pipeline import store
-from pipeline.commands import command
+from pipeline.commands import command, data_root
 from pipeline.config import Config, Section, validate
 from pipeline.config_kinds import Cluster, Count, Name
 from pipeline.data.dataset import read_manifest
@@ -83,7 +83,7 @@ def embed(raw: Config) -> dict[str, Any]:
         target.leave()
     seconds = time.perf_counter() - began
     print(f"{target.uri}: {made.rows:,} rows of {made.shape[0]:,} features, {seconds:.1f} s")
-    head = command("train", "data=features", f"data.name={name}", "backbone=features")
+    head = command("train", "data=features", f"data.name={name}", *data_root(config.data.root), "backbone=features")
     print(f"train a head on them: {head} method=...")
     return {
         "uri": target.uri, "name": name, "fingerprint": made.fingerprint, "rows": made.rows, "views": made.views,

@@ -17,8 +17,8 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipeline import store
-from pipeline.commands import command
-from pipeline.config import CONF, GIVEN, Config, compose, flat, validate
+from pipeline.commands import command, data_root, from_anywhere
+from pipeline.config import CONF, GIVEN, Config, as_argument, compose, flat, validate
 from pipeline.data.dataset import class_table, read_manifest
 from pipeline.data.episodes import EpisodeSpec, bounds, check_spec
 from pipeline.data.manifest import FEATURES, MANIFEST_NAME, Manifest
@@ -102,7 +102,7 @@ def prepare(raw: Config) -> tuple[TrainConfig, Config, Run]:
 def _manifest(config: TrainConfig) -> Manifest:
     uri = config.dataset_uri
     if config.backbone["name"] == FEATURES and not store.exists(store.join(uri, MANIFEST_NAME)):
-        made = command("embed", "data=NAME", "run=NAME", f"name={config.data['name']}")
+        made = command("embed", "data=NAME", "run=NAME", f"name={config.data['name']}", *data_root(config.data["root"]))
         raise PipelineError(f"no features at {uri}; make them with: {made}")
     return read_manifest(uri)
 
@@ -260,14 +260,8 @@ def launch(
     )
     needs = {kind: share * config.cluster.workers for kind, share in _resources(config).items()}
     display = Display(monitor, config.steps, run.name, telemetry.beside(on_log), needs)
-
-    def leave() -> bool:
-        if display.begun:
-            monitor.leave.remote()
-        return display.begun
-
     waited = f"run {run.name}: stopped while it waited for its workers, as asked; go on with it: {run.resume}"
-    with telemetry, display, stopping_on_sigterm(waited, leave):
+    with telemetry, display, stopping_on_sigterm(waited, lambda: ask_to_leave(monitor, display.begun, run)):
         try:
             trainer.fit()
         except (ray.train.TrainingFailedError, ray.exceptions.ActorDiedError) as error:
@@ -278,6 +272,15 @@ def launch(
     if stopped:
         raise PipelineError(f"run {run.name}: {stopped}")
     return run
+
+
+def ask_to_leave(monitor: Any, begun: bool, run: Run) -> bool:
+    """Ask the workers, where they have begun, to save and to end; whether they have. How to go on is said at once: who
+    asks the job to end may not wait until they have saved."""
+    if begun:
+        monitor.say.remote(f"asked to end, after this step; should it be killed before, go on with it: {run.resume}")
+        monitor.leave.remote()
+    return begun
 
 
 def _resumed(raw: Config) -> tuple[TrainConfig, Config, Run]:
@@ -298,12 +301,16 @@ def _resumed(raw: Config) -> tuple[TrainConfig, Config, Run]:
         run = replace(run, arguments=(*kept, f"steps={raw['steps']}"))
     if "data.root" in given:
         stored["data"]["root"] = absolute("data.root", str(raw["data"]["root"]))
-    run = replace(run, config=stored)
+    before, run = flat(run.config), replace(run, config=stored)
     stored = copy.deepcopy(stored)
-    for key in given:
-        part, _, name = key.partition(".")
-        if part in ("cluster", "tracking"):
-            stored[part][name] = raw[part][name]
+    for part in ("cluster", "tracking"):
+        named = {key.partition(".")[2]: raw[part][key.partition(".")[2]] for key in given if key.startswith(f"{part}.")}
+        stored[part] |= from_anywhere(named) if part == "tracking" and not in_submitted_job() else named
+    now = flat(stored)
+    again = [
+        key for key in given if key.startswith(("cluster.", "tracking.", "data.root")) and now[key] != before.get(key)
+    ]
+    run = replace(run, again=tuple(as_argument(key, now[key]) for key in again))
     stored["storage"] = run.uri.removesuffix(f"/{run.name}")  # the folder of runs may have moved
     config = validate(TrainConfig, stored)
     if config.cluster.workers != run.config["cluster"]["workers"]:
@@ -369,6 +376,8 @@ def _absolute(raw: Config) -> Config:
     data = {key: value for key, value in raw["data"].items() if key != "source"}  # its manifest tells that
     data["root"] = absolute("data.root", str(data["root"]))
     placed = {**raw, "data": data, "storage": absolute("storage", str(raw["storage"]))}
+    if not in_submitted_job():  # there a relative path is refused, by whoever reaches for the store
+        placed["tracking"] = from_anywhere(raw["tracking"])
     backbone = dict(raw["backbone"])
     if backbone.get("weights", HUB) not in (HUB, None):
         backbone["weights"] = absolute("backbone.weights", str(backbone["weights"]))

@@ -29,11 +29,12 @@ class Run:
     spec: dict[str, Any]
     dataset: dict[str, Any]
     arguments: tuple[str, ...] = ()  # of the command that began it
+    again: tuple[str, ...] = ()  # of the command that goes on with it, what its folder does not know
 
     @property
     def resume(self) -> str:
         """The command that goes on with the run, from any folder."""
-        return command("train", f"resume={self.uri}")
+        return command("train", f"resume={self.uri}", *self.again)
 
 
 def checkpoints(run_uri: str) -> list[str]:

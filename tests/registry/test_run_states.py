@@ -148,3 +148,34 @@ def test_a_run_gives_signs_of_life_while_nothing_is_logged(
         assert int(alive() or 0) > int(first or 0) > 0
     finally:
         tracker.close(status="KILLED")
+
+
+def test_asked_to_end_while_it_is_registered(
+    trained: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def registered(*_: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    monkeypatch.setattr(workflow, "register", registered)
+    with pytest.raises(Stopped, match=r"while it was registered, .*: python -m jobs.train resume=/\S+/first-run$"):
+        trained()
+
+
+@pytest.mark.parametrize("host", ["localhost", "[::1]", "0.0.0.0"])
+def test_every_name_of_the_own_machine_is_seen(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(PipelineError, match="in a submitted job this is the machine of the job"):
+        check_tracking({"uri": f"http://{host}:9", "artifacts": None, "experiment": "x", "timeout": 1})
+
+
+def test_a_run_that_trains_on_is_running_though_its_figures_are_delivered(run: Path, tracking: dict) -> None:
+    """``jobs.register`` and ``jobs.evaluate publish=true`` may be asked for while it trains."""
+    store = connect(tracking)
+    publish_module.publish(str(run), tracking)
+    run_id = only_run(tracking)[1].info.run_id
+    for alive, state in ((time.time() - 5, "RUNNING"), (time.time() - 3600, "FINISHED")):
+        store.client.update_run(run_id, status="RUNNING")
+        store.client.set_tag(run_id, "pipeline.alive", str(int(alive)))
+        publish_module.publish(str(run), tracking, ended=False)
+        assert only_run(tracking)[1].info.status == state

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +16,12 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from pipeline import store
+from pipeline.config import compose
 from pipeline.errors import PipelineError
 from pipeline.inference import Calibration, CalibrationPoint, FewShotClassifier
 from pipeline.model import build_model
 from pipeline.nets import own_code
+from pipeline.pages.build import make_pages
 from pipeline.pages.reading import read_site
 from pipeline.registry.aliases import alias_version, roll_back
 from pipeline.registry.publish import publish
@@ -198,3 +203,38 @@ def test_pyfunc_gives_the_answers_of_the_classifier(
     for wrong in ({**given, "query_images": queries.astype(np.float32)}, {"support_images": support}):
         with pytest.raises(MlflowException):
             loaded.predict(wrong)
+
+
+def test_the_accuracy_of_a_version_is_that_of_the_test_classes(run: Path, tracking: dict) -> None:
+    shape = {"way": 5, "shot": 1, "interval": 0.01, "episodes": 10}
+    results = [{"split": "test", "accuracy": 0.5, **shape}, {"split": "val", "accuracy": 0.9, **shape}]
+    for found in (results, results[::-1]):
+        store.write_bytes(str(run / "report" / "evaluation.json"), json.dumps(found).encode())
+        version = register_run(str(run), tracking)
+        tags = MlflowClient(tracking_uri=tracking["uri"]).get_model_version("people", str(version.version)).tags
+        assert tags["accuracy.5way_1shot"] == "0.500000" and json.loads(tags["episodes.5way_1shot"])["split"] == "test"
+
+
+def test_what_is_registered_later_gets_the_name_that_was_asked_for(
+    run: Path, tracking: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MlflowException("the server is away")
+
+    monkeypatch.setattr(MlflowClient, "create_registered_model", fail)
+    for name, told in ((None, []), ("others", ["register_as=others"])):
+        with pytest.raises(PipelineError) as refused:
+            register_run(str(run), tracking, name)
+        _, _, _, folder, *words = shlex.split(str(refused.value).partition("later with: ")[2])
+        assert folder == f"run={run}" and [word for word in words if "tracking" not in word] == told
+
+
+def test_a_page_says_how_its_own_store_gets_what_is_missing(run: Path, tracking: dict, tmp_path: Path) -> None:
+    publish(str(run), tracking)
+    register_run(str(run), tracking)
+    made = make_pages(tracking, str(tmp_path / "html"))
+    text = html.unescape("".join((tmp_path / "html" / page).read_text() for page in made["pages"]))
+    (said,) = re.findall(r"python -m jobs.evaluate [^<]*", text)
+    found = compose("evaluate", shlex.split(said)[3:])
+    assert found["publish"] and found["tracking"]["uri"] == tracking["uri"]
+    assert found["tracking"]["experiment"] == tracking["experiment"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -119,7 +120,7 @@ def test_a_damaged_ledger_is_refused(tmp_path):
 def test_a_campaign_is_begun_once_and_keeps_its_configuration(arguments, tmp_path):
     raw = compose("tune", translate(arguments("trials=5")))
     assert begin(raw).config.trials == 5
-    with pytest.raises(PipelineError, match="a campaign in .* has this name; go on with it: resume=small"):
+    with pytest.raises(PipelineError, match="has this name; go on with it: python -m jobs.tune resume=small storage="):
         begin(raw)
     place = f"storage={tmp_path}/runs"
     assert begin(compose("tune", ["resume=small", place])).config.trials == 5
@@ -250,3 +251,24 @@ def test_trials_share_cores_and_gpus_by_fraction(campaign):
         room(small.train.cluster, {"CPU": 16.0})
     with pytest.raises(PipelineError, match="workers of one trial cannot share a GPU"):
         campaign("gpus_per_trial=0.25", "base.cluster.workers=2")
+
+
+def test_how_to_go_on_says_what_the_campaigns_folder_does_not_know(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = [a for a in arguments("tracking.uri=sqlite:///own.db") if a != "tracking=none"]
+    small = begin(compose("tune", translate(given)))
+    assert small.config.tracking["uri"] == f"sqlite:///{tmp_path}/own.db", "the same in every folder"
+    place = f"storage={tmp_path}/runs"
+    assert small.resume == f"python -m jobs.tune resume=small {place}"
+    other = begin(compose("tune", ["resume=small", place, "concurrent=2", "tracking.uri=sqlite:///it's.db"]))
+    _, _, _, *words = shlex.split(other.resume)
+    again = begin(compose("tune", words))
+    assert again.config == other.config and again.resume == other.resume
+    assert (again.config.concurrent, again.config.tracking["uri"]) == (2, f"sqlite:///{tmp_path}/it's.db")
+
+
+def test_a_campaigns_file_may_have_any_name(tmp_path):
+    file = tmp_path / "caf\u00e9, (1)" / "campaign" / "my own (2), \u00fc.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text((CONF / "campaign" / "inner_lr.yaml").read_text())
+    assert compose("tune", translate([f"campaign={file}"]))["space"] == compose("tune", ["campaign=inner_lr"])["space"]

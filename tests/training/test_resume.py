@@ -77,3 +77,26 @@ def test_weights_to_begin_with(begun: Run, small_run, tmp_path: Path, monkeypatc
     wanted = "train it first: python -m jobs.train recipe=omniglot_classical name=omniglot_classical$"
     with pytest.raises(PipelineError, match=wanted):
         prepare(small_run("prototypical", "initial=omniglot_classical"))
+
+
+def test_how_to_go_on_again_says_what_the_runs_folder_does_not_know(begun: Run, tmp_path: Path) -> None:
+    (tmp_path / "my sets").symlink_to(begun.config["data"]["root"])
+    given = [
+        f"data.root={tmp_path}/my sets", "cluster.workers=1", "tracking.uri=sqlite:///other.db",
+        "tracking.experiment=it's mine", "cluster.restarts=3",
+    ]  # fmt: skip
+    config, _, run = resumed(begun, *given)
+    _, _, _, *arguments = shlex.split(run.resume)
+    assert not [argument for argument in arguments if "restarts" in argument], "that is as it was"
+    again, _, same = prepare(compose("train", arguments))
+    assert again == config and same.resume == run.resume
+    assert config.tracking["uri"] == f"sqlite:///{Path.cwd()}/other.db"
+    assert begun.resume == resumed(begun)[2].resume == f"python -m jobs.train resume={begun.uri}"
+
+
+def test_a_run_knows_its_store_in_every_folder(small_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = ["tracking=embedded", "tracking.uri=sqlite:///./mlflow.db", "tracking.artifacts=files"]
+    _, _, run = prepare(small_run("prototypical", *given))
+    assert run.config["tracking"]["uri"] == f"sqlite:///{tmp_path}/mlflow.db"
+    assert run.config["tracking"]["artifacts"] == f"{tmp_path}/files"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections import Counter
 
@@ -9,7 +11,9 @@ import pytest
 import ray
 
 from pipeline.training import telemetry
-from pipeline.training.launch import launch, prepare
+from pipeline.training.launch import ask_to_leave, launch, prepare
+from pipeline.training.preemption import stopping_on_sigterm
+from pipeline.training.runs import Run
 from pipeline.training.telemetry import GAUGES, RESTARTS, Restarts, Telemetry
 from tests.metrics import exported, wait_for
 
@@ -170,3 +174,13 @@ def test_a_plain_line_repeats_no_figure(ray_session, monkeypatch, capsys):
     assert [line.count("loss 0.5  acc 90.0 %") for line in said if "step 5/" in line] == [1]
     assert all("loss" not in line and "acc" not in line for line in said if "step 7/" in line)
     assert "loss 0.5  acc 90.0 %" in display.line(), "a terminal's bar shows the latest of each"
+
+
+def test_what_to_do_is_said_when_a_job_is_asked_to_end_and_not_when_it_has(ray_session):
+    """Who asks may not wait: Ray gives a job that is stopped three seconds, unless it was told otherwise."""
+    monitor, run = telemetry.start_monitor(), Run("a", "/runs/a", {}, {}, {})
+    with stopping_on_sigterm("not begun", lambda: ask_to_leave(monitor, True, run)):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert ray.get(monitor.tick.remote(1)), "the workers are told after their step"
+    (said,) = ray.get(monitor.read.remote(0))[3]
+    assert said.endswith("go on with it: python -m jobs.train resume=/runs/a")

@@ -18,6 +18,7 @@ from docs.studies.benchmark import rows
 from docs.studies.benchmark.config import BenchmarkConfig
 from docs.studies.benchmark.rows import Bench
 from docs.studies.benchmark.table import line, text
+from pipeline import store
 from pipeline.config import Config, validate
 from pipeline.environment import code_version, machine
 from pipeline.errors import PipelineError
@@ -34,6 +35,9 @@ from . import (  # noqa: F401  # isort: skip
 def benchmark(raw: Config) -> dict[str, Any]:
     """Measure ``what`` and print one table; with ``profile`` write a trace instead."""
     config = validate(BenchmarkConfig, raw)
+    for key, file in (("record", config.record), ("profile", config.profile)):
+        if file:
+            store.check_output(str(file), key)
     with _folder(config.folder) as folder:
         if config.profile:
             from docs.studies.benchmark.profile import profile
