@@ -1,4 +1,8 @@
-"""The one exception for mistakes of the input."""
+"""The one exception for mistakes of the input, and how its messages name many things."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
 
 
 class PipelineError(Exception):
@@ -21,3 +25,15 @@ class Diverged(PipelineError):
 
 class Stopped(PipelineError):
     """The job was asked to end (SIGTERM) and did, with a checkpoint: no mistake of anybody's. Jobs exit with 143."""
+
+
+def check_choice(key: str, value: object, choices: Iterable[str]) -> None:
+    """Refuse a value of a key that is none of its choices."""
+    if value not in (known := list(choices)):
+        raise PipelineError(f"{key}={value!r} is none of {', '.join(known)}")
+
+
+def some(names: Sequence[object], most: int = 3) -> str:
+    """The first ``most`` names, and how many more there are."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return f"{', '.join(map(str, names[:most]))}{more}"

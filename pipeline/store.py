@@ -8,7 +8,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -127,6 +127,13 @@ def remove(uri: str) -> None:
     """Delete a folder with all that is in it."""
     fs, path = open_store(uri)
     asking(uri, lambda: fs.delete_dir(path))
+
+
+def remove_files(uri: str, names: Iterable[str]) -> None:
+    """Delete files of a folder."""
+    fs, path = open_store(uri)
+    for name in names:
+        fs.delete_file(join(path, name))
 
 
 def rename(uri: str, name: str) -> None:

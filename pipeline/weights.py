@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pipeline import store
 from pipeline.data.dataset import read_manifest
 from pipeline.data.manifest import FEATURES
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, some
 from pipeline.files import sha256
 from pipeline.nets import build_backbone, own_code
 from pipeline.nets.base import Backbone, Shape
@@ -145,9 +145,9 @@ def read(backbone: Wrapped, options: Mapping[str, Any]) -> Found:
     needed = {name for name in own if own[name].is_floating_point()} - backbone.unused  # no counter of batches
     missing = sorted(needed - given.keys())
     if wrong or missing:
-        what = [f"of another shape: {_some(wrong)}"] if wrong else []
-        what += [f"missing: {_some(missing)}"] if missing else []
-        what += [f"not the network's: {_some(left)}"] if left else []
+        what = [f"of another shape: {some(wrong, SHOWN)}"] if wrong else []
+        what += [f"missing: {some(missing, SHOWN)}"] if missing else []
+        what += [f"not the network's: {some(left, SHOWN)}"] if left else []
         size = "; images of another size? give input.scaling=backbone" if wrong else ""
         raise PipelineError(f"backbone.weights={source} do not fit the network: {'; '.join(what)}{size}")
     return Found({name: given[name].to(own[name].dtype) for name in own if name in given}, digest, left)
@@ -188,8 +188,3 @@ def _tensors(content: bytes, source: str) -> dict[str, Tensor]:
     if tensors and all(name.startswith("module.") for name in tensors):  # as DistributedDataParallel names them
         return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     return tensors
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
-    return f"{', '.join(names[:SHOWN])}{more}"

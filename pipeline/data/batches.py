@@ -49,14 +49,18 @@ def _send(array: np.ndarray, device: torch.device) -> Tensor:
     return torch.from_numpy(np.array(array)).to(device, non_blocking=True)
 
 
+def read_batch(dataset: Dataset, plan: AnyPlan, device: torch.device | str = "cpu") -> Batch:
+    """The batch of a plan, its pixels gathered in this process."""
+    pixels = torch.from_numpy(dataset.gather(plan.pixel_rows)).to(device)
+    return to_batch(plan, pixels, dataset.manifest.rotations)
+
+
 def local_batches(
     dataset: Dataset, planner: Planner, first: int, count: int, rank: int = 0, world_size: int = 1
 ) -> Iterator[tuple[int, Batch]]:
     """The steps [first, first + count) of one worker, gathered in this process: what every stream must equal."""
     for step in range(first, first + count):
-        plan = planner.plan(step, rank, world_size)
-        pixels = torch.from_numpy(dataset.gather(plan.pixel_rows))
-        yield step, to_batch(plan, pixels, dataset.manifest.rotations)
+        yield step, read_batch(dataset, planner.plan(step, rank, world_size))
 
 
 def class_turns(classes: np.ndarray, rotations: list[int]) -> Tensor:

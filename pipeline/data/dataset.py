@@ -17,7 +17,7 @@ from pipeline import store
 from pipeline.commands import command, data_root
 from pipeline.data import images, png, shards
 from pipeline.data.manifest import MANIFEST_NAME, Manifest
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, some
 from pipeline.files import file_sha256, sha256
 
 _logger = logging.getLogger(__name__)
@@ -56,11 +56,8 @@ class ClassTable:
 
     def too_small(self, least: int) -> str:
         """Which classes have fewer images than ``least``, for messages."""
-        small = list(
-            dict.fromkeys(self.names[place] for place in np.flatnonzero(self.counts < least).tolist() if self.names)
-        )
-        listed = ", ".join(map(repr, small[:3]))
-        return f"{listed} and {len(small) - 3:,} more" if len(small) > 3 else listed
+        small = np.flatnonzero(self.counts < least).tolist() if self.names else []
+        return some(list(dict.fromkeys(repr(self.names[place]) for place in small)))
 
 
 def class_table(manifest: Manifest, split: str, holdout: str = "all", holdout_fraction: float = 0.0) -> ClassTable:

@@ -35,7 +35,7 @@ def download(
         if target.exists() and file_digest(target, "md5") == md5:
             return target
         part = Path(f"{target}.part")
-        _fetch(url, part, report or _silent, attempts, timeout)
+        _fetch(url, part, report or (lambda message: None), attempts, timeout)
         found = file_digest(part, "md5")
         if found != md5:
             part.unlink()
@@ -85,7 +85,3 @@ def _receive(url: str, part: Path, have: int, report: Report, timeout: float) ->
                 stream.write(content)
         if total is not None and part.stat().st_size < total:
             raise ConnectionError(f"the connection ended after {part.stat().st_size:,} of {total:,} bytes")
-
-
-def _silent(message: str) -> None:
-    """Say nothing."""

@@ -76,7 +76,7 @@ def ingest(config: Mapping[str, Any], progress: bool = True) -> Manifest:
     written: list[Written] = []
     try:
         with _no_collection():
-            report = print if progress else _silent
+            report: Report = print if progress else lambda message: None
             source.kept = _kept_splits(target, report)
             plan = source.plan(layout.order_rows, report)
         with ThreadPoolExecutor(1) as pool, _ray(settings):
@@ -272,10 +272,6 @@ def _no_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-def _silent(message: str) -> None:
-    """Say nothing."""
 
 
 @contextmanager

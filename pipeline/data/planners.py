@@ -45,29 +45,25 @@ class EpisodePlanner:
         return self.spec.tasks
 
     def plan(self, step: int, rank: int = 0, world_size: int = 1) -> Plan:
-        plan = self._episodes(self._numbers(step, rank, world_size))
-        return plan if self.auxiliary is None else replace(plan, auxiliary=self.auxiliary.plan(step, rank, world_size))
-
-    def _episodes(self, numbers: np.ndarray) -> Plan:
-        plan = plan_episodes(self.table, self.spec, self.seed, numbers)
-        return plan if self.views is None else replace(plan, rows=self.views.of(plan.numbers, plan.rows))
-
-    def _numbers(self, step: int, rank: int, world_size: int) -> np.ndarray:
-        share = self.spec.tasks // world_size
-        return step * self.spec.tasks + rank * share + np.arange(share)
+        return self.plans(step, 1, rank, world_size)[0]
 
     def plans(self, first: int, count: int, rank: int, world_size: int) -> list[Plan]:
         """The plans of ``count`` steps, drawn at once where all steps share a shape."""
-        if not self.spec.fixed:
-            return [self.plan(step, rank, world_size) for step in range(first, first + count)]
-        numbers = [self._numbers(step, rank, world_size) for step in range(first, first + count)]
-        together = self._episodes(np.concatenate(numbers))
-        share = len(numbers[0])
-        plans = [together[index * share : (index + 1) * share] for index in range(count)]
+        share, steps = self.spec.tasks // world_size, range(first, first + count)
+        numbers = [step * self.spec.tasks + rank * share + np.arange(share) for step in steps]
+        if self.spec.fixed:
+            together = self._episodes(np.concatenate(numbers))
+            plans = [together[index * share : (index + 1) * share] for index in range(count)]
+        else:
+            plans = [self._episodes(of_step) for of_step in numbers]
         if self.auxiliary is None:
             return plans
         images = self.auxiliary.plans(first, count, rank, world_size)
         return [replace(plan, auxiliary=beside) for plan, beside in zip(plans, images, strict=True)]
+
+    def _episodes(self, numbers: np.ndarray) -> Plan:
+        plan = plan_episodes(self.table, self.spec, self.seed, numbers)
+        return plan if self.views is None else replace(plan, rows=self.views.of(plan.numbers, plan.rows))
 
 
 @dataclass(frozen=True)

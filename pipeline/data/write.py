@@ -83,7 +83,7 @@ class Target:
             self.leave()
         elif store.is_remote(self.uri):
             kept = read_manifest(self.uri).shards if self.current else []
-            _remove_shards(self.uri, {shard.file for shard in written} - {shard.file for shard in kept})
+            store.remove_files(self.uri, {shard.file for shard in written} - {shard.file for shard in kept})
 
     def _replace(self, manifest: Manifest, files: Mapping[str, bytes]) -> None:
         if self._staging is not None:
@@ -294,10 +294,4 @@ def _lock(folder: Path, empty: bool) -> int:
 def _remove_other_shards(uri: str, manifest: Manifest) -> None:
     """Remove shards of an older version, of a killed writer, or of an ingest that wrote them again."""
     current = {shard.file for shard in manifest.shards}
-    _remove_shards(uri, set(filter(shards.is_shard, store.list_names(uri))) - current)
-
-
-def _remove_shards(uri: str, names: Iterable[str]) -> None:
-    fs, path = store.open_store(uri)
-    for name in names:
-        fs.delete_file(f"{path}/{name}")
+    store.remove_files(uri, set(filter(shards.is_shard, store.list_names(uri))) - current)

@@ -9,6 +9,7 @@ computed again.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -38,6 +39,7 @@ from pipeline.weights import own_sources
 LEAST_ROWS, SHARDS = 256, 64  # a shard is no smaller; a dataset of its size or more has so many, for as many cores
 ATTEMPTS = 3  # at a shard, where it fails; actors that are lost with their node are replaced by Ray Data
 PROGRESS_S = 5.0
+_RECORD = re.compile(r"part-([0-9a-f]{16})-(\d{6,})\.json")  # of a shard: what work it is of, and its number
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def embed_dataset(
     manifest = _manifest(images, name, features, described, source, written, embedding.views)
     with store.writing(target.uri, "data.root"):
         target.commit(manifest, {NETWORK: embedding.network.content})
-    _remove_records(target.uri)
+    store.remove_files(target.uri, [file for file in store.list_names(target.uri) if _RECORD.fullmatch(file)])
     return manifest
 
 
@@ -218,19 +220,12 @@ def _record(number: int, digest: str) -> str:
 
 def _done(place: str, digest: str) -> dict[int, ShardInfo]:
     """The shards of the same work that an interrupted job wrote whole."""
-    prefix = _record(0, digest)[:-11]
     found = {}
     for file in store.list_names(place):
-        if file.startswith(prefix) and file.endswith(".json"):
+        record = _RECORD.fullmatch(file)
+        if record and record[1] == digest[:16]:
             shard = ShardInfo(**json.loads(store.read_bytes(store.join(place, file))))
             where = store.join(place, shard.file)
             if store.exists(where) and sha256(store.read_bytes(where)) == shard.sha256:
-                found[int(file[len(prefix) : -5])] = shard
+                found[int(record[2])] = shard
     return found
-
-
-def _remove_records(uri: str) -> None:
-    fs, path = store.open_store(uri)
-    for file in store.list_names(uri):
-        if file.startswith("part-") and file.endswith(".json"):
-            fs.delete_file(f"{path}/{file}")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from pipeline.batch import Episodes
-from pipeline.data.batches import to_batch
+from pipeline.data.batches import read_batch
 from pipeline.data.dataset import ClassTable, Dataset
 from pipeline.data.episodes import EpisodeSpec, bounds, plan_episodes
 from pipeline.evaluation.embedded import Embeddings, given_embeddings
@@ -59,8 +59,7 @@ def episode_accuracies(
             if embeddings:
                 images = embeddings.of(plan).to(device)
             else:
-                pixels = torch.from_numpy(dataset.gather(plan.rows)).to(device)
-                batch = to_batch(plan, pixels, dataset.manifest.rotations)
+                batch = read_batch(dataset, plan, device)
                 assert isinstance(batch, Episodes)
                 images = preprocess(torch.cat([batch.support, batch.query], dim=1))
             labels = torch.from_numpy(np.array(plan.labels)).to(device)

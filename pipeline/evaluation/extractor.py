@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.batch import Images
-from pipeline.data.batches import to_batch
+from pipeline.data.batches import read_batch
 from pipeline.data.dataset import Dataset
 from pipeline.data.episodes import ImagePlan
 from pipeline.evaluation.model import Built, Model
@@ -21,8 +21,7 @@ KINDS = {"episodic": "meta", "both": "meta", "classical": "classical"}  # of tra
 @torch.no_grad()
 def image_features(built: Built, dataset: Dataset, plan: ImagePlan) -> Tensor:
     """Features float32 [B, D] of the images of a plan by the backbone alone, on the CPU."""
-    pixels = torch.from_numpy(dataset.gather(plan.rows)).to(built.device)
-    batch = to_batch(plan, pixels, dataset.manifest.rotations)
+    batch = read_batch(dataset, plan, built.device)
     assert isinstance(batch, Images)
     return in_pieces(built.method.extractor(), built.preprocess(batch.images)).float().cpu()
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pipeline.data.manifest import Manifest
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, some
 
 TRAINED = "trained"  # key of a run's, a checkpoint's and a model's dataset
 _LENGTH = 12  # hexadecimal digits: a mistaken match among 10,000 classes is one in a million
@@ -44,9 +44,9 @@ def refuse_seen(label: str, dataset: Mapping[str, Any], manifest: Manifest, spli
     trained = set(dataset[TRAINED])
     seen = [name for name in _names(manifest, split) if _digest(name) in trained]
     if seen:
-        listed = ", ".join(map(repr, seen[:3])) + (f" and {len(seen) - 3:,} more" if len(seen) > 3 else "")
         raise PipelineError(
-            f"{label} was trained on {len(seen):,} classes of split {split!r} of dataset {manifest.name!r}: {listed}; "
+            f"{label} was trained on {len(seen):,} classes of split {split!r} of dataset {manifest.name!r}: "
+            f"{some(list(map(repr, seen)))}; "
             "keep every class in its split (data.source.splits=FILE), or measure them too with seen=true"
         )
 

@@ -20,8 +20,15 @@ from pipeline.config_kinds import Count, Name, Positive
 from pipeline.data.dataset import read_manifest
 from pipeline.errors import PipelineError
 from pipeline.ray_start import in_submitted_job
-from pipeline.search.arguments import without_gone
-from pipeline.search.guard import OBJECTIVE, check_arguments, check_classes, check_searched, check_trial, key_of
+from pipeline.search.arguments import (
+    OBJECTIVE,
+    check_arguments,
+    check_classes,
+    check_searched,
+    check_trial,
+    key_of,
+    without_gone,
+)
 from pipeline.search.space import Space, Values, as_overrides, meets
 from pipeline.training.config import TrainConfig
 from pipeline.training.launch import absolute, prepare

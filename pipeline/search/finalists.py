@@ -12,13 +12,12 @@ import numpy as np
 from pipeline import store
 from pipeline.errors import PipelineError
 from pipeline.evaluation.evaluate import EpisodicProtocol, evaluate
-from pipeline.evaluation.model import Model
 from pipeline.evaluation.statistics import Comparison, Estimate, estimate, paired
 from pipeline.search.campaign import Campaign
 from pipeline.search.ledger import Record, ranked
 from pipeline.search.space import Values
-from pipeline.training.checkpoint import load_checkpoint
-from pipeline.training.runs import best_checkpoint
+from pipeline.training.models import model_of_run
+from pipeline.training.runs import read_run
 
 MEASURED = "validation"  # folder of a campaign: accuracy of every episode, a file a run
 
@@ -105,13 +104,12 @@ def measure(campaign: Campaign, run: str) -> np.ndarray:
     where = store.join(campaign.uri, MEASURED, f"{run}.json")
     if store.exists(where):
         return np.asarray(json.loads(store.read_bytes(where)), dtype=np.float64)
-    checkpoint = load_checkpoint(best_checkpoint(store.join(campaign.uri, run)))
     how = campaign.train.validation
     shape: dict[str, Any] = {"way": how.way, "shot": how.shot, "query": how.query}
     protocol = EpisodicProtocol(
         campaign.train.dataset_uri, how.split, **shape, episodes=how.episodes, seed=how.seed, tasks=how.tasks
     )
-    model = Model(checkpoint.spec, checkpoint.model, run, campaign.train.dataset_uri)
+    model = model_of_run(read_run(store.join(campaign.uri, run)))
     accuracies = evaluate(model, [protocol], campaign.train.cluster.gpus_per_worker)[0].accuracies
     store.write_bytes(where, json.dumps(accuracies.tolist()).encode())
     return accuracies

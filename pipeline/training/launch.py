@@ -76,12 +76,11 @@ def prepare(raw: Config) -> tuple[TrainConfig, Config, Run]:
     raw = _with_precision(_absolute(raw))
     config = validate(TrainConfig, raw)
     manifest = _manifest(config)
-    raw = {**raw, "backbone": settle(config.backbone)}
-    config = validate(TrainConfig, raw)
+    config = config.model_copy(update={"backbone": settle(config.backbone)})
     method = check(config, manifest, model_spec(config, manifest))
-    raw = {**raw, "backbone": {**config.backbone, **_handed_down(config), **_first_weights(config, method)}}
-    config = validate(TrainConfig, raw)
-    spec = model_spec(config, manifest)
+    begins = {**_handed_down(config), **_first_weights(config, method)}
+    config = config.model_copy(update={"backbone": {**config.backbone, **begins}})
+    raw, spec = {**raw, "backbone": config.backbone}, model_spec(config, manifest)
     name = config.name or f"{config.method['name']}-{config.data['name']}-{time.strftime('%Y%m%d-%H%M%S')}"
     if not _NAME.fullmatch(name):
         raise PipelineError(f"name={name!r}: a run's name is made of letters, digits, '.', '_' and '-'")
@@ -238,6 +237,8 @@ def launch(
     monitor = monitor or start_monitor()
     done = steps_done(run.uri)
     telemetry = Telemetry(run.name, str(config.method["name"]), str(run.dataset["name"]), config.steps, done)
+    needs = {"CPU": config.cluster.cpus_per_worker, "GPU": config.cluster.gpus_per_worker}
+    needs = {kind: share for kind, share in needs.items() if share}  # of a worker
     hooks: list[Any] = [Restarts(monitor)]
     trainer = TorchTrainer(
         train_worker,
@@ -246,7 +247,7 @@ def launch(
         scaling_config=ScalingConfig(
             num_workers=config.cluster.workers,
             use_gpu=config.cluster.gpus_per_worker > 0,
-            resources_per_worker=_resources(config),
+            resources_per_worker=needs,
         ),
         run_config=RunConfig(
             name=run.name,
@@ -258,8 +259,8 @@ def launch(
             **_storage(config.storage),
         ),
     )
-    needs = {kind: share * config.cluster.workers for kind, share in _resources(config).items()}
-    display = Display(monitor, config.steps, run.name, telemetry.beside(on_log), needs)
+    all_need = {kind: share * config.cluster.workers for kind, share in needs.items()}
+    display = Display(monitor, config.steps, run.name, telemetry.beside(on_log), all_need)
     waited = f"run {run.name}: stopped while it waited for its workers, as asked; go on with it: {run.resume}"
     with telemetry, display, stopping_on_sigterm(waited, lambda: ask_to_leave(monitor, display.begun, run)):
         try:
@@ -410,13 +411,6 @@ def _checkpoint(key: str, given: str, storage: str) -> str:
 def _arguments() -> tuple[str, ...]:
     """Of the job that this process is; none where it is called from a program."""
     return tuple(sys.argv[1:]) if os.path.basename(sys.argv[0]) == "train.py" else ()
-
-
-def _resources(config: TrainConfig) -> dict[str, float]:
-    resources = {"CPU": config.cluster.cpus_per_worker}
-    if config.cluster.gpus_per_worker:
-        resources["GPU"] = config.cluster.gpus_per_worker
-    return resources
 
 
 def _storage(uri: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pipeline.batch import Batch
 from pipeline.config import Config, Section, validate
-from pipeline.data.batches import Planner, to_batch
+from pipeline.data.batches import read_batch
 from pipeline.data.dataset import Dataset
 from pipeline.data.episodes import AnyPlan, ImagePlan
 from pipeline.errors import PipelineError
@@ -93,19 +93,12 @@ def replay_job(raw: Config) -> dict[str, Any]:
     config = validate(ReplayConfig, raw)
     run = find_run(config.run, config.storage)
     looked, began = replay(run, config.step)
-    rows = [
-        [
-            str(one.number),
-            f"{one.loss:.4g}",
-            f"{one.gradient:.4g}",
-            ", ".join(one.classes),
-            "" if one.finite else "NaN or infinite",
-        ]
-        for one in looked
-    ]
-    print(
-        f"run {run.name}, step {config.step}, with the weights after step {config.step - 1} (from checkpoint {began})"
-    )
+    rows = []
+    for one in looked:
+        figures = [one.number, f"{one.loss:.4g}", f"{one.gradient:.4g}"]
+        rows.append([*figures, ", ".join(one.classes), "" if one.finite else "NaN or infinite"])
+    begins = f"with the weights after step {config.step - 1} (from checkpoint {began})"
+    print(f"run {run.name}, step {config.step}, {begins}")
     print(text_table(["episode", "loss", "gradient norm", "classes", ""], rows))
     wrong = [one.number for one in looked if not one.finite]
     for one in looked:
@@ -113,13 +106,8 @@ def replay_job(raw: Config) -> dict[str, Any]:
             print(f"episode {one.number} is made of rows {', '.join(map(str, one.rows))} of {run.dataset['uri']}")
     if not wrong:
         print("every episode alone has a finite loss and gradient")
-    return {
-        "run": run.name,
-        "step": config.step,
-        "from": began,
-        "not_finite": wrong,
-        "episodes": [vars(o) for o in looked],
-    }
+    episodes = [vars(one) for one in looked]
+    return {"run": run.name, "step": config.step, "from": began, "not_finite": wrong, "episodes": episodes}
 
 
 def replay(run: Run, step: int) -> tuple[list[Looked], int]:
@@ -141,7 +129,8 @@ def replay(run: Run, step: int) -> tuple[list[Looked], int]:
     began, workers = learner.step, config.cluster.workers
     planner = make_planner(config, dataset.manifest, learner.method)
     while learner.step < step - 1:
-        learner.train_step(_shares(dataset, planner, learner.step, workers))  # type: ignore[arg-type]
+        shares = [read_batch(dataset, planner.plan(learner.step, rank, workers)) for rank in range(workers)]
+        learner.train_step(shares)  # type: ignore[arg-type]
     looked = []
     for rank in range(workers):
         plan = planner.plan(step - 1, rank, workers)
@@ -162,14 +151,6 @@ def _restore_before(learner: Learner, run: Run, step: int) -> None:
             return
 
 
-def _shares(dataset: Dataset, planner: Planner, step: int, workers: int) -> list[Batch]:
-    return [_batch(dataset, planner.plan(step, rank, workers)) for rank in range(workers)]
-
-
-def _batch(dataset: Dataset, plan: AnyPlan) -> Batch:
-    return to_batch(plan, torch.from_numpy(dataset.gather(plan.pixel_rows)), dataset.manifest.rotations)
-
-
 def _episodes(plan: AnyPlan) -> list[AnyPlan]:
     """One by one; a share of images stays whole."""
     if isinstance(plan, ImagePlan):
@@ -181,7 +162,7 @@ def _episodes(plan: AnyPlan) -> list[AnyPlan]:
 def _look(learner: Replayed, dataset: Dataset, plan: AnyPlan, rank: int) -> Looked:
     """Loss and gradient of a part of a step; the learner stays as it is."""
     method = copy.deepcopy(learner.method).train()
-    ((_, batch),) = learner.turns_of(_batch(dataset, plan), rank)
+    ((_, batch),) = learner.turns_of(read_batch(dataset, plan), rank)
     seed_everything("step", learner.config.seed, learner.step, rank)
     loss, _ = method(batch)
     loss.backward()

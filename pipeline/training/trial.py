@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pipeline.batch import Batch, Episodes, Images
 from pipeline.data.episodes import bounds
 from pipeline.data.manifest import Manifest
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, some
 from pipeline.methods.base import Method
 from pipeline.training.config import TrainConfig
 
@@ -41,8 +41,7 @@ def try_step(config: TrainConfig, manifest: Manifest, method: Method, preprocess
     unused = [n for n, p in named.items() if n.startswith("backbone.") and p.grad is None]
     unused = [name.removeprefix("backbone.").removeprefix("network.") for name in unused]
     if unused:
-        more = f" and {len(unused) - SHOWN:,} more" if len(unused) > SHOWN else ""
-        said = f"{name}: these parameters have no part in its loss: {', '.join(unused[:SHOWN])}{more}"
+        said = f"{name}: these parameters have no part in its loss: {some(unused, SHOWN)}"
         if config.cluster.workers > 1:
             raise PipelineError(f"{said}; several workers cannot train them: leave them out, or requires_grad_(False)")
         print(said, flush=True)

@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-
-
-class Workers(Protocol):
-    """What a worker needs of the others."""
-
-    rank: int
-    world_size: int
-
-    def mean(self, values: Tensor) -> Tensor: ...
-
-    def gather(self, values: np.ndarray) -> np.ndarray: ...
 
 
 @dataclass
@@ -55,3 +44,6 @@ class Distributed:
         for rank, part in enumerate(parts):
             whole[rank :: self.world_size] = part
         return whole
+
+
+Workers = Alone | Distributed  # what a worker needs of the others

@@ -10,8 +10,7 @@ import pytest
 from pipeline import store
 from pipeline.data.dataset import read_manifest
 from pipeline.errors import PipelineError
-from pipeline.search.arguments import translate
-from pipeline.search.guard import OBJECTIVE, check_classes, check_trial
+from pipeline.search.arguments import OBJECTIVE, check_classes, check_trial, translate
 
 
 @pytest.mark.parametrize(

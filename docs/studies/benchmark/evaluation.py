@@ -13,7 +13,7 @@ from docs.studies.benchmark.apart import Apart
 from docs.studies.benchmark.rows import Bench, Finding, ratio, row
 from docs.studies.benchmark.timing import Sides, interleaved, seconds
 from pipeline.batch import Episodes
-from pipeline.data.batches import to_batch
+from pipeline.data.batches import read_batch
 from pipeline.data.dataset import Dataset, class_table
 from pipeline.data.episodes import plan_episodes
 from pipeline.evaluation.evaluate import EpisodicProtocol, evaluate
@@ -38,7 +38,7 @@ def looped(protocol: EpisodicProtocol) -> Iterator[float]:
         with torch.no_grad():
             for number in range(protocol.episodes):
                 plan = plan_episodes(table, protocol.spec, protocol.seed, np.array([number]))
-                batch = to_batch(plan, torch.from_numpy(dataset.gather(plan.rows)), dataset.manifest.rotations)
+                batch = read_batch(dataset, plan)
                 assert isinstance(batch, Episodes)
                 state = method.adapt(preprocess(batch.support), batch.support_labels, batch.way)
                 logits = method.classify(state, preprocess(batch.query))

@@ -18,7 +18,7 @@ from docs.studies.benchmark.rows import Bench, Finding, ratio, row
 from docs.studies.benchmark.timing import Sides, interleaved
 from docs.studies.benchmark.usage import cpu_seconds
 from pipeline.batch import Batch
-from pipeline.data.batches import local_batches, to_batch
+from pipeline.data.batches import local_batches, read_batch
 from pipeline.data.dataset import Dataset
 from pipeline.data.planners import EpisodePlanner
 from pipeline.data.stream import Stream
@@ -110,7 +110,7 @@ class _Steps(TorchDataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         plan = self._planner.plan(step)
-        return to_batch(plan, torch.from_numpy(self._dataset.gather(plan.rows)), self._dataset.manifest.rotations)
+        return read_batch(self._dataset, plan)
 
 
 def loaded(uri: str, count: int, workers: int = 2) -> Iterator[float]:

@@ -14,7 +14,7 @@ from pipeline.data.sources.gtsrb import Gtsrb
 from pipeline.data.sources.mini_imagenet import MiniImagenet
 from pipeline.data.sources.omniglot import Omniglot
 from pipeline.data.sources.photographs import Caltech101, Orl
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, check_choice
 
 SOURCES: dict[str, type[Source]] = {
     "caltech101": Caltech101,
@@ -34,8 +34,7 @@ def make_source(config: Mapping[str, Any]) -> Source:
     kind = settings.pop("kind", None)
     if kind == "features":
         raise PipelineError("data=features: features are made by python -m jobs.embed, of a dataset of images")
-    if kind not in SOURCES:
-        raise PipelineError(f"data.source.kind={kind!r} is none of {', '.join(SOURCES)}")
+    check_choice("data.source.kind", kind, SOURCES)
     known = [name for name in inspect.signature(SOURCES[kind].__init__).parameters if name != "self"]
     for key in settings:
         if key not in known:

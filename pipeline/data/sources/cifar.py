@@ -23,7 +23,7 @@ from pipeline.data.sources.base import Chunk, Plan, Report
 from pipeline.data.sources.files import FileSource, Rule
 from pipeline.data.sources.tree import folder_of, grouped, list_tree
 from pipeline.data.sources.unpickle import read_arrays
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, check_choice
 
 PARTS = ("train", "test")
 MEMBER_BYTES = 256 * 2**20
@@ -36,8 +36,7 @@ class Cifar100(FileSource):
     rule = Rule(shape=(3, 32, 32), modes=frozenset({"RGB"}), size=(32, 32))
 
     def __init__(self, path: str | None, split: str) -> None:
-        if split not in ("cifar_fs", "fc100"):
-            raise PipelineError(f"data.source.split={split!r} is none of cifar_fs, fc100")
+        check_choice("data.source.split", split, ("cifar_fs", "fc100"))
         super().__init__(
             path,
             "cifar-100-python.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html, or train/CLASS/*.png and "

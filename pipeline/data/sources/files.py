@@ -19,7 +19,7 @@ from pipeline.data import images, png
 from pipeline.data.archives import BadMember, Member, ZipReader, open_zip
 from pipeline.data.sources.base import Chunk, Plan, Shape, Skip, Source, small_class
 from pipeline.data.sources.tree import Classes, Entry, absolute
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, check_choice
 
 MOST = 8
 KEPT_FORMATS = ("PNG", "JPEG", "WEBP")
@@ -42,8 +42,7 @@ class Rule:
         """Of what a user asked for a source of photographs; refuses what cannot be."""
         if len(shape) != 3 or shape[0] not in (1, 3) or any(not isinstance(n, int) or n < 1 for n in shape):
             raise PipelineError(f"data.source.shape={list(shape)} is not [1 or 3, height, width]")
-        if encoding not in ("raw", "encoded"):
-            raise PipelineError(f"data.source.encoding={encoding!r} is none of raw, encoded")
+        check_choice("data.source.encoding", encoding, ("raw", "encoded"))
         for key, number in (("max_pixels", max_pixels), ("min_images", min_images)):
             if type(number) is not int or number < 1:
                 raise PipelineError(f"data.source.{key}={number} is no positive whole number")

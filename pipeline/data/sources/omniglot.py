@@ -20,7 +20,7 @@ from pipeline.data.sources import splits
 from pipeline.data.sources.base import Plan, Report
 from pipeline.data.sources.files import FileSource, Rule, cut
 from pipeline.data.sources.tree import Classes, absolute, grouped, list_tree
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, check_choice
 
 PUBLISHED = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
 ARCHIVES = {
@@ -44,8 +44,7 @@ class Omniglot(FileSource):
         val_alphabets: int = 5,
         seed: int = 0,
     ) -> None:
-        if split not in ("vinyals", "background"):
-            raise PipelineError(f"data.source.split={split!r} is none of vinyals, background")
+        check_choice("data.source.split", split, ("vinyals", "background"))
         if not 0 < val_alphabets < 30:
             raise PipelineError(f"data.source.val_alphabets={val_alphabets} is not between 1 and 29")
         self.folder, self.split, self.url = path, split, url.rstrip("/")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from pipeline.data.sources.base import Report
 from pipeline.data.sources.splits import Splits
 from pipeline.data.sources.tree import Classes, folded
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, some
 
 SPLIT_OF = {
     "train": "train", "training": "train",
@@ -44,10 +42,11 @@ def recognise(classes: Classes, where: str, same_names: bool, report: Report) ->
             "are put together, and whole classes are drawn for every split"
         )
         return merged, None
-    shared = [name for name in merged if sum(name in names for names in found.values()) > 1]
+    shared = [repr(name) for name in merged if sum(name in names for names in found.values()) > 1]
+    are = "is" if len(shared) == 1 else "are"
     raise PipelineError(
-        f"{where} is a folder of splits ({counts}), but {_some(shared)} in more than one of them: move the images of a "
-        "class to one folder, or give data.source.same_names=true if they are different classes of the same name"
+        f"{where} is a folder of splits ({counts}), but {some(shared)} {are} in more than one of them: move the images "
+        "of a class to one folder, or give data.source.same_names=true if they are different classes of the same name"
     )
 
 
@@ -95,10 +94,3 @@ def _say_doubtful(classes: Classes, where: str, report: Report) -> None:
             f"{where}: the folders {', '.join(splits)} {why}, and are taken as a part of the classes' names, not as "
             "splits; if they are splits, make them the only folders, or give data.source.splits=FILE"
         )
-
-
-def _some(names: Sequence[str]) -> str:
-    listed = ", ".join(map(repr, names[:3]))
-    if len(names) > 3:
-        return f"{listed} and {len(names) - 3:,} more are"
-    return f"{listed} {'is' if len(names) == 1 else 'are'}"
