@@ -35,7 +35,7 @@ def test_the_hint_is_the_command_that_makes_the_dataset(tmp_path: Path, monkeypa
         read_manifest(f"{tmp_path}/datasets/glyphs")
     with pytest.raises(PipelineError, match="jobs.ingest data=folder data.name=shop data.source.path=FOLDER$"):
         read_manifest(f"{tmp_path}/datasets/shop")
-    with pytest.raises(PipelineError, match=f"jobs.ingest data=cifar_fs data.root='{tmp_path}/my sets'$"):
+    with pytest.raises(PipelineError, match=f"jobs.ingest data=cifar_fs 'data.root={tmp_path}/my sets'$"):
         read_manifest(f"{tmp_path}/my sets/cifar_fs")
 
 
