@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,10 +36,6 @@ class Entry:
     published: dict[str, Row] = field(default_factory=dict)  # by setting
     measured: dict[str, dict[str, Any]] = field(default_factory=dict)  # by setting: accuracy and interval
     run: dict[str, Any] | None = None  # the measured file
-
-    def unmeasured(self) -> dict[str, Row]:
-        """The published figures that have none beside."""
-        return {key: row for key, row in self.published.items() if key not in self.measured}
 
     def reached(self, setting: str) -> bool | None:
         """Whether the measured figure reaches the published one within both intervals; None: one of them is missing."""
@@ -115,7 +111,7 @@ def summary(found: Sequence[Entry]) -> list[dict[str, Any]]:
                 "interval": entry.measured.get(key, {}).get("interval"),
                 "reached": entry.reached(key),
             }
-            for key in settings_of([entry])
+            for key in settings_of(entry)
         }
         run = {k: entry.run[k] for k in ("command", "evaluation", "steps", "train_seconds")} if entry.run else {}
         what = {"method": entry.label, "dataset": entry.dataset, "protocol": entry.protocol}
@@ -140,29 +136,37 @@ def groups_of(found: Sequence[Entry]) -> list[tuple[str, list[Entry]]]:
     return sorted(groups.items(), key=lambda item: -sum(entry.run is not None for entry in item[1]))
 
 
-def settings_of(mine: Sequence[Entry]) -> list[str]:
-    """Every setting of some entries, fewer ways and shots first, those in words last."""
-    keys = {key for entry in mine for key in (*entry.published, *entry.measured)}
+def settings_of(entry: Entry) -> list[str]:
+    """Every setting that has a figure."""
+    return _in_order({*entry.published, *entry.measured})
+
+
+def _in_order(settings: Iterable[str]) -> list[str]:
+    """Fewer ways and shots first, those in words last."""
 
     def order(key: str) -> tuple[int, list[int], str]:
         words = key.split()
         plain = len(words) == 2 and words[0].endswith("-way")
         return (not plain, [int(w.split("-")[0]) for w in words if w.split("-")[0].isdigit()], key)
 
-    return sorted(keys, key=order)
+    return sorted(settings, key=order)
 
 
 def _tables(mine: Sequence[Entry], table: Table) -> list[str]:
     """What was measured, a row a figure with the commands under it; then what was not, a row a method."""
     ran = [entry for entry in mine if entry.run is not None]
-    missing = [Entry(e.label, e.dataset, e.protocol, e.unmeasured()) for e in mine if e.unmeasured()]
+    missing: dict[str, dict[str, Row]] = {}
+    for entry in mine:
+        done = {key for other in ran if other.label == entry.label for key in other.measured}
+        missing.setdefault(entry.label, {}).update({k: row for k, row in entry.published.items() if k not in done})
+    missing = {label: rows for label, rows in missing.items() if rows}
     parts = []
     if ran:
         parts.append(table(HEADER, [row for entry in ran for row in _rows(entry)]))
         parts.append("\n".join(f"- {entry.label}: {_made(entry.run)}" for entry in ran if entry.run))
     if missing:
-        settings = settings_of(missing)
-        rows = [[e.label, *(_printed(e.published.get(key)) for key in settings)] for e in missing]
+        settings = _in_order({key for rows in missing.values() for key in rows})
+        rows = [[label, *(_printed(found.get(key)) for key in settings)] for label, found in missing.items()]
         parts.append(table(["published, not measured here", *settings], rows))
     return parts
 
@@ -182,7 +186,7 @@ def _rows(entry: Entry) -> list[list[str]]:
             f"{_core_minutes(run):,.0f}",
             verdict[entry.reached(key)],
         ]
-        for key in settings_of([entry])
+        for key in settings_of(entry)
         if key in entry.measured
     ]
 

@@ -110,6 +110,18 @@ def test_the_table_has_every_method_its_command_and_its_time(tmp_path):
     assert by_name["Relation networks", "my_data"]["figures"]["5-way 1-shot"]["published"] is None
 
 
+def test_what_two_runs_of_a_method_measured_is_not_said_to_be_missing(tmp_path):
+    """One row a method: what neither of them measured."""
+    run_file(tmp_path)
+    run_file(tmp_path, name="again")
+    again = json.loads((tmp_path / "again.json").read_text())
+    again["results"][0]["shot"] = 5
+    (tmp_path / "again.json").write_text(json.dumps(again))
+    page = markdown(entries(tmp_path))
+    [row] = [line for line in page.splitlines() if line.startswith("| MAML |") and "95.8" in line]
+    assert "98.7" not in row and "99.9" not in row
+
+
 @pytest.mark.parametrize(("accuracy", "reached"), [(0.9829, False), (0.9831, True), (0.999, True)])
 def test_a_figure_is_reached_within_the_intervals(tmp_path, accuracy, reached):
     run_file(tmp_path, accuracy=accuracy)  # ± 0.4 beside MAML's 98.7
