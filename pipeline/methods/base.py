@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -108,6 +108,13 @@ class Method(nn.Module):
 
     def after_step(self) -> None:
         """Called after every optimizer step, for constraints on the weights."""
+
+    def begun_elsewhere(self, drawn: Collection[str]) -> None:
+        """Called once before the first step of a run that begins with weights from elsewhere.
+
+        Args:
+            drawn: names of the parameters and buffers that did not come with them and are as the seed drew them.
+        """
 
     def summarise(self, features: Tensor, labels: Tensor) -> Tensor | None:
         """What is to be summed over all training images before every checkpoint; None: nothing.

@@ -20,6 +20,7 @@ from pipeline.errors import PipelineError
 from pipeline.evaluation.embedded import Embeddings
 from pipeline.model import build_model, build_preprocess
 from pipeline.training.checkpoint import (
+    BACKBONE,
     STATE,
     Checkpoint,
     begin_with,
@@ -82,9 +83,12 @@ class Learner:
 
     def begin(self) -> None:
         """Take the weights from elsewhere that a run begins with, which one that goes on from a checkpoint has."""
-        give(self.method.backbone, self.config.backbone)
+        found = give(self.method.backbone, self.config.backbone)
+        drawn = [name for name in self.method.state_dict() if not name.startswith(BACKBONE)]
         if self.config.initial is not None:
-            begin_with(self.method, self.config.initial)
+            drawn = begin_with(self.method, self.config.initial)
+        if found is not None or self.config.initial is not None:
+            self.method.begun_elsewhere(drawn)
 
     def train_step(self, batch: Batch) -> Figures:
         """One step on a batch of uint8 images; figures as tensors, so that nothing waits for the device."""

@@ -306,3 +306,20 @@ def test_automatic_form_by_shape():
     method._each_task(few)
     assert torch.equal(torch.get_rng_state(), before)
     assert not any("forward" in vars(layer) for layer in nets[0].norms)  # which the count had taken away
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_features_from_elsewhere_are_asked_by_a_head_of_zeros(form):
+    """After one inner step every row is lr / S times what the features of its class have more than its share of all."""
+    method, episodes = build("mlp", inner_loop=form, inner_steps_eval=1).eval(), batch()
+    method.begun_elsewhere(["head.weight", "head.bias"])
+    state = method.adapt(episodes.support, episodes.support_labels, WAY)
+    for task in range(2):
+        features = method.backbone(episodes.support[task])
+        more = torch.eye(WAY, dtype=torch.float64)[SUPPORT_LABELS[task]] - 1 / WAY
+        torch.testing.assert_close(state["head.weight"][task], 0.3 / 5 * more.T @ features)
+        torch.testing.assert_close(state["head.bias"][task], 0.3 / 5 * more.sum(0))
+    before = build("mlp").head.weight
+    kept = build("mlp")
+    kept.begun_elsewhere([])
+    assert torch.equal(kept.head.weight, before), "a head that came with them stays"

@@ -134,3 +134,20 @@ def test_a_run_that_begins_with_other_weights_says_where_its_logits_are_saturate
     train(learner, batches, dataset, planner.per_step, hooks=Hooks(say=said.append))
     assert learner.method.scale == scale  # the configuration's, not the checkpoint's
     assert len(said) == lines and all("method.scale=1000.0 saturates the logits" in line for line in said)
+
+
+@pytest.mark.parametrize("method", ["maml", "reptile", "meta_lstm"])
+def test_a_head_that_did_not_come_with_the_weights_begins_at_zero(small_run, tmp_path, method):
+    def begun(*initial: str) -> Learner:
+        config, _, run = prepare(small_run(method, *initial, *network))
+        learner = Learner(config, run.spec)
+        learner.begin()
+        return learner
+
+    network = ["backbone=conv4_strided", "backbone.width=8"]
+    learn(small_run("prototypical", *network), stop_at=8, folder=tmp_path / "others")
+    assert begun().method.head.weight.count_nonzero() > 0  # type: ignore[union-attr]
+    first = begun(f"initial={tmp_path}/others")
+    assert not first.method.head.weight.any() and not first.method.head.bias.any()  # type: ignore[union-attr]
+    learn(small_run(method, *network), stop_at=8, folder=tmp_path / "own")
+    assert begun(f"initial={tmp_path}/own").method.head.weight.count_nonzero() > 0  # type: ignore[union-attr]
