@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -20,6 +21,7 @@ from pipeline.errors import PipelineError
 from pipeline.inference import Answers, Enrolment, FewShotClassifier, Label
 from pipeline.inference.folders import read_images
 from pipeline.inference.requests import enrolment_named, sent_images
+from pipeline.nets.own_code import FOLDER
 
 SUPPORT, LABELS, QUERIES = "support_images", "support_labels", "query_images"
 _log = logging.getLogger(__name__)
@@ -44,6 +46,7 @@ class ServedClassifier:
 
     def load_context(self, context: Any) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
+        _refuse_others_code(Path(context.artifacts["classifier"]).parents[1] / "code")
         self.classifier = FewShotClassifier.load(context.artifacts["classifier"], device)
 
     def predict(self, context, model_input, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
@@ -120,6 +123,30 @@ class ServedClassifier:
     def load_enrolment(self, path: str) -> Enrolment:
         """Read a file that ``enrolment.save(path)`` wrote."""
         return Enrolment.load(path)
+
+
+def _refuse_others_code(code: Path) -> None:
+    """Of modules of one name a process has one: refuse to answer with that of another model, or of the caller.
+
+    Networks given as ``backbone=module`` have names of their own, and stay apart.
+    """
+    for own in code.iterdir():
+        module = sys.modules.get(own.stem)
+        if own.name in ("pipeline", FOLDER) or module is None:
+            continue
+        there = Path(next(iter(getattr(module, "__path__", [])), None) or module.__file__ or "")
+        if _texts(there) != _texts(own):
+            raise PipelineError(
+                f"this model's own code {own.name} is not the {there} that this process has imported under the same "
+                "name: load the model in a process of its own, or train its network as backbone=module, whose code "
+                "is kept apart"
+            )
+
+
+def _texts(origin: Path) -> dict[Path, bytes]:
+    """A module's Python files by their path in it."""
+    files = origin.rglob("*.py") if origin.is_dir() else [origin]
+    return {file.relative_to(origin): file.read_bytes() for file in files}
 
 
 def _share(given: Any) -> float | None:

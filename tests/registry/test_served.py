@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import importlib
 import json
 import os
+import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,10 +52,15 @@ def classifier() -> FewShotClassifier:
 
 
 @pytest.fixture(scope="module")
-def model(classifier: FewShotClassifier, tmp_path_factory: pytest.TempPathFactory) -> mlflow.pyfunc.PyFuncModel:
+def packaged(classifier: FewShotClassifier, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("packaged") / "model"
     save_model(classifier, folder, Model())
-    return mlflow.pyfunc.load_model(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(packaged: Path) -> mlflow.pyfunc.PyFuncModel:
+    return mlflow.pyfunc.load_model(str(packaged))
 
 
 @pytest.fixture
@@ -288,3 +296,21 @@ def test_enrolments_are_read_from_one_folder_only(
     assert {text.split(": ", 1)[1] for text in there} == {"the server has no enrolment of this name"}
     for name in ("../outside.enrolment", str(folder / "shop.enrolment"), "..", ".hidden", "a\\b", "a\0b"):
         assert "give the name of a file" in message(name) and str(tmp_path) not in message(name).split(": ", 1)[1]
+
+
+@pytest.mark.parametrize("file", ["own_nets.py", "own_nets/__init__.py"])
+def test_a_model_is_not_answered_for_by_another_ones_code(
+    packaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    """Three registered models bring a module of one name, the first and the second the same."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "own_nets", raising=False)
+    folders = [shutil.copytree(packaged, tmp_path / str(number)) for number in range(3)]
+    for number, folder in enumerate(folders):
+        (folder / "code" / file).parent.mkdir(exist_ok=True)
+        (folder / "code" / file).write_text(f"SHIFT = {number // 2}")
+    mlflow.pyfunc.load_model(str(folders[0]))
+    importlib.import_module("own_nets")  # as its network would
+    mlflow.pyfunc.load_model(str(folders[1]))
+    with pytest.raises(PipelineError, match="own code own_nets.* is not the .* load the model in a process of its own"):
+        mlflow.pyfunc.load_model(str(folders[2]))
