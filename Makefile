@@ -38,10 +38,10 @@ test: install lint ## lint, types and the default tests; the numeric ones also w
 	@$(MAKE) --jobs=2 test-half test-other-half
 
 test-half: install
-	@$(RUN) -m pytest -q $(HALF)
+	@$(RUN) -m pytest -q --durations=25 --durations-min=3 $(HALF)
 
 test-other-half: install
-	@$(RUN) -m pytest -q tests $(HALF:%=--ignore=%)
+	@$(RUN) -m pytest -q --durations=25 --durations-min=3 tests $(HALF:%=--ignore=%)
 	@ONEDNN_MAX_CPU_ISA=AVX2 $(RUN) -m pytest -q tests/methods tests/functional tests/nets
 
 test-all: install lint ## the same with the slow tests, but those of test-faults
