@@ -83,9 +83,10 @@ def check_tracking(tracking: Mapping[str, Any]) -> None:
         try:
             socket.create_connection((server.hostname, port), timeout=5).close()
         except OSError as error:
-            raise PipelineError(
+            raise Unavailable(  # whoever has a server on this machine names it so, and it may be away
                 f"tracking.uri={mask_text(config.uri)}: in a submitted job this is the machine of the job, where no "
-                "MLflow server listens; give tracking.uri=http://SERVER:5000, or MLFLOW_TRACKING_URI in its env_vars"
+                "MLflow server listens; try again when it is back, or give tracking.uri=http://SERVER:5000, or "
+                "MLFLOW_TRACKING_URI in its env_vars"
             ) from error
 
 
