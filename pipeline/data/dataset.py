@@ -159,8 +159,26 @@ class Dataset:
         return out
 
 
+def check_shards(uri: str) -> None:
+    """Compare the shards of a dataset on disk with its manifest, once in a process: before many tasks open them.
+
+    Those of an object store are compared where they are copied to.
+
+    Raises:
+        PipelineError: one is missing or damaged.
+    """
+    _checked(uri, read_manifest(uri).fingerprint)
+
+
+@functools.lru_cache(maxsize=64)
+def _checked(uri: str, fingerprint: str) -> None:
+    if not store.is_remote(uri):
+        for info in read_manifest(uri).shards:
+            _check(os.path.join(store.open_store(uri)[1], info.file), info.sha256)
+
+
 def open_dataset(uri: str, shape: tuple[int, int, int] | None = None) -> Dataset:
-    """A dataset that stays open in a process of the cluster; its shards were checked when the run began."""
+    """A dataset that stays open in a process of the cluster; its shards were checked when the job began."""
     return _opened(uri, read_manifest(uri).fingerprint, shape)
 
 

@@ -13,15 +13,14 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import ray
 import torch
 from torch import Tensor
 
-from pipeline.data.dataset import class_table, open_dataset, read_manifest
+from pipeline.data.dataset import check_shards, class_table, open_dataset, read_manifest
 from pipeline.data.episodes import EpisodeSpec, ImagePlan, check_spec, plan_groups, plan_images
 from pipeline.evaluation.extractor import image_features
 from pipeline.evaluation.model import Built, Model
-from pipeline.evaluation.spread import OnCluster, cores, parts
+from pipeline.evaluation.spread import OnCluster, cores, fetched, parts
 from pipeline.evaluation.statistics import Comparison, Estimate, estimate, paired
 from pipeline.functional.clustering import (
     PREFACTORS,
@@ -80,6 +79,7 @@ class ClusteringResult:
 
 def measure_clustering(model: Model, protocol: ClusteringProtocol, gpus: float = 0.0) -> ClusteringResult:
     """Both measures, spread over the cluster."""
+    check_shards(protocol.dataset)
     table = class_table(read_manifest(protocol.dataset), protocol.split)
     check_spec(table, EpisodeSpec(2, 1, 1), "clustering")
     total, places = int(table.counts.sum()), 2 * cores()
@@ -87,7 +87,7 @@ def measure_clustering(model: Model, protocol: ClusteringProtocol, gpus: float =
     images = parts(total, max(2 * CHUNK, -(-total // places)))
     pairs = parts(protocol.pairs, max(CHUNK // 4, -(-protocol.pairs // places)))
     spreads, variations = cluster.spread(spread_of, images, protocol), cluster.spread(variations_of, pairs, protocol)
-    return ClusteringResult(protocol, merge_spreads(map(ray.get, spreads)), np.concatenate(ray.get(variations)))
+    return ClusteringResult(protocol, merge_spreads(fetched(spreads)), np.concatenate(fetched(variations)))
 
 
 def compare(meta: ClusteringResult, classical: ClusteringResult) -> dict[str, Comparison]:

@@ -22,11 +22,11 @@ import torch
 from pipeline import store
 from pipeline.data import shards
 from pipeline.data.augment import Augmentation
-from pipeline.data.dataset import open_dataset, whole_table
+from pipeline.data.dataset import check_shards, open_dataset, whole_table
 from pipeline.data.features import NETWORK, Network
 from pipeline.data.manifest import FEATURES, Manifest, ShardInfo
 from pipeline.data.write import Target, rows_per_shard, write_shard
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, Unavailable
 from pipeline.evaluation.embedded import View, batch_size, embed_part
 from pipeline.evaluation.spread import cores
 from pipeline.files import sha256
@@ -89,6 +89,7 @@ def embed_dataset(
     Raises:
         PipelineError: the dataset is damaged, the network's features are not finite, or the place cannot be written.
     """
+    check_shards(embedding.dataset)
     images = open_dataset(embedding.dataset).manifest
     features = int(load_network(embedding.network).out_features)  # type: ignore[arg-type]
     described = embedding.describe(images)
@@ -136,7 +137,7 @@ def _computed(
     )  # fmt: skip
     for row in done.iter_rows():
         if row["refused"]:
-            raise PipelineError(row["refused"])
+            raise (Unavailable if row["later"] else PipelineError)(row["refused"])
         yield int(row["number"]), ShardInfo(**json.loads(row["shard"]))
 
 
@@ -159,13 +160,15 @@ class Embedder:
         number, view, start, stop = (int(batch[key][0]) for key in ("number", "view", "start", "stop"))
         for attempt in range(ATTEMPTS):
             try:
-                return {"number": [number], "shard": [self._write(number, view, range(start, stop))], "refused": [""]}
+                shard, refused, later = self._write(number, view, range(start, stop)), "", False
             except PipelineError as error:  # travels as text, so that it ends in one line
-                return {"number": [number], "shard": [""], "refused": [str(error)]}
+                shard, refused, later = "", str(error), isinstance(error, Unavailable)
             except Exception:  # of a GPU that others use too, say: one shard shall not end hours of work
                 if attempt == ATTEMPTS - 1:
                     raise
                 time.sleep(1)
+                continue
+            return {"number": [number], "shard": [shard], "refused": [refused], "later": [later]}
         raise AssertionError
 
     def _write(self, number: int, view: int, part: range) -> str:

@@ -6,16 +6,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import ray
 
-from pipeline.data.dataset import class_table, open_dataset, read_manifest
+from pipeline.data.dataset import check_shards, class_table, open_dataset, read_manifest
 from pipeline.data.episodes import EpisodeSpec, check_spec
 from pipeline.data.manifest import Manifest
 from pipeline.errors import PipelineError
 from pipeline.evaluation.embedded import Embeddings
 from pipeline.evaluation.episodic import episode_accuracies
 from pipeline.evaluation.model import Built, Model
-from pipeline.evaluation.spread import EmbeddedSplits, awaited, cores, parts
+from pipeline.evaluation.spread import EmbeddedSplits, awaited, cores, fetched, parts
 from pipeline.evaluation.statistics import Estimate, estimate
 
 PART = 50  # episodes per task, at most
@@ -78,6 +77,7 @@ def evaluate(
         check(model, protocol)
     once, embedded = once or EmbeddedSplits(model, gpus, seed), {}
     for dataset, split in dict.fromkeys((q.dataset, q.split) for q in protocols):
+        check_shards(dataset)
         shared = [q for q in protocols if (q.dataset, q.split) == (dataset, split)]
         images = sum(q.episodes * q.way * (q.shot + q.query) for q in shared)
         found = once.reference(dataset, split, images)
@@ -91,7 +91,7 @@ def evaluate(
     for done in awaited(list(episodes)):
         answered = sum(episodes[piece] for piece in done)
         print(f"{answered:,} of {sum(episodes.values()):,} episodes answered", flush=True)
-    return [Result(q, np.concatenate(ray.get(found))) for q, found in zip(protocols, answers, strict=True)]
+    return [Result(q, np.concatenate(fetched(found))) for q, found in zip(protocols, answers, strict=True)]
 
 
 def check(model: Model, protocol: EpisodicProtocol) -> None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import ray
 import torch
 from torch import Tensor
 
@@ -16,12 +15,12 @@ from pipeline.config import Section
 from pipeline.config_kinds import Count, Positive
 from pipeline.data.augment import quarter_turns
 from pipeline.data.batches import class_turns
-from pipeline.data.dataset import class_table, open_dataset, read_manifest
+from pipeline.data.dataset import check_shards, class_table, open_dataset, read_manifest
 from pipeline.data.episodes import EpisodeSpec, check_spec, plan_episodes
 from pipeline.errors import PipelineError
 from pipeline.evaluation.evaluate import check_images
 from pipeline.evaluation.model import Built, Model
-from pipeline.evaluation.spread import OnCluster, cores, parts
+from pipeline.evaluation.spread import OnCluster, cores, fetched, parts
 from pipeline.evaluation.statistics import Estimate, estimate
 from pipeline.methods.imprinted import Imprinted, fine_tune
 from pipeline.model import build_model
@@ -82,6 +81,7 @@ def evaluate_joint(model: Model, protocol: GeneralizedProtocol, gpus: float = 0.
         )
     manifest = read_manifest(protocol.dataset)
     check_images(model, manifest)
+    check_shards(protocol.dataset)
     base = class_table(manifest, protocol.base_split, "held", protocol.holdout)
     if int(base.counts.min()) < protocol.query:
         raise PipelineError(
@@ -91,7 +91,7 @@ def evaluate_joint(model: Model, protocol: GeneralizedProtocol, gpus: float = 0.
     novel = class_table(manifest, protocol.split)
     check_spec(novel, EpisodeSpec(len(novel), protocol.shot, protocol.query), "evaluation")
     numbers = parts(protocol.draws, max(1, min(10, -(-protocol.draws // cores()))))
-    found = ray.get(OnCluster(model, gpus).spread(_draws, numbers, protocol))
+    found = fetched(OnCluster(model, gpus).spread(_draws, numbers, protocol))
     return GeneralizedResult(protocol, {name: np.concatenate([part[name] for part in found]) for name in FIGURES})
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import ray
 
-from pipeline.data.dataset import ClassTable, class_table, open_dataset, read_manifest
+from pipeline.data.dataset import ClassTable, check_shards, class_table, open_dataset, read_manifest
+from pipeline.errors import PipelineError
 from pipeline.evaluation.embedded import Embeddings, batch_size, embed_part, possible
 from pipeline.evaluation.model import Built, Model, build_on_worker
 from pipeline.model import network_shape
@@ -91,14 +92,15 @@ class EmbeddedSplits(OnCluster):
     def of(self, dataset: str, split: str, images: int, most: int | None = None) -> Embeddings | None:
         """The same, brought here."""
         found = self.reference(dataset, split, images, most)
-        return None if found is None else Embeddings(ray.get(found[1]), found[0])
+        return None if found is None else Embeddings(fetched(found[1]), found[0])
 
     def few(self, dataset: str, table: ClassTable) -> Embeddings:
         """Of the images of any table, which nobody else asks for."""
-        return Embeddings(ray.get(self.embed(dataset, table)), table)
+        return Embeddings(fetched(self.embed(dataset, table)), table)
 
     def embed(self, dataset: str, table: ClassTable) -> Any:
         """A reference to the embeddings [N, D] of all images of a table."""
+        check_shards(dataset)
         total = int(table.counts.sum())
         batch = batch_size(self._seen, self.gpus > 0)
         share = -(-min(EMBED_PART, -(-total // cores())) // batch) * batch
@@ -107,12 +109,22 @@ class EmbeddedSplits(OnCluster):
         for done in awaited(pieces):
             images = sum(len(part) for part, piece in zip(ranges, pieces, strict=True) if piece in done)
             print(f"{images:,} of {total:,} images of split {table.split!r} embedded", flush=True)
-        return ray.put(np.concatenate(ray.get(pieces)))
+        return ray.put(np.concatenate(fetched(pieces)))
 
 
 def _embed(built: Built, part: range, uri: str, shape: tuple[int, int, int], table: ClassTable) -> np.ndarray:
     method, preprocess, device = built
     return embed_part(method.backbone, preprocess, open_dataset(uri, shape), table, part, device)
+
+
+def fetched(references: Any) -> Any:
+    """``ray.get``, but a task's PipelineError as the task said it: as Ray hands it on, its message is a traceback."""
+    try:
+        return ray.get(references)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, PipelineError):
+            raise error.cause from None
+        raise
 
 
 def awaited(pieces: Sequence[Any]) -> Iterator[set[Any]]:

@@ -17,7 +17,7 @@ from pipeline.errors import PipelineError
 from pipeline.evaluation.embedded import given_embeddings, possible
 from pipeline.evaluation.episodic import evaluating
 from pipeline.evaluation.model import Model, build_on_worker
-from pipeline.evaluation.spread import EmbeddedSplits, awaited
+from pipeline.evaluation.spread import EmbeddedSplits, awaited, fetched
 from pipeline.inference import calibrating
 from pipeline.inference.background import CLASSES, IMAGES, Background, has_background, survey
 from pipeline.inference.calibrating import (
@@ -122,7 +122,7 @@ def _asked_on_the_cluster(
     ]
     for done in awaited(pieces):
         print(f"{len(done)} of {len(points)} questions of the calibration asked", flush=True)
-    found: list[Answered] = ray.get(pieces)
+    found: list[Answered] = fetched(pieces)
     return found
 
 

@@ -26,7 +26,7 @@ from pipeline.data.features import NETWORK, Network, Pictures, read_network
 from pipeline.data.planners import EpisodePlanner, ImagePlanner, Views
 from pipeline.data.shards import map_shard
 from pipeline.data.write import Target, write_dataset
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, Unavailable
 from pipeline.evaluation.embed_dataset import Embedder, Embedding, embed_dataset
 from pipeline.evaluation.embedded import embed_part
 from pipeline.evaluation.evaluate import EpisodicProtocol, evaluate
@@ -256,3 +256,15 @@ def test_features_that_are_no_numbers_are_refused(ray_session, turned, network, 
     broken = replace(network, weights={**network.weights, name: network.weights[name] * float("nan")})
     with pytest.raises(PipelineError, match="NaN or infinite"):
         embedded(turned, tmp_path / "nan", broken)
+
+
+def test_a_store_that_is_away_is_no_mistake(turned, network, tmp_path, monkeypatch):
+    actor = Embedder(Embedding.of(turned, network, None, 2**20, False), str(tmp_path), None, "0" * 16, gpu=False)
+
+    def away(*_):
+        raise Unavailable("s3://bucket does not answer")
+
+    monkeypatch.setattr("pipeline.evaluation.embed_dataset.write_shard", away)
+    work = {"number": 0, "view": 0, "start": 0, "stop": 9}
+    found = actor({name: np.asarray([value]) for name, value in work.items()})
+    assert found == {"number": [0], "shard": [""], "refused": ["s3://bucket does not answer"], "later": [True]}

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 
 from pipeline.data.dataset import Dataset, class_table
 from pipeline.data.episodes import EpisodeSpec, plan_episodes
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, Unavailable
 from pipeline.evaluation import spread
 from pipeline.evaluation.episodic import episode_accuracies
 from pipeline.evaluation.evaluate import EpisodicProtocol, evaluate
 from pipeline.evaluation.generalized import FineTuning, GeneralizedProtocol, evaluate_joint
 from pipeline.evaluation.model import Model
+from pipeline.evaluation.spread import OnCluster, fetched
 from pipeline.model import build_model, build_preprocess
 
 
@@ -55,6 +58,28 @@ def test_a_slow_evaluation_says_how_far_it_is(ray_session, glyphs, weights, monk
     monkeypatch.setattr(spread, "PROGRESS_S", 0.01)
     evaluate(Model(spec(), weights), [EpisodicProtocol(glyphs, "test", 5, shot, 4, episodes=40) for shot in (1, 2)])
     assert " of 80 episodes answered\n" in capsys.readouterr().out
+
+
+def test_a_damaged_shard_is_not_measured_on(ray_session, glyphs, weights, tmp_path):
+    folder = shutil.copytree(glyphs, tmp_path / "glyphs")
+    shard = next(folder.glob("*.arrow"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1  # of a pixel
+    shard.write_bytes(content)
+    with pytest.raises(PipelineError, match=rf"^shard {shard} is damaged"):
+        evaluate(Model(spec(), weights), [EpisodicProtocol(str(folder), "test", 5, 1, 4, episodes=4)])
+
+
+def test_a_task_says_what_is_wrong_in_one_line(ray_session, weights):
+    """As it was raised, and of its kind: by the kind a job ends with 75 and not with 2."""
+
+    def work(*_):
+        raise Unavailable("s3://bucket does not answer; try again later")
+
+    with pytest.raises(PipelineError) as caught:
+        fetched(OnCluster(Model(spec(), weights)).spread(work, [1]))
+    assert type(caught.value) is Unavailable
+    assert str(caught.value) == "s3://bucket does not answer; try again later"
 
 
 def test_the_number_computed_at_once_changes_nothing(glyphs, weights):

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -60,6 +61,7 @@ SERVED = {
     "metric": ["method=prototypical"],
     "gradient": ["method=maml", "method.inner_steps=2", "method.inner_steps_eval=2"],
 }
+STACK = re.compile(r'^Traceback \(most recent call last\)|^ +File ".+", line \d+, in ', re.M)  # also Ray's
 LAST = 1200.0  # seconds that what was begun may take after the troubles' end
 
 
@@ -172,7 +174,7 @@ def look(here: World) -> None:
     if partial:
         here.wrong.append(f"temporary files are left: {partial[:3]}")
     for ended in here.ended:
-        if "Traceback (most recent call last)" in ended.log:
+        if STACK.search(ended.log):
             here.wrong.append(f"a traceback in the log of job {ended.number}: {ended.command[:120]}")
         if here.secret in ended.log:
             here.wrong.append(f"a secret in the log of job {ended.number}")
