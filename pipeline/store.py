@@ -82,6 +82,11 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *parts])
 
 
+def places(name: str, folder: str) -> list[str]:
+    """Where what is given as ``name`` may be: there itself, and in ``folder``, unless it is an address."""
+    return [name] if is_remote(name) else [name, join(folder, name)]
+
+
 def exists(uri: str) -> bool:
     fs, path = open_store(uri)
     return asking(uri, lambda: fs.get_file_info(path).type != pafs.FileType.NotFound)

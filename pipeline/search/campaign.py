@@ -299,10 +299,11 @@ def _resumed(raw: Config) -> Campaign:
         free = key.split(".")[0] in ("resume", "storage", "tracking", "concurrent")
         if not free and (key not in default or default[key] != value):
             raise PipelineError(f"{key}: a resumed campaign keeps its stored configuration; leave it out")
-    storage = absolute("storage", str(raw["storage"]))
-    where = store.join(storage, str(raw["resume"]), CAMPAIGN_FILE)
-    if not store.exists(where):
-        raise PipelineError(f"resume={raw['resume']}: no campaign of this name in {storage}")
+    name, storage = str(raw["resume"]).rstrip("/"), absolute("storage", str(raw["storage"]))
+    found = [place for place in store.places(name, storage) if store.exists(store.join(place, CAMPAIGN_FILE))]
+    if not found:
+        raise PipelineError(f"resume={name}: no campaign of this name in {storage}, and no folder of one")
+    storage, where = absolute("storage", found[0]).rpartition("/")[0], store.join(found[0], CAMPAIGN_FILE)
     try:
         record = json.loads(store.read_bytes(where))
         stored, fingerprint = without_gone(record["config"], warn=False), record["dataset"]["fingerprint"]

@@ -10,7 +10,7 @@ import numpy as np
 from pipeline import store
 from pipeline.commands import command
 from pipeline.config import Config, to_yaml
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, Unavailable
 from pipeline.files import to_json
 from pipeline.registry.aliases import CHALLENGER
 from pipeline.registry.tracking_config import check_tracking, say_undelivered
@@ -44,6 +44,8 @@ def tune(raw: Config) -> dict[str, Any]:
             _search(campaign, ledger, delivery)
             verdict = _finals(campaign, ledger, delivery)
             return _conclude(campaign, ledger, delivery, verdict)
+    except Unavailable as error:
+        raise Unavailable(f"campaign {campaign.name}: {error}; {again}") from error
     except KeyboardInterrupt:
         print(f"\n{again}", flush=True)
         raise

@@ -24,12 +24,12 @@ from ray.tune.search import Searcher
 
 from pipeline import store
 from pipeline.data.planners import TASK_CPUS
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, Unavailable
 from pipeline.search.asha import ASHA
 from pipeline.search.campaign import Campaign
 from pipeline.search.ledger import Ledger, Record
 from pipeline.search.space import propose
-from pipeline.search.trial import ACCURACY, FAILED, FINISHED, STEP, Trial, last_line
+from pipeline.search.trial import ACCURACY, AWAY, FAILED, FINISHED, STEP, Trial, last_line
 from pipeline.training.checkpoint import STATE
 from pipeline.training.cluster import capacity
 from pipeline.training.config import Cluster
@@ -61,6 +61,7 @@ class CampaignSearcher(Searcher):
         super().__init__(metric=ACCURACY, mode="max")
         self.campaign, self.ledger, self.ended = campaign, ledger, ended
         self._interrupted = self.running()
+        self.away: str | None = None  # what did not answer, or had no room: no more trials until it does
         self._out: set[str] = set()  # runs that were handed out and are not back
         self._records: dict[str, Record] = {}  # by Tune's name of the trial
 
@@ -98,6 +99,9 @@ class CampaignSearcher(Searcher):
         while (record := self.following()) is not None:
             try:
                 run = self.campaign.prepare(record.values, record.run, record.seed)
+            except Unavailable as error:
+                self.away = f"trial {record.run}: {error}"
+                return None
             except PipelineError as error:
                 self.end(replace(record, status="failed", reason=str(error)))
                 continue
@@ -130,6 +134,8 @@ class CampaignSearcher(Searcher):
         return True
 
     def suggest(self, trial_id: str) -> Any:
+        if self.away is not None:
+            return Searcher.FINISHED
         found = self.next()
         if found is None:
             return None if self.waits() else Searcher.FINISHED
@@ -151,7 +157,10 @@ class CampaignSearcher(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         record, said = self._records.pop(trial_id), result or {}
-        if FAILED in said:
+        if AWAY in said:  # in the ledger it runs: it was interrupted
+            self._out.discard(record.run)
+            self.away = f"trial {record.run}: {said[AWAY]}"
+        elif FAILED in said:
             self.end(replace(record, status="failed", reason=str(said[FAILED])))
         elif FINISHED in said:
             self.end(replace(self.refreshed(record), status="finished"))
@@ -261,6 +270,9 @@ def run_trials(
 
     Tune's snapshots, which ``Tuner.restore`` begins with, are up to ten seconds old and have no state of the scheduler:
     the ledger, which is written at every validation, takes their place.
+
+    Raises:
+        Unavailable: the store or the cluster did not answer a trial, or had no room for it; no more were begun.
     """
     for key, value in _SETTINGS.items():
         os.environ.setdefault(key, value)
@@ -294,3 +306,5 @@ def run_trials(
         ).fit()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    if searcher.away is not None:
+        raise Unavailable(searcher.away)

@@ -24,10 +24,11 @@ from pipeline import store
 from pipeline.config import validate
 from pipeline.data.dataset import Dataset
 from pipeline.data.stream import Stream
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, Unavailable
 from pipeline.nets.own_code import send
 from pipeline.training.checkpoint import free_name, name_of, save_checkpoint
 from pipeline.training.config import Cluster, TrainConfig
+from pipeline.training.diagnosis import WorkersLost
 from pipeline.training.launch import launch
 from pipeline.training.learner import Learner, set_up
 from pipeline.training.loop import Hooks, make_planner, training
@@ -35,14 +36,15 @@ from pipeline.training.runs import Run, accuracy_at, checkpoints, write_run
 from pipeline.training.telemetry import CHECKPOINT_SECONDS, Telemetry, start_monitor
 from pipeline.training.workers import Alone
 
-ACCURACY, STEP, FAILED, FINISHED, DONE = "val/accuracy", "step", "failed", "finished", "done"
+ACCURACY, STEP, FAILED, AWAY, FINISHED, DONE = "val/accuracy", "step", "failed", "away", "finished", "done"
 Validations = Generator[dict[str, Any], None, None]  # {STEP: .., ACCURACY: ..}
 
 
 class Trial(tune.Trainable):
     """``config["run"]`` is a :class:`Run` as JSON; the trial pauses at step ``config["until"]``, unless that is 0.
 
-    What goes wrong is reported as "failed", with its reason: it concerns this trial alone.
+    What goes wrong is reported as "failed", with its reason: it concerns this trial alone. A store or a cluster that
+    does not answer, or has no room, is "away": it concerns all, and the trial can go on later.
     """
 
     _validations: Validations | None = None
@@ -69,7 +71,9 @@ class Trial(tune.Trainable):
         try:
             found = next(self._validations, {FINISHED: True, DONE: True})
         except PipelineError as error:
-            return {FAILED: str(error).removeprefix(f"run {self._run.name}: "), DONE: True}
+            away = isinstance(error, Unavailable) and not isinstance(error, WorkersLost)
+            reason = str(error).removeprefix(f"run {self._run.name}: ")
+            return {AWAY if away else FAILED: reason.removesuffix(f"; go on with it: {self._run.resume}"), DONE: True}
         except Exception as error:  # a bug, or a worker that died too often: the trial's log has the traceback
             logging.getLogger(__name__).exception("trial %s", self._run.name)
             return {FAILED: f"{type(error).__name__}: {last_line(error)}", DONE: True}

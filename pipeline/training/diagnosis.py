@@ -37,6 +37,10 @@ LOST = (  # Ray's names and words for a worker, a node or a controller that is g
 )
 
 
+class WorkersLost(Unavailable):
+    """It may be the cluster's doing, and may be the run's own."""
+
+
 def check_finite(learner: Learner, losses: list[Tensor], per_step: int, workers: Workers) -> None:
     """Raise Diverged, on all workers alike, where a loss or the weights are NaN or infinite.
 
@@ -130,5 +134,5 @@ def cause_of(error: Exception, run: Run) -> Exception:
             return PipelineError(f"run {run.name}: {line}; then go on with it: {run.resume}")
     if re.search(LOST, text):
         line = "its workers were lost once more than cluster.restarts allows, or its nodes are gone"
-        return Unavailable(f"run {run.name}: {line}; go on with it: {run.resume}")
+        return WorkersLost(f"run {run.name}: {line}; go on with it: {run.resume}")
     return error

@@ -399,7 +399,7 @@ def _checkpoint(key: str, given: str, storage: str) -> str:
     """The checkpoint folder that ``key`` stands for: itself, or a run's chosen checkpoint."""
     if store.exists(store.join(given, STATE)):
         return absolute(key, given)
-    for uri in (given, store.join(storage, given)):
+    for uri in store.places(given, storage):
         if store.exists(store.join(uri, RUN_FILE)):
             return absolute(key, best_checkpoint(uri))
     message = f"{key}={given}: neither a checkpoint's folder, nor a run's, nor the name of a run in {storage}"

@@ -94,9 +94,11 @@ def read_run(uri: str) -> Run:
 
 def find_run(name: str, storage: str) -> Run:
     """A run by its name in ``storage``, or by the path or URI of its folder."""
-    for uri in (name, store.join(storage, name)):
+    for uri in store.places(name, storage):
         if store.exists(store.join(uri, RUN_FILE)):
             uri = uri if store.is_remote(uri) else os.path.abspath(uri)
             return read_run(uri)
+    if store.is_remote(name):
+        raise PipelineError(f"no run {name!r}: it has no {RUN_FILE}")
     known = [entry for entry in store.list_names(storage) if store.exists(store.join(storage, entry, RUN_FILE))]
     raise PipelineError(f"no run {name!r} in {storage}; it has {', '.join(known[-5:]) or 'none'}")

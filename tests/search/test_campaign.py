@@ -127,6 +127,8 @@ def test_a_campaign_is_begun_once_and_keeps_its_configuration(arguments, tmp_pat
     assert begin(compose("tune", ["resume=small", place, "concurrent=1"])).config.concurrent == 1
     with pytest.raises(PipelineError, match="trials: a resumed campaign keeps its stored configuration"):
         begin(compose("tune", ["resume=small", place, "trials=9"]))
+    by_folder = begin(compose("tune", [f"resume={tmp_path}/runs/small"]))
+    assert (by_folder.name, by_folder.uri) == ("small", f"{tmp_path}/runs/small")
     with pytest.raises(PipelineError, match="resume=other: no campaign of this name"):
         begin(compose("tune", ["resume=other", place]))
 

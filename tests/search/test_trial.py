@@ -14,12 +14,14 @@ import torch
 from pipeline.config import validate
 from pipeline.data.batches import local_batches
 from pipeline.data.dataset import Dataset
+from pipeline.errors import Unavailable
 from pipeline.search.asha import ASHA
 from pipeline.search.ledger import Ledger
 from pipeline.search.searchers import SearchTrials, run_trials
 from pipeline.search.trial import ACCURACY, DONE, FAILED, FINISHED, STEP, Trial, last_line, superfluous, under_ray_train
 from pipeline.training.checkpoint import load_checkpoint
 from pipeline.training.config import TrainConfig
+from pipeline.training.diagnosis import WorkersLost
 from pipeline.training.learner import Learner, make_deterministic
 from pipeline.training.loop import make_planner, train
 from pipeline.training.runs import Run, checkpoints
@@ -129,6 +131,42 @@ def test_a_trial_whose_process_dies_goes_on_and_the_log_says_so_in_one_line(ray_
     said = "".join(capfd.readouterr())
     assert said.count(f"trial {record.run}: its process died; it goes on in another process") == 1
     assert "Traceback" not in said and "Error" not in said
+
+
+def test_a_store_that_is_away_ends_no_trial(ray_session, campaign, tmp_path):
+    """It is none's fault: the campaign ends, and goes on where it was."""
+    small, back = campaign("trials=3", "concurrent=1"), tmp_path / "back"
+
+    class Away(Trial):
+        def reset_config(self, new_config):
+            super().reset_config(new_config)
+            if not back.exists():
+                self._validations = self.nothing()
+            return True
+
+        def nothing(self):
+            raise Unavailable(f"run {self._run.name}: s3://bucket does not answer; go on with it: {self._run.resume}")
+            yield
+
+    with pytest.raises(Unavailable) as caught:
+        run_trials(SearchTrials(small, Ledger(small.uri)), None, 1, Away)
+    assert str(caught.value) == "trial small-0000: s3://bucket does not answer"
+    assert [record.status for record in Ledger(small.uri).search] == ["running"]
+    back.touch()
+    run_trials(SearchTrials(small, Ledger(small.uri)), None, 1, Away)
+    assert [record.status for record in Ledger(small.uri).search] == ["finished"] * 3
+
+
+def test_workers_that_were_lost_may_be_the_trials_own_doing(campaign):
+    small = campaign()
+    trial = Trial(given(small.prepare(VALUES[1], "lost")))
+
+    def lost():
+        raise WorkersLost("run lost: its workers were lost once more than cluster.restarts allows")
+        yield
+
+    trial._validations = lost()
+    assert trial.step() == {FAILED: "its workers were lost once more than cluster.restarts allows", DONE: True}
 
 
 @pytest.mark.slow

@@ -178,6 +178,15 @@ def test_a_resumed_run_keeps_its_configuration(small_run, tmp_path):
         prepare(compose("train", ["resume=killed", f"storage={tmp_path}"]))
 
 
+@pytest.mark.parametrize("key", ["resume", "initial", "method.teacher"])
+def test_a_run_in_an_object_store_that_is_not_there_is_named_as_it_was_given(small_run, moto_bucket, key):
+    """And not looked for in a local folder of that name."""
+    uri, teacher = f"{moto_bucket}/runs/nobody", "rfs" if key == "method.teacher" else "prototypical"
+    with pytest.raises(PipelineError) as caught:
+        prepare(compose("train", [f"resume={uri}"]) if key == "resume" else small_run(teacher, f"{key}={uri}"))
+    assert uri in str(caught.value) and "/s3:" not in str(caught.value) and "no folder" not in str(caught.value)
+
+
 def test_a_resumed_run_may_be_given_the_default_of_where_it_runs(small_run, tmp_path):
     """What is asked for counts, also where it is the default: a run of one worker goes on with the usual two."""
     _, raw, run = prepare(small_run("prototypical", "name=one", "cluster.workers=1", "cluster.restarts=7"))
