@@ -28,7 +28,7 @@ from pipeline.errors import PipelineError, Unavailable
 from pipeline.nets.own_code import send
 from pipeline.training.checkpoint import free_name, name_of, save_checkpoint
 from pipeline.training.config import Cluster, TrainConfig
-from pipeline.training.diagnosis import WorkersLost
+from pipeline.training.diagnosis import WORKERS_LOST
 from pipeline.training.launch import launch
 from pipeline.training.learner import Learner, set_up
 from pipeline.training.loop import Hooks, make_planner, training
@@ -71,7 +71,7 @@ class Trial(tune.Trainable):
         try:
             found = next(self._validations, {FINISHED: True, DONE: True})
         except PipelineError as error:
-            away = isinstance(error, Unavailable) and not isinstance(error, WorkersLost)
+            away = isinstance(error, Unavailable) and WORKERS_LOST not in str(error)  # that may be the trial's doing
             reason = str(error).removeprefix(f"run {self._run.name}: ")
             return {AWAY if away else FAILED: reason.removesuffix(f"; go on with it: {self._run.resume}"), DONE: True}
         except Exception as error:  # a bug, or a worker that died too often: the trial's log has the traceback

@@ -29,16 +29,13 @@ TOO_SMALL = {  # what the error's text has -> what is said
     "was out of memory: lower train.meta_batch_size (or train.batch_size) or validation.tasks, or take nodes with more "
     "memory (cluster.cpus_per_worker decides how many workers share one)",
 }
+WORKERS_LOST = "its workers were lost once more than cluster.restarts allows, or its nodes are gone"
 NO_ENVIRONMENT = r"Failed to set up runtime environment|RuntimeEnvSetupError"
 NO_ROOM = r"OutOfDisk|No space left on device"
 LOST = (  # Ray's names and words for a worker, a node or a controller that is gone, and for places that did not come
     r"The actor (died unexpectedly|is dead because)|ActorUnavailableError|NodeDiedError|WorkerCrashedError|"
     r"OwnerDiedError|WorkerHealthCheckTimeoutError|WorkerGroupStartup|interrupted by node preemption"
 )
-
-
-class WorkersLost(Unavailable):
-    """It may be the cluster's doing, and may be the run's own."""
 
 
 def check_finite(learner: Learner, losses: list[Tensor], per_step: int, workers: Workers) -> None:
@@ -133,6 +130,5 @@ def cause_of(error: Exception, run: Run) -> Exception:
         if re.search(signs, text):
             return PipelineError(f"run {run.name}: {line}; then go on with it: {run.resume}")
     if re.search(LOST, text):
-        line = "its workers were lost once more than cluster.restarts allows, or its nodes are gone"
-        return WorkersLost(f"run {run.name}: {line}; go on with it: {run.resume}")
+        return Unavailable(f"run {run.name}: {WORKERS_LOST}; go on with it: {run.resume}")
     return error

@@ -21,7 +21,7 @@ from pipeline.search.searchers import SearchTrials, run_trials
 from pipeline.search.trial import ACCURACY, DONE, FAILED, FINISHED, STEP, Trial, last_line, superfluous, under_ray_train
 from pipeline.training.checkpoint import load_checkpoint
 from pipeline.training.config import TrainConfig
-from pipeline.training.diagnosis import WorkersLost
+from pipeline.training.diagnosis import WORKERS_LOST
 from pipeline.training.learner import Learner, make_deterministic
 from pipeline.training.loop import make_planner, train
 from pipeline.training.runs import Run, checkpoints
@@ -162,11 +162,11 @@ def test_workers_that_were_lost_may_be_the_trials_own_doing(campaign):
     trial = Trial(given(small.prepare(VALUES[1], "lost")))
 
     def lost():
-        raise WorkersLost("run lost: its workers were lost once more than cluster.restarts allows")
+        raise Unavailable(f"run lost: {WORKERS_LOST}")
         yield
 
     trial._validations = lost()
-    assert trial.step() == {FAILED: "its workers were lost once more than cluster.restarts allows", DONE: True}
+    assert trial.step() == {FAILED: WORKERS_LOST, DONE: True}
 
 
 @pytest.mark.slow
