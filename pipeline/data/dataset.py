@@ -167,14 +167,14 @@ def check_shards(uri: str) -> None:
     Raises:
         PipelineError: one is missing or damaged.
     """
-    _checked(uri, read_manifest(uri).fingerprint)
+    if not store.is_remote(uri):
+        _checked(uri, read_manifest(uri).fingerprint)
 
 
 @functools.lru_cache(maxsize=64)
 def _checked(uri: str, fingerprint: str) -> None:
-    if not store.is_remote(uri):
-        for info in read_manifest(uri).shards:
-            _check(os.path.join(store.open_store(uri)[1], info.file), info.sha256)
+    for info in read_manifest(uri).shards:
+        _check(os.path.join(store.open_store(uri)[1], info.file), info.sha256)
 
 
 def open_dataset(uri: str, shape: tuple[int, int, int] | None = None) -> Dataset:

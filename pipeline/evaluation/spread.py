@@ -92,11 +92,11 @@ class EmbeddedSplits(OnCluster):
     def of(self, dataset: str, split: str, images: int, most: int | None = None) -> Embeddings | None:
         """The same, brought here."""
         found = self.reference(dataset, split, images, most)
-        return None if found is None else Embeddings(fetched(found[1]), found[0])
+        return None if found is None else Embeddings(ray.get(found[1]), found[0])
 
     def few(self, dataset: str, table: ClassTable) -> Embeddings:
         """Of the images of any table, which nobody else asks for."""
-        return Embeddings(fetched(self.embed(dataset, table)), table)
+        return Embeddings(ray.get(self.embed(dataset, table)), table)
 
     def embed(self, dataset: str, table: ClassTable) -> Any:
         """A reference to the embeddings [N, D] of all images of a table."""

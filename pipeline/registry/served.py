@@ -134,12 +134,12 @@ def _refuse_others_code(code: Path) -> None:
         module = sys.modules.get(own.stem)
         if own.name in ("pipeline", FOLDER) or module is None:
             continue
-        there = Path(next(iter(getattr(module, "__path__", [])), None) or module.__file__ or "")
-        if _texts(there) != _texts(own):
+        there = next(iter(getattr(module, "__path__", [])), None) or getattr(module, "__file__", None)
+        if there is None or _texts(Path(there)) != _texts(own):
             raise PipelineError(
-                f"this model's own code {own.name} is not the {there} that this process has imported under the same "
-                "name: load the model in a process of its own, or train its network as backbone=module, whose code "
-                "is kept apart"
+                f"this model's own code {own.name} is not the {there or 'module'} that this process has imported under "
+                "the same name: load the model in a process of its own, or train its network as backbone=module, "
+                "whose code is kept apart"
             )
 
 

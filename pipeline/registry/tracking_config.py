@@ -70,7 +70,12 @@ def _check_file(path: Path, uri: str) -> None:
 
 
 def check_tracking(tracking: Mapping[str, Any]) -> None:
-    """Refuse a configuration that can never work, without reaching for a store elsewhere."""
+    """Refuse a configuration that can never work, without reaching for a store elsewhere.
+
+    Raises:
+        Unavailable: in a submitted job, no server listens on this very machine, which was named: it may be away.
+        PipelineError: whatever else is wrong.
+    """
     config = validate(TrackingConfig, dict(tracking))
     if config.uri is None:
         return

@@ -12,6 +12,7 @@ import functools
 import json
 import logging
 import queue
+import re
 import threading
 import time
 from collections.abc import Generator
@@ -37,6 +38,7 @@ from pipeline.training.telemetry import CHECKPOINT_SECONDS, Telemetry, start_mon
 from pipeline.training.workers import Alone
 
 ACCURACY, STEP, FAILED, AWAY, FINISHED, DONE = "val/accuracy", "step", "failed", "away", "finished", "done"
+HINT = re.compile("; (?:then )?go on with it")  # with the run alone; the campaign says how to go on with itself
 Validations = Generator[dict[str, Any], None, None]  # {STEP: .., ACCURACY: ..}
 
 
@@ -73,7 +75,7 @@ class Trial(tune.Trainable):
         except PipelineError as error:
             away = isinstance(error, Unavailable) and WORKERS_LOST not in str(error)  # that may be the trial's doing
             reason = str(error).removeprefix(f"run {self._run.name}: ")
-            return {AWAY if away else FAILED: reason.removesuffix(f"; go on with it: {self._run.resume}"), DONE: True}
+            return {AWAY if away else FAILED: HINT.split(reason)[0], DONE: True}
         except Exception as error:  # a bug, or a worker that died too often: the trial's log has the traceback
             logging.getLogger(__name__).exception("trial %s", self._run.name)
             return {FAILED: f"{type(error).__name__}: {last_line(error)}", DONE: True}

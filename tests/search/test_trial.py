@@ -145,7 +145,8 @@ def test_a_store_that_is_away_ends_no_trial(ray_session, campaign, tmp_path):
             return True
 
         def nothing(self):
-            raise Unavailable(f"run {self._run.name}: s3://bucket does not answer; go on with it: {self._run.resume}")
+            how = f"; then go on with it: {self._run.resume}"
+            raise Unavailable(f"run {self._run.name}: s3://bucket does not answer{how}")
             yield
 
     with pytest.raises(Unavailable) as caught:
