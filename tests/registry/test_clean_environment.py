@@ -64,7 +64,7 @@ def test_pulled_model_gives_equal_answers(run: Path, tracking: dict, pictures: n
     there = tmp_path / "elsewhere"
     there.mkdir()
     np.savez(there / "given.npz", **given)
-    python = make_environment(tracking, tmp_path / "clean")
+    python = make_environment(requirements_of(tracking), tmp_path / "clean")
     env = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV", "RAY_"))}
     done = subprocess.run(
         [python, "-c", PROGRAM, tracking["uri"]], cwd=there, env=env, capture_output=True, text=True, timeout=300
@@ -87,11 +87,13 @@ def test_pulled_model_gives_equal_answers(run: Path, tracking: dict, pictures: n
     assert own.classify(theirs, given["query_images"]).labels == answers.labels
 
 
-def make_environment(tracking: dict, folder: Path) -> str:
-    """A new environment with torch at the model's version and then the model's own requirements."""
+def requirements_of(tracking: dict) -> Path:
     client = MlflowClient(tracking_uri=tracking["uri"])
-    location = Path(client.get_model_version_download_uri("people", "1").removeprefix("file://"))
-    requirements = location / "requirements.txt"
+    return Path(client.get_model_version_download_uri("people", "1").removeprefix("file://")) / "requirements.txt"
+
+
+def make_environment(requirements: Path, folder: Path) -> str:
+    """A new environment with torch at the model's version and then the model's own requirements."""
     pinned = f"torch=={torch.__version__.split('+')[0]}"
     assert pinned in requirements.read_text().split()
     venv.create(folder, with_pip=True)

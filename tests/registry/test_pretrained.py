@@ -23,6 +23,7 @@ from pipeline.training.learner import Learner
 from pipeline.training.loop import Hooks, train
 from tests.conftest import OPERATORS
 from tests.nets.pretrained import encoder_folder, timm_file
+from tests.registry.test_clean_environment import make_environment
 from tests.training.conftest import small_run  # noqa: F401
 
 PROGRAM = """
@@ -53,6 +54,41 @@ def colours(folder: Path) -> list[str]:
     return [f"data.root={folder}", "data.name=colours"]
 
 
+def saved(folder: Path, small_run, kind: str, method: list[str], real_data: Path | None) -> FewShotClassifier:  # noqa: F811
+    """A run without steps on such a network, saved as a registered model is in ``folder / "model"``; the run's own."""
+    remove = None
+    if kind == "lite0":
+        options = [*lite0(real_data), *colours(folder), "input.scaling=unit"]
+    elif kind == "timm":
+        remove = timm_file(folder)
+        options = ["backbone=timm", "backbone.model=test_resnet", f"backbone.weights={remove}"]
+    else:
+        remove = encoder_folder(folder)
+        options = ["backbone=huggingface", f"backbone.model={remove}"]
+    if kind != "lite0":
+        options += ["input.scaling=backbone"]
+    options += ["steps=0", "validation.episodes=2", "validation.way=2"]
+    config, raw, run = prepare(small_run(method[0], *method[1:], *options))
+    learner, states = Learner(config, run.spec), []
+    learner.begin()
+    train(learner, iter(()), Dataset(config.dataset_uri), 4, hooks=Hooks(save=states.append))
+    own = FewShotClassifier.from_weights(run.spec, states[0].checkpoint(raw, run.dataset).model)
+    save_model(own, folder / "model", Model())
+    if remove is not None:
+        shutil.rmtree(remove) if os.path.isdir(remove) else os.remove(remove)
+    return own
+
+
+def answers(python: str, own: FewShotClassifier, folder: Path, environment: dict[str, str]) -> np.ndarray:
+    """Logits of the saved model in another process, beside those of the run."""
+    images = np.random.default_rng(0).integers(0, 256, (7, *own.shape), dtype=np.uint8)
+    np.save(folder / "images.npy", images)
+    command = [python, "-c", PROGRAM, *(str(folder / name) for name in ("model", "images.npy", "logits.npy"))]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return np.stack([np.load(folder / "logits.npy"), own.logits(own.enrol(images[:5], list(range(5))), images)])
+
+
 @pytest.mark.parametrize(
     ("kind", "method"),
     [
@@ -63,35 +99,23 @@ def colours(folder: Path) -> list[str]:
     ],
 )
 def test_it_answers_as_the_run_bit_for_bit(tmp_path, small_run, request, kind, method):  # noqa: F811
-    if kind == "lite0":
-        options, remove = [*lite0(request.getfixturevalue("real_data")), *colours(tmp_path), "input.scaling=unit"], None
-    elif kind == "timm":
-        remove = timm_file(tmp_path)
-        options = ["backbone=timm", "backbone.model=test_resnet", f"backbone.weights={remove}"]
-    else:
-        remove = encoder_folder(tmp_path)
-        options = ["backbone=huggingface", f"backbone.model={remove}"]
-    if kind != "lite0":
-        options += ["input.scaling=backbone"]
-    options += ["steps=0", "validation.episodes=2", "validation.way=2"]
-    config, raw, run = prepare(small_run(method[0], *method[1:], *options))
-    learner, saved = Learner(config, run.spec), []
-    learner.begin()
-    train(learner, iter(()), Dataset(config.dataset_uri), 4, hooks=Hooks(save=saved.append))
-    checkpoint = saved[0].checkpoint(raw, run.dataset)
-    own = FewShotClassifier.from_weights(run.spec, checkpoint.model)
-    save_model(own, tmp_path / "model", Model())
+    real = request.getfixturevalue("real_data") if kind == "lite0" else None
+    own = saved(tmp_path, small_run, kind, method, real)
     library = "transformers" if kind == "huggingface" else "timm"
     assert f"{library}=={version(library)}" in (tmp_path / "model" / "requirements.txt").read_text().split()
-    if remove is not None:
-        shutil.rmtree(remove) if os.path.isdir(remove) else os.remove(remove)
-    images = np.random.default_rng(0).integers(0, 256, (7, *own.shape), dtype=np.uint8)
-    np.save(tmp_path / "images.npy", images)
     environment = {**os.environ, "PYTHONPATH": str(OPERATORS), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", PROGRAM, *(str(tmp_path / name) for name in ("model", "images.npy", "logits.npy"))]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    expected = own.logits(own.enrol(images[:5], list(range(5))), images)
-    assert np.array_equal(np.load(tmp_path / "logits.npy"), expected) and np.isfinite(expected).all()
+    there, here = answers(sys.executable, own, tmp_path, environment)
+    assert np.array_equal(there, here) and np.isfinite(here).all()
     described = json.loads((tmp_path / "model" / "artifacts" / "classifier" / "model.json").read_text())["spec"]
     assert described["backbone"]["weights"] is None and len(described["backbone"]["weights_sha256"]) == 64
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kind", ["lite0", "huggingface"])
+def test_a_new_environment_with_its_requirements_is_all_it_needs(tmp_path, small_run, real_data, kind):  # noqa: F811
+    own = saved(tmp_path, small_run, kind, ["simple_shot"], real_data)
+    python = make_environment(tmp_path / "model" / "requirements.txt", tmp_path / "clean")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV", "RAY_"))}
+    there, here = answers(python, own, tmp_path, {**kept, "HF_HUB_OFFLINE": "1"})
+    assert np.array_equal(there, here) and np.isfinite(here).all()

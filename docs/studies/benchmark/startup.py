@@ -11,7 +11,7 @@ from pathlib import Path
 from docs.studies.benchmark import made
 from docs.studies.benchmark.rows import Bench, Finding, row
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def first_step(uri: str, storage: str) -> float:
@@ -22,8 +22,8 @@ def first_step(uri: str, storage: str) -> float:
     path = Path(uri)
     arguments = [
         f"data.root={path.parent}", f"data.name={path.name}", f"storage={storage}/runs", f"name=start-{time.time_ns()}",
-        f"tracking.uri=sqlite:///{storage}/mlflow.db", "steps=1", "log_every=1", "validation.episodes=1",
-        "evaluation=null", "register_as=null",
+        f"tracking.uri=sqlite:///{storage}/mlflow.db", f"tracking.artifacts={storage}/mlartifacts", "steps=1",
+        "log_every=1", "validation.episodes=1", "evaluation=null", "register_as=null",
     ]  # fmt: skip
     began = time.perf_counter()
     command = [sys.executable, "-m", "jobs.train", *arguments]
