@@ -117,5 +117,5 @@ def test_a_new_environment_with_its_requirements_is_all_it_needs(tmp_path, small
     own = saved(tmp_path, small_run, kind, ["simple_shot"], real_data)
     python = make_environment(tmp_path / "model" / "requirements.txt", tmp_path / "clean")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV", "RAY_"))}
-    there, here = answers(python, own, tmp_path, {**kept, "HF_HUB_OFFLINE": "1"})
+    there, here = answers(python, own, tmp_path, {**kept, "PYTHONPATH": str(OPERATORS), "HF_HUB_OFFLINE": "1"})
     assert np.array_equal(there, here) and np.isfinite(here).all()
