@@ -30,11 +30,16 @@ FIGURES = ("novel", "all", "base", "novel_only")
 
 
 class FineTuning(Section):
-    """Fine-tuning of the joint classifier with class-balanced batches ("Imprint + FT")."""
+    """Fine-tuning of the joint classifier with class-balanced batches ("Imprint + FT").
+
+    The rate is multiplied by ``lr_decay`` after every ``decay_every`` steps (four epochs in the paper); None: it stays.
+    """
 
     steps: Count
     lr: Positive
     batch_size: Count
+    lr_decay: Positive = 0.94
+    decay_every: Count | None = None
 
 
 @dataclass(frozen=True)
@@ -129,10 +134,9 @@ class _Measured:
             state = self.method.joint_state(support[None], support_labels, plan.way)
         model = self.method
         if protocol.fine_tuning is not None:
-            model = model.with_classes(state)
-            fine_tune(
-                model, self._batches(protocol.fine_tuning, support, support_labels[0], number), protocol.fine_tuning.lr
-            )
+            model, how = model.with_classes(state), protocol.fine_tuning
+            batches = self._batches(how, support, support_labels[0], number)
+            fine_tune(model, batches, how.lr, lr_decay=how.lr_decay, decay_every=how.decay_every)
             state = {"weights": model.weight.detach()[None]}
         bases = self.method.classes
         of_novel = _classify(model, state, query)

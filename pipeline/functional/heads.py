@@ -61,6 +61,18 @@ class Nearest(Prototype):
 
 
 @dataclass(frozen=True)
+class Votes:
+    """Every image of the support votes for its class with its cosine to the query ("NIL", Raghu et al. 2020)."""
+
+    def fit(self, features: Tensor, labels: Tensor, way: int) -> Fitted:
+        return remember(features, labels, way, "nearest")
+
+    def scores(self, state: Fitted, query: Tensor) -> Tensor:
+        cosines = 1 - cosine(query, state["support"])
+        return cosines @ state["members"].to(cosines.dtype)
+
+
+@dataclass(frozen=True)
 class Linear:
     """A linear layer from a fixed start, trained on the support (Chen et al. 2019, "Baseline")."""
 
@@ -151,6 +163,7 @@ HEADS: dict[str, Any] = {
     "ridge": Ridge,
     "prototype": Prototype,
     "nearest": Nearest,
+    "votes": Votes,
     "linear": Linear,
     "cosine": Cosine,
 }

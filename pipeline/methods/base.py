@@ -109,6 +109,10 @@ class Method(nn.Module):
     def after_step(self) -> None:
         """Called after every optimizer step, for constraints on the weights."""
 
+    def clipped(self) -> Iterator[nn.Parameter]:
+        """Those whose gradients ``clip`` bounds."""
+        return self.parameters()
+
     def begun_elsewhere(self, drawn: Collection[str]) -> None:
         """Called once before the first step of a run that begins with weights from elsewhere.
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pipeline.batch import Batch, Images
 from pipeline.errors import PipelineError
 from pipeline.functional.fine_tuning import Descent, cosine_scale, cosine_scores
-from pipeline.functional.heads import DISTANCES, SVM, Cosine, Head, Linear, Nearest, Prototype, Ridge
+from pipeline.functional.heads import DISTANCES, SVM, Cosine, Head, Linear, Nearest, Prototype, Ridge, Votes
 from pipeline.functional.losses import accuracy, smoothed_cross_entropy
 from pipeline.functional.support_initialised import hardness
 from pipeline.methods._tuned import Tuner
@@ -18,7 +18,7 @@ from pipeline.methods.head import ClassicalMethod, ClassMeans
 from pipeline.nets.by_name import choose
 from pipeline.nets.norm import replace_native
 
-FROZEN = ("linear", "cosine", "nearest", "prototype", "svm", "ridge")
+FROZEN = ("linear", "cosine", "nearest", "votes", "prototype", "svm", "ridge")
 TUNED = ("finetune_all", "support_initialised")
 EPOCHS = {"linear": 100, "cosine": 100, "finetune_all": 15, "support_initialised": 25}
 RATES = {"linear": 0.01, "cosine": 0.01, "finetune_all": 0.01, "support_initialised": 5e-5}
@@ -40,9 +40,9 @@ class Baseline(ClassicalMethod):
         label_smoothing: share of the target that is spread over the other classes in training (.1 in Dhillon).
         mixup: training images are mixed in pairs with a Beta(mixup, mixup) weight (.25 in Dhillon); 0: they are not.
         head: "linear" (Baseline) or "cosine" (Baseline++), trained on frozen features; "nearest" image or "prototype"
-            by ``distance``; "svm" or "ridge" regression with MetaOptNet's constants; "finetune_all": a new linear layer
-            and all weights (Ravi); "support_initialised": all weights, from a classifier that is read off the support
-            (Dhillon).
+            by ``distance``; "votes" of all images by their cosines (NIL, Raghu et al. 2020); "svm" or "ridge"
+            regression with MetaOptNet's constants; "finetune_all": a new linear layer and all weights (Ravi);
+            "support_initialised": all weights, from a classifier that is read off the support (Dhillon).
         distance: "cosine", "euclidean" or "squared_euclidean".
         epochs, lr: of training the head; None: the paper's, 100 and .01 for linear and cosine, 15 and .01 for
             finetune_all (Ravi chooses the rate by validation tasks), 25 and 5e-5 for support_initialised, where 0
@@ -103,6 +103,7 @@ class Baseline(ClassicalMethod):
             "linear": Linear(descent),
             "cosine": Cosine(descent, scale),
             "nearest": Nearest(distance),
+            "votes": Votes(),
             "prototype": Prototype(distance),
             "svm": SVM(),
             "ridge": Ridge(),

@@ -85,6 +85,8 @@ class Imprinted(ClassicalMethod):
     def refresh(self, state: State, support: Tensor, labels: Tensor, rate: float) -> State:
         """Known classes blended with new images of them (adaptive proxies, Siam et al. 2019, equation 2).
 
+        The proxy of a class is what its new images alone would be imprinted as, of unit length like the weight.
+
         Args:
             support: [T, S, C, H, W] with at least one image of every class that is to move; others stay as they are.
             rate: share of the new images in the weight.

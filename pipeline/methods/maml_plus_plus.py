@@ -31,8 +31,9 @@ class MAMLPlusPlus(MAML):
 
     The published 52.15 / 68.32 on mini-ImageNet and 99.47 / 99.93 / 97.65 / 99.33 on Omniglot were made with second
     order from the start (``first_order_epochs=0``, as every released configuration; the text says 50), backbones with
-    ``negative_slope=0.01 init=xavier bias=true`` of width 64 (Omniglot) or 48, Adam 1e-3 with ``schedule=cosine`` over
-    100 epochs of 500 steps, and the mean of the predictions of the five best checkpoints.
+    ``negative_slope=0.01 init=xavier bias=true`` of width 64 (Omniglot) or 48, and Adam 1e-3 over 100
+    epochs of 500 steps, on Omniglot with ``schedule=cosine schedule.final=0.01``; they are of the mean of the
+    predictions of the five best checkpoints, which is not taken here.
 
     Args:
         backbone: the features.
@@ -90,6 +91,10 @@ class MAMLPlusPlus(MAML):
         rates = {_rate(name): torch.full((inner_steps + 1,), float(inner_lr)) for name in sorted(self._adapted)}
         self.rates = nn.ParameterDict({n: nn.Parameter(r, requires_grad=learn_inner_lr) for n, r in rates.items()})
         self.register_buffer("steps_taken", torch.tensor(0))
+
+    def clipped(self) -> Iterator[nn.Parameter]:
+        """The official code bounds the gradients of the network and not those of the inner rates."""
+        return (parameter for name, parameter in self.named_parameters() if not name.startswith("rates."))
 
     @property
     def epoch(self) -> int:

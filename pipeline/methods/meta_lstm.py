@@ -33,8 +33,8 @@ class MetaLSTM(_FastWeights):
     constants to the meta-gradient, which goes through the chain of updates. Each update sees the whole support set.
 
     The published 43.44 / 60.60 on mini-ImageNet (5-way, 1 and 5 shots) were made with the defaults (5 shots:
-    ``inner_steps=8 statistics_momentum=0.95``), a conv4 of width 32 with ``eps=1e-3``, 15 queries a class, one episode
-    a step, Adam 1e-3 and ``clip.norm=0.25``.
+    ``inner_steps=8 statistics_momentum=0.95``), a conv4 of width 32 with ``eps=1e-3 bias=true``, 15 queries a class,
+    one episode a step, Adam 1e-3 and ``clip.norm=0.25``.
 
     Args:
         backbone: the features. Batch-norm uses the batch's statistics in every update and for training's queries;

@@ -87,6 +87,7 @@ class QueryContext(nn.Module):
         weights = self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
         h = torch.zeros_like(queries) if from_nothing else queries
         cell = torch.zeros_like(queries)
+        unrolls = present.sum(1).view(-1, 1, 1)  # of "closer": a task's own, whatever it is padded to
         for step in range(items.shape[1] if self.reading == "closer" else self.unrolls):
             if from_nothing and step == 0:
                 weight = present.to(items.dtype)
@@ -95,11 +96,14 @@ class QueryContext(nn.Module):
             else:
                 r = attention(h @ items.mT, present) @ items
             if reads_inputs:
-                hidden, cell = lstm_step(torch.cat([queries, r], -1), h, cell, *weights)
+                hidden, kept = lstm_step(torch.cat([queries, r], -1), h, cell, *weights)
             else:
                 state = torch.cat([h, r], -1) if self.reading == "concat" else h + r
-                hidden, cell = lstm_step(queries, state, cell, *weights)
-            h = hidden + queries
+                hidden, kept = lstm_step(queries, state, cell, *weights)
+            if self.reading == "closer":
+                h, cell = (hidden + queries).where(step < unrolls, h), kept.where(step < unrolls, cell)
+            else:
+                h, cell = hidden + queries, kept
         return h
 
 

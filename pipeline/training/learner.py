@@ -135,7 +135,7 @@ class Learner:
             loss, metrics = self.module(batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        parameters = [p for p in self.method.parameters() if p.grad is not None]
+        parameters = [p for p in self.method.clipped() if p.grad is not None]
         if clip.value is not None:
             nn.utils.clip_grad_value_(parameters, clip.value)
         if clip.norm is not None:

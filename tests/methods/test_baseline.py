@@ -103,7 +103,7 @@ def test_orders_are_those_of_a_task_alone():
     assert counts.min() > 0
 
 
-@pytest.mark.parametrize("head", ["linear", "cosine", "nearest", "prototype", "svm", "ridge"])
+@pytest.mark.parametrize("head", ["linear", "cosine", "nearest", "votes", "prototype", "svm", "ridge"])
 def test_frozen_heads_do_not_depend_on_other_tasks_or_the_order_of_queries(head):
     method = build(head=head, epochs=3)
     assert method.embeds_once
@@ -113,6 +113,19 @@ def test_frozen_heads_do_not_depend_on_other_tasks_or_the_order_of_queries(head)
         alone = method.classify(method.adapt(SUPPORT[1:, :5], LABELS[1:, :5]), QUERY[1:].flip(1))
     assert all(len(value) == 2 and not value.requires_grad for value in state.values()) and logits.shape == (2, 4, WAY)
     torch.testing.assert_close(alone.flip(1), logits[1:], rtol=0, atol=1e-10)
+
+
+def test_votes_image_by_image():
+    method = build(head="votes")
+    with torch.no_grad():
+        logits = method.classify(method.adapt(SUPPORT, LABELS), QUERY)
+        x, y = method.backbone(QUERY[0]), method.backbone(SUPPORT[0])
+    for q in range(4):
+        votes = [0.0] * WAY
+        for i in range(6):
+            if LABELS[0, i] >= 0:
+                votes[LABELS[0, i]] += F.cosine_similarity(x[q], y[i], dim=0).item()
+        assert logits[0, q].tolist() == pytest.approx(votes, abs=1e-7)
 
 
 @pytest.mark.parametrize("distance", ["cosine", "euclidean", "squared_euclidean"])

@@ -184,6 +184,12 @@ def test_no_step_uses_the_last_rate():
     assert all((g[:3] != 0).all() for g in rates.values())
 
 
+def test_clipping_leaves_the_inner_rates_as_they_are():
+    method = build()
+    rates, clipped = {id(p) for p in method.rates.parameters()}, {id(p) for p in method.clipped()}
+    assert clipped == {id(p) for p in method.parameters()} - rates and len(rates) == 4
+
+
 def test_fixed_rates_are_not_trained():
     method = build(learn_inner_lr=False)
     assert not any(n.startswith("rates.") for n in gradients(method, batch()))

@@ -156,7 +156,7 @@ def test_full_context_by_definition(reading, aligned, unrolls):
         torch.testing.assert_close(logits[0].exp(), cos.softmax(1) @ members, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("options", [{}, *({"full_context": True, "reading": r} for r in ("concat", "added", "ravi"))])
+@pytest.mark.parametrize("options", [{}, *({"full_context": True, "reading": reading} for reading in READINGS)])
 def test_a_task_is_the_same_alone_and_with_others(options):
     method, batch = build(**options).eval(), toy.awkward()
     together = method.classify(method.adapt(batch.support, batch.support_labels, 4), batch.query)
