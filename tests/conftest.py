@@ -20,6 +20,7 @@ os.environ.update(
     RAY_USAGE_STATS_ENABLED="0",
     RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
     OMP_NUM_THREADS="1",
+    MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",  # eight processes fewer in every MLflow server, as infra/mlflow has it
 )
 
 ROOT = Path(__file__).resolve().parent.parent

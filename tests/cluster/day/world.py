@@ -96,8 +96,11 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
+        env = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # as infra/mlflow has it
         with self._log.open("ab") as output:
-            self._process = subprocess.Popen(self._command, stdout=output, stderr=output, start_new_session=True)
+            self._process = subprocess.Popen(
+                self._command, env=env, stdout=output, stderr=output, start_new_session=True
+            )
         wait_for(self._answers, 180, "the MLflow server")
 
     def stop(self) -> None:
