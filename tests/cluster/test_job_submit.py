@@ -39,24 +39,23 @@ def test_ingest_and_training_as_jobs(head: RayHead, tmp_path: Path) -> None:
 
     secret = secrets.token_hex(16)  # the job's own environment has what the training would pass on as well
     given = json.dumps({"env_vars": {"AWS_REGION": "us-west-2", "AWS_SECRET_ACCESS_KEY": secret}})
-    training = [*TRAIN, *SMALL, root, f"storage={tmp_path}/runs", "name=submitted"]
-    done = head.submit(*training, options=["--runtime-env-json", given])
-    assert secret not in done.stdout and "Traceback" not in done.stdout, done.stdout
-    assert done.returncode == 0, done.stdout
-    assert "submitted  step 4/4" in done.stdout, "the log is followed to the end"
-    run = tmp_path / "runs" / "submitted"
-    assert json.loads((run / "run.json").read_text())["config"]["steps"] == 4
-    state = json.loads((run / "step_00000004" / "state.json").read_text())
-    assert state["step"] == 4 and "val/accuracy" in state["history"][-1]
-    assert (run / "step_00000004" / "model.safetensors").stat().st_size > 0
 
     def together(name: str) -> subprocess.CompletedProcess[str]:
         half = "cluster.cpus_per_worker=1.5"  # of the head: two of them leave no CPU for planning
-        return head.submit(*TRAIN, *SMALL, "steps=40", half, root, f"storage={tmp_path}/runs", f"name={name}")
+        place = [root, f"storage={tmp_path}/runs", f"name={name}"]
+        training = [*TRAIN, *SMALL, *place, "steps=40", "validation.every=20", half]
+        return head.submit(*training, options=["--runtime-env-json", given])
 
     with ThreadPoolExecutor() as pool:
         for name, done in zip("ab", pool.map(together, "ab"), strict=True):
-            assert done.returncode == 0 and f"{name}  step 40/40" in done.stdout, done.stdout
+            assert secret not in done.stdout and "Traceback" not in done.stdout, done.stdout
+            assert done.returncode == 0, done.stdout
+            assert f"{name}  step 40/40" in done.stdout, "the log is followed to the end"
+            run = tmp_path / "runs" / name
+            assert json.loads((run / "run.json").read_text())["config"]["steps"] == 40
+            state = json.loads((run / "step_00000040" / "state.json").read_text())
+            assert state["step"] == 40 and "val/accuracy" in state["history"][-1]
+            assert (run / "step_00000040" / "model.safetensors").stat().st_size > 0
 
 
 def test_a_mistake_fails_the_job_with_its_one_line(head: RayHead, tmp_path: Path) -> None:

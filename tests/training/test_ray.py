@@ -73,7 +73,7 @@ def test_a_killed_worker_changes_no_bit(ray_session, small_run, method):
     assert_same(final(whole.uri), final(hurt.uri))
 
 
-def test_a_killed_driver_is_resumed(glyphs, tmp_path):
+def test_a_killed_driver_is_resumed(ray_session, glyphs, tmp_path):
     """The whole job is killed, Ray with it; ``resume`` goes on and ends as if nothing had happened."""
     root, name = glyphs.rsplit("/", 1)
     small = [
@@ -84,21 +84,18 @@ def test_a_killed_driver_is_resumed(glyphs, tmp_path):
     job = [sys.executable, "-m", "jobs.train"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
-    def run(*overrides: str, wait: bool = True) -> subprocess.Popen:
-        process = subprocess.Popen(
+    def start(*overrides: str) -> subprocess.Popen:
+        return subprocess.Popen(
             [*job, *overrides],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        if wait:
-            output, _ = process.communicate(timeout=180)
-            assert process.returncode == 0, output.decode()
-        return process
 
-    run(*small, "name=untouched", "steps=60")
-    victim = run(*small, "name=killed", "steps=60", wait=False)
+    config, _, untouched = prepare(compose("train", [*small, "name=untouched", "steps=60"]))
+    launch(config, untouched)
+    victim = start(*small, "name=killed", "steps=60")
     while len(checkpoints(f"{tmp_path}/killed")) < 2:
         assert victim.poll() is None, victim.stdout.read().decode()
         time.sleep(0.02)
@@ -107,8 +104,10 @@ def test_a_killed_driver_is_resumed(glyphs, tmp_path):
     victim.wait()
     left = final(f"{tmp_path}/killed")
     assert left.step < 60, "the job ended before it was killed"
-    run(f"storage={tmp_path}", "resume=killed", "tracking=none")
-    assert_same(final(f"{tmp_path}/untouched"), final(f"{tmp_path}/killed"))
+    resumed = start(f"storage={tmp_path}", "resume=killed", "tracking=none")
+    output, _ = resumed.communicate(timeout=180)
+    assert resumed.returncode == 0, output.decode()
+    assert_same(final(untouched.uri), final(f"{tmp_path}/killed"))
 
 
 def test_one_and_two_workers_agree(ray_session, small_run):
