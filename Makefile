@@ -13,7 +13,7 @@ PIP := $(RUN) -m pip --quiet --quiet --disable-pip-version-check install --const
 # Two halves of the tests that take about as long as each other, most of it waiting for processes to start.
 HALF := tests/cluster tests/retraining tests/search tests/training
 
-.PHONY: help install train test test-half test-other-half test-all test-faults lint clean
+.PHONY: help install train test test-half test-other-half test-day test-all test-faults lint clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -35,7 +35,7 @@ train: install ## the demonstration: data, training, evaluation, registry, and a
 	@$(RUN) -m jobs.demo
 
 test: install lint ## lint, types and the default tests; the numeric ones also without AVX-512, as on most laptops
-	@$(MAKE) --jobs=2 test-half test-other-half
+	@$(MAKE) --jobs=3 test-half test-other-half test-day
 
 test-half: install
 	@$(RUN) -m pytest -q --durations=25 --durations-min=3 $(HALF)
@@ -43,6 +43,10 @@ test-half: install
 test-other-half: install
 	@$(RUN) -m pytest -q --durations=25 --durations-min=3 tests $(HALF:%=--ignore=%)
 	@ONEDNN_MAX_CPU_ISA=AVX2 $(RUN) -m pytest -q tests/methods tests/functional tests/nets
+
+test-day: install
+	@test "$$(getconf _NPROCESSORS_ONLN)" -ge 4 || { echo "A day in five minutes wants four cores: make test-faults has it"; exit 0; }; \
+		$(RUN) -m pytest -q -m faults tests/cluster/test_day.py
 
 test-all: install lint ## the same with the slow tests, but those of test-faults
 	@$(RUN) -m pytest -q -m "not faults"
