@@ -9,6 +9,7 @@ dataset on the ``device``. The bytes are the same.
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
@@ -29,7 +30,8 @@ from pipeline.ray_internals import autoscaler_limits, rest_between_turns
 
 MATERIALIZE = ("worker", "cluster", "device")
 PLANNERS = 4  # tasks at once that plan for one worker
-_AHEAD = 2  # batches that wait, gathered, for the training step
+_AHEAD = 2, 16  # batches that wait, gathered, for the training step: at least, and at most where they are small
+_AHEAD_BYTES = 8 * 2**20  # small ones, together: a step on features takes less time than the next block of plans
 
 
 class Stream:
@@ -65,9 +67,9 @@ class Stream:
         )
 
     def __iter__(self) -> Generator[tuple[int, Batch], None, None]:
-        ready: queue.Queue[Any] = queue.Queue(maxsize=_AHEAD)
-        stop = threading.Event()
-        thread = threading.Thread(target=self._produce, args=(ready, stop), name="gather", daemon=True)
+        ahead, stop = self._ahead(), threading.Event()
+        ready: queue.Queue[Any] = queue.Queue(maxsize=ahead)
+        thread = threading.Thread(target=self._produce, args=(ready, ahead, stop), name="gather", daemon=True)
         thread.start()
         expected = self.first
         try:
@@ -88,9 +90,15 @@ class Stream:
                 _drain(ready)
                 thread.join(timeout=0.05)
 
-    def _produce(self, ready: queue.Queue[Any], stop: threading.Event) -> None:
+    def _ahead(self) -> int:
+        """How many batches wait; by the size of the first."""
+        rows = self.planner.plan(self.first, self.rank, self.world_size).pixel_rows.size
+        size = rows * math.prod(self.dataset.shape) * self.dataset.manifest.dtype.itemsize
+        return max(_AHEAD[0], min(_AHEAD[1], _AHEAD_BYTES // max(1, size)))
+
+    def _produce(self, ready: queue.Queue[Any], ahead: int, stop: threading.Event) -> None:
         try:
-            buffers = _Ring(_AHEAD + 2, self.dataset.shape, self.dataset.manifest.dtype, self.device)
+            buffers = _Ring(ahead + 2, self.dataset.shape, self.dataset.manifest.dtype, self.device)
             for step, rank, plan, pixels in self._plans(stop):
                 batch = to_batch(plan, self._pixels(plan, pixels, buffers), self.dataset.manifest.rotations)
                 while not stop.is_set():
