@@ -41,7 +41,7 @@ class Clustering(ClassicalMethod):
         prefactor: of the paper's R_FC: "c_over_n", "one_over_n" or "none".
         group: [classes, images] of the groups that batches consist of, as ``train.grouping``; all but the paper's R_FC
             need [2, 2].
-        head: "svm", "ridge", "prototype", "nearest", "linear" or "cosine".
+        head: "svm", "ridge", "prototype", "nearest", "votes", "linear" or "cosine".
     """
 
     def __init__(
