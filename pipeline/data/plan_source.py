@@ -19,7 +19,7 @@ from pipeline.data.dataset import open_dataset
 from pipeline.data.episodes import AnyPlan, ImagePlan, Plan
 from pipeline.data.planners import Planner
 
-_BLOCK_STEPS = 256
+_BLOCK_STEPS = 64, 1024  # of the first block, so that training begins early, and of the largest: each is twice the last
 _BLOCK_BYTES = 32 * 2**20
 _BLOCKS = 256  # of one source: Ray Data lists them all before the first, so that a long run would begin late
 
@@ -44,24 +44,33 @@ class PlanSource(Datasource):
         self._uri = uri  # where to gather pixels from, or None to send plans alone
         sample = planner.plan(first, rank, world_size)
         per_step = sample.pixel_rows.nbytes * 2 + (sample.pixel_rows.size * _image_bytes(uri) if uri else 0)
-        self.block_steps = max(1, min(_BLOCK_STEPS, _BLOCK_BYTES // max(1, per_step)))
-        self.first, self.last = first, min(last, first + _BLOCKS * self.block_steps)
+        self._blocks = _blocks(first, last, largest=max(1, _BLOCK_BYTES // max(1, per_step)))
+        self.first, self.last = first, self._blocks[-1].stop
 
     @property
     def blocks(self) -> int:
-        return max(1, -(-(self.last - self.first) // self.block_steps))
+        return len(self._blocks)
 
     def estimate_inmemory_data_size(self) -> int | None:
         return None
 
     def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
         tasks = []
-        for start in range(self.first, self.last, self.block_steps):
-            count = min(self.block_steps, self.last - start)
-            metadata = BlockMetadata(num_rows=count, size_bytes=None, input_files=None, exec_stats=None)
-            read = functools.partial(_plan_block, self._planner, self._uri, start, count, *self._worker)
+        for steps in self._blocks:
+            metadata = BlockMetadata(num_rows=len(steps), size_bytes=None, input_files=None, exec_stats=None)
+            read = functools.partial(_plan_block, self._planner, self._uri, steps.start, len(steps), *self._worker)
             tasks.append(ReadTask(read, metadata, schema=_SCHEMA))
         return tasks
+
+
+def _blocks(first: int, last: int, largest: int) -> list[range]:
+    """The steps of each block: small ones first, then fewer and larger, for a new block is waited for a little."""
+    blocks: list[range] = []
+    steps, most = _BLOCK_STEPS
+    while first < last and len(blocks) < _BLOCKS:
+        blocks.append(range(first, min(last, first + min(steps, largest))))
+        first, steps = blocks[-1].stop, min(2 * steps, most)
+    return blocks
 
 
 def _plan_block(planner: Any, uri: str | None, first: int, count: int, rank: int, world_size: int) -> list[pa.Table]:

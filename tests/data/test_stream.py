@@ -77,6 +77,13 @@ def test_a_long_run_is_streamed_in_parts(ray_session, dataset, planner, monkeypa
     assert all(a == b and equal(x, y) for (a, x), (b, y) in pairs)
 
 
+def test_blocks_of_plans_grow(ray_session, planner):
+    """The first is small, so that training begins early, and later ones large: each is waited for a little."""
+    source = PlanSource(planner, 5, 5005, 0, 1, None)
+    sizes = [task.metadata.num_rows for task in source.get_read_tasks(1)]
+    assert sizes == [64, 128, 256, 512, 1024, 1024, 1024, 968] and source.blocks == len(sizes)
+
+
 def test_images_stream(ray_session, dataset):
     planner = ImagePlanner(class_table(dataset.manifest, "train"), 32, seed=1)
     pairs = zip(Stream(dataset, planner, 0, 300), local_batches(dataset, planner, 0, 300), strict=True)
