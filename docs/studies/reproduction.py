@@ -232,9 +232,9 @@ def _printed(row: Row | None) -> str:
 
 
 def steps_text(run: dict[str, Any]) -> str:
-    """The steps of a run, after those of the weights it began with, and those of its recipe where it has others."""
+    """The steps of a run, after those of the weights it began with, and those of its recipe where these are more."""
     named = re.search(r"\brecipe=(\w+)", run["command"])
     path = CONF / "recipe" / f"{named[1]}.yaml" if named else None
     whole = yaml.safe_load(path.read_text()).get("steps") if path and path.exists() else None
     begun = f"{run['initial']['steps']:,} + " if "initial" in run else ""
-    return f"{begun}{run['steps']:,}" + (f" of {whole:,}" if whole not in (None, run["steps"]) else "")
+    return f"{begun}{run['steps']:,}" + (f" of {whole:,}" if (whole or 0) > run["steps"] else "")
