@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlparse
@@ -44,11 +45,7 @@ class PatientS3(pafs.S3FileSystem):
         self._options = options
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _patient, (self._options,)
-
-
-def _patient(options: dict[str, Any]) -> PatientS3:
-    return PatientS3(**options)
+        return partial(PatientS3, **self._options), ()
 
 
 def is_remote(uri: str) -> bool:

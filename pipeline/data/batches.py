@@ -30,15 +30,13 @@ def to_batch(plan: AnyPlan, pixels: Tensor, rotations: list[int]) -> Batch:
 
 
 def _images(plan: ImagePlan, pixels: Tensor, rotations: list[int]) -> Images:
-    if len(rotations) > 1:
-        pixels = quarter_turns(pixels, class_turns(plan.classes, rotations).to(pixels.device))
+    pixels = turned(pixels, plan.classes, rotations)
     return Images(pixels, _send(plan.labels, pixels.device))
 
 
 def _episodes(plan: Plan, pixels: Tensor, rotations: list[int]) -> Episodes:
-    if len(rotations) > 1:
-        of_images = np.take_along_axis(plan.classes, plan.labels, axis=1)
-        pixels = quarter_turns(pixels, class_turns(of_images, rotations).reshape(-1).to(pixels.device))
+    of_images = plan.classes[np.arange(len(plan))[:, None], plan.labels]
+    pixels = turned(pixels, of_images.reshape(-1), rotations)
     images = pixels.unflatten(0, plan.rows.shape)
     labels, classes = _send(plan.labels, pixels.device), _send(plan.classes, pixels.device)
     s = plan.support
@@ -61,6 +59,13 @@ def local_batches(
     """The steps [first, first + count) of one worker, gathered in this process: what every stream must equal."""
     for step in range(first, first + count):
         yield step, read_batch(dataset, planner.plan(step, rank, world_size))
+
+
+def turned(pixels: Tensor, classes: np.ndarray, rotations: list[int]) -> Tensor:
+    """Images [N, C, H, W] of classes whose ids are [N]: those of a class that is a rotated copy, turned."""
+    if len(rotations) == 1:
+        return pixels
+    return quarter_turns(pixels, class_turns(classes, rotations).to(pixels.device))
 
 
 def class_turns(classes: np.ndarray, rotations: list[int]) -> Tensor:

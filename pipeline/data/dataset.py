@@ -8,7 +8,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from pipeline.data.manifest import MANIFEST_NAME, Manifest
 from pipeline.errors import PipelineError, some
 from pipeline.files import file_sha256, sha256
 
+ATTEMPTS = 3  # at copying a shard
 _logger = logging.getLogger(__name__)
 
 
@@ -72,7 +73,15 @@ def class_table(manifest: Manifest, split: str, holdout: str = "all", holdout_fr
             known = ", ".join(sorted(manifest.splits))
             raise PipelineError(f"dataset {manifest.name!r} has no split {part!r}; it has {known}")
         members += manifest.splits[part]
-    return _table(manifest, members, split, holdout, holdout_fraction)
+    table = _table(manifest, members, split)
+    held = np.round(table.counts * holdout_fraction).astype(np.int64)
+    if holdout == "kept":
+        return replace(table, counts=table.counts - held)
+    if holdout == "held":
+        return replace(table, starts=table.starts + table.counts - held, counts=held)
+    if holdout != "all":
+        raise ValueError(f"holdout is {holdout!r}: one of all, kept, held")
+    return table
 
 
 def whole_table(manifest: Manifest) -> ClassTable:
@@ -80,19 +89,10 @@ def whole_table(manifest: Manifest) -> ClassTable:
     return _table(manifest, list(range(len(manifest.class_names))), "all")
 
 
-def _table(
-    manifest: Manifest, members: list[int], split: str, holdout: str = "all", holdout_fraction: float = 0.0
-) -> ClassTable:
+def _table(manifest: Manifest, members: list[int], split: str) -> ClassTable:
     rotations = len(manifest.rotations)
     index = np.asarray(members, dtype=np.int64)
     starts, counts = manifest.class_starts[index], np.asarray(manifest.class_counts, dtype=np.int64)[index]
-    held = np.round(counts * holdout_fraction).astype(np.int64)
-    if holdout == "kept":
-        counts = counts - held
-    elif holdout == "held":
-        starts, counts = starts + counts - held, held
-    elif holdout != "all":
-        raise ValueError(f"holdout is {holdout!r}: one of all, kept, held")
     ids = (index[:, None] * rotations + np.arange(rotations)).reshape(-1)
     names = [manifest.class_names[number] for number in members for _ in range(rotations)]
     return ClassTable(ids, np.repeat(starts, rotations), np.repeat(counts, rotations), split, names)
@@ -148,14 +148,11 @@ class Dataset:
 
     def _copy(self, number: int, rows: np.ndarray, out: np.ndarray) -> np.ndarray:
         view = self._views[number]
-        if isinstance(view, np.ndarray) and self.shape != self.manifest.shape:
-            for slot, row in enumerate(rows):
-                out[slot] = images.resized(view[int(row)], self.shape)
-            return out
-        if isinstance(view, np.ndarray):
+        raw = isinstance(view, np.ndarray)
+        if raw and self.shape == self.manifest.shape:
             return np.take(view, rows, axis=0, out=out, mode="clip")
-        for slot, row in enumerate(rows):
-            out[slot] = png.decode(view[int(row)].as_py(), self.shape)
+        for slot, row in enumerate(rows.tolist()):
+            out[slot] = images.resized(view[row], self.shape) if raw else png.decode(view[row].as_py(), self.shape)
         return out
 
 
@@ -215,7 +212,7 @@ def _check(path: str, expected: str) -> None:
         raise PipelineError(f"shard {path} is damaged (its SHA-256 is not the manifest's); ingest the dataset again")
 
 
-def _fetch(uri: str, name: str, expected: str, cache: str, fingerprint: str, attempts: int = 3) -> str:
+def _fetch(uri: str, name: str, expected: str, cache: str, fingerprint: str) -> str:
     """Copy a shard to the node's cache, once for all processes of the node, and return its path."""
     folder = Path(cache) / fingerprint[:16]
     folder.mkdir(parents=True, exist_ok=True)
@@ -227,12 +224,12 @@ def _fetch(uri: str, name: str, expected: str, cache: str, fingerprint: str, att
                 return str(target)
             _logger.warning("shard %s is damaged in this node's cache; fetching it again", target)
             target.unlink()
-        for _ in range(attempts):  # a download can end early or be altered on its way: take it again
+        for _ in range(ATTEMPTS):  # a download can end early or be altered on its way: take it again
             content = store.read_bytes(store.join(uri, name))
             if sha256(content) == expected:
                 store.write_bytes(str(target), content)
                 return str(target)
             _logger.warning("shard %s: what arrived does not have the manifest's SHA-256; fetching it again", name)
     raise PipelineError(
-        f"shard {store.join(uri, name)} is damaged: {attempts} downloads did not give the manifest's SHA-256"
+        f"shard {store.join(uri, name)} is damaged: {ATTEMPTS} downloads did not give the manifest's SHA-256"
     )

@@ -36,10 +36,10 @@ class EpisodeSpec:
     balanced_query: bool = True
 
     def __post_init__(self) -> None:
-        for name, least in (("way", 1), ("shot", 1), ("query", 1)):
-            low, high = bounds(getattr(self, name))
-            if low < least or high < low:
-                raise PipelineError(f"{name}={getattr(self, name)}: give a number of at least {least}, or [low, high]")
+        for name, value in (("way", self.way), ("shot", self.shot), ("query", self.query)):
+            low, high = bounds(value)
+            if low < 1 or high < low:
+                raise PipelineError(f"{name}={value}: give a number of at least 1, or [low, high]")
         if self.tasks < 1:
             raise PipelineError(f"tasks={self.tasks}: a step needs at least one episode")
 

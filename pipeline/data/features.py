@@ -8,11 +8,13 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from pipeline import store
+from pipeline.data.batches import turned
 from pipeline.data.dataset import Dataset, whole_table
 from pipeline.data.manifest import FEATURES, Manifest
 from pipeline.errors import PipelineError
@@ -62,10 +64,8 @@ class Pictures:
     """Images to be shown of the rows of a dataset: its own or, of features, those that they were made of."""
 
     def __init__(self, dataset: Dataset) -> None:
-        self._images: Dataset | None = dataset
         self._features = dataset.manifest.encoding == FEATURES
-        if self._features:
-            self._images = _images_of(dataset.manifest)
+        self._images = _images_of(dataset.manifest) if self._features else dataset
 
     def of(self, rows: np.ndarray) -> np.ndarray:
         """uint8 [N, C, H, W] of the rows [N]; grey where the images are not there any more."""
@@ -73,11 +73,10 @@ class Pictures:
             return np.full((len(rows), 1, 28, 28), 128, dtype=np.uint8)
         if not self._features:
             return self._images.gather(rows)
-        table, turns = whole_table(self._images.manifest), self._images.manifest.rotations
+        table = whole_table(self._images.manifest)
         position, shown = table.images(rows)
-        pixels = self._images.gather(shown)
-        quarters = [turns[known % len(turns)] // 90 for known in table.ids[position].tolist()]
-        return np.stack([np.rot90(image, n, axes=(1, 2)) for image, n in zip(pixels, quarters, strict=True)])
+        pixels = torch.from_numpy(self._images.gather(shown))
+        return turned(pixels, table.ids[position], self._images.manifest.rotations).numpy()
 
 
 def _images_of(manifest: Manifest) -> Dataset | None:

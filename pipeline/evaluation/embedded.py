@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.data.augment import Augmentation, augment, quarter_turns, step_generator
-from pipeline.data.batches import class_turns
+from pipeline.data.augment import Augmentation, augment, step_generator
+from pipeline.data.batches import turned
 from pipeline.data.dataset import ClassTable, Dataset
 from pipeline.data.episodes import Plan
 from pipeline.methods.base import Method
@@ -99,7 +99,7 @@ def embed_part(
     batch = batch or at_once(network, preprocess, dataset, device)
     numbers = np.asarray(part, dtype=np.int64)
     position, rows = table.images(numbers)
-    turns = class_turns(table.ids[position], dataset.manifest.rotations)
+    ids, rotations = table.ids[position], dataset.manifest.rotations
     if out is None:
         out = np.empty((len(rows), int(network.out_features)), dtype=np.float32)  # type: ignore[arg-type]
     out = out[: len(rows)]
@@ -107,9 +107,7 @@ def embed_part(
     for start in range(0, len(rows), batch):
         here = np.arange(start, start + batch) if fills else np.arange(start, min(start + batch, len(rows)))
         here = np.minimum(here, len(rows) - 1)
-        pixels = torch.from_numpy(dataset.gather(rows[here], out=gathered[: len(here)]))
-        if len(dataset.manifest.rotations) > 1:
-            pixels = quarter_turns(pixels, turns[here])
+        pixels = turned(torch.from_numpy(dataset.gather(rows[here], out=gathered[: len(here)])), ids[here], rotations)
         if view is not None:
             generator = step_generator("cpu", "view", view.seed, view.number, int(numbers[start]))
             pixels = augment(pixels, view.augmentation, generator)

@@ -13,8 +13,7 @@ from torch import Tensor
 from pipeline.batch import Images
 from pipeline.config import Section
 from pipeline.config_kinds import Count, Positive
-from pipeline.data.augment import quarter_turns
-from pipeline.data.batches import class_turns
+from pipeline.data.batches import turned
 from pipeline.data.dataset import check_shards, class_table, open_dataset, read_manifest
 from pipeline.data.episodes import EpisodeSpec, check_spec, plan_episodes
 from pipeline.errors import PipelineError
@@ -168,8 +167,7 @@ class _Measured:
     def _images(self, rows: np.ndarray, ids: np.ndarray) -> Tensor:
         """The images of ``rows`` [N] of classes ``ids`` [N], preprocessed [N, C, H, W]."""
         pixels = torch.from_numpy(self.dataset.gather(rows))
-        turned = quarter_turns(pixels, class_turns(ids, self.dataset.manifest.rotations))
-        return self.preprocess(turned.to(self.device))
+        return self.preprocess(turned(pixels, ids, self.dataset.manifest.rotations).to(self.device))
 
 
 def _classify(model: Imprinted, state: dict[str, Tensor], images: Tensor) -> Tensor:
