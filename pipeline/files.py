@@ -1,4 +1,4 @@
-"""Local files: written whole or not at all, known by their SHA-256; JSON. A registered model carries this file."""
+"""Local files: written whole or not at all, known by SHA-256; JSON; tensors. A registered model carries this file."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,13 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def tensors_to_bytes(tensors: Mapping[str, Any], metadata: dict[str, str] | None = None) -> bytes:
+    """One safetensors file. Tensors that share memory are written apart."""
+    from safetensors.torch import save  # here, since it loads PyTorch, and tasks that plan episodes do without
+
+    return save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, metadata)
 
 
 def sha256(content: Any) -> str:

@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from pipeline import store
 from pipeline.data.dataset import read_manifest
 from pipeline.data.manifest import FEATURES
 from pipeline.errors import PipelineError, some
-from pipeline.files import sha256
+from pipeline.files import sha256, tensors_to_bytes
 from pipeline.nets import build_backbone, own_code
 from pipeline.nets.base import Backbone, Shape
 from pipeline.nets.by_name import resolve
@@ -129,7 +129,7 @@ def read(backbone: Wrapped, options: Mapping[str, Any]) -> Found:
     source, expected = str(options.get("weights", backbone.first)), options.get("weights_sha256")
     if source == HUB:
         given = _from_hub(backbone, options)
-        digest = sha256(save({name: given[name].contiguous().clone() for name in sorted(given)}))
+        digest = sha256(tensors_to_bytes({name: given[name] for name in sorted(given)}))
     else:
         content = store.read_bytes(source)
         digest, given = sha256(content), _tensors(content, source)

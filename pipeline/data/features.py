@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor
 
 from pipeline import store
@@ -18,7 +18,7 @@ from pipeline.data.batches import turned
 from pipeline.data.dataset import Dataset, whole_table
 from pipeline.data.manifest import FEATURES, Manifest
 from pipeline.errors import PipelineError
-from pipeline.files import sha256
+from pipeline.files import sha256, tensors_to_bytes
 
 NETWORK = "network.safetensors"  # a file beside the manifest, which has its SHA-256
 
@@ -34,7 +34,7 @@ class Network:
     @cached_property
     def content(self) -> bytes:
         """Of the file."""
-        return save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.weights.items()})
+        return tensors_to_bytes(self.weights)
 
     @property
     def description(self) -> dict[str, Any]:

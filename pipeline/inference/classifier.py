@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import PipelineError
-from pipeline.files import file_sha256, write_atomic
+from pipeline.files import file_sha256, tensors_to_bytes, write_atomic
 from pipeline.inference.answers import Answers
 from pipeline.inference.background import Background
 from pipeline.inference.calibration import Calibration, CalibrationPoint
 from pipeline.inference.enrolment import Enrolment, Label, label_kind, plain_labels
-from pipeline.inference.files import model_fingerprint, read_json, read_tensors, tensors_to_bytes
+from pipeline.inference.files import model_fingerprint, read_json, read_tensors
 from pipeline.inference.scores import OF_BACKGROUND, OF_ONE_CLASS, Evidence, gather_evidence, score_queries
 from pipeline.methods.base import Method, State
 from pipeline.model import build_model, build_preprocess

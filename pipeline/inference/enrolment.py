@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import PipelineError
-from pipeline.files import write_atomic
-from pipeline.inference.files import read_tensors, tensors_to_bytes
+from pipeline.files import tensors_to_bytes, write_atomic
+from pipeline.inference.files import read_tensors
 from pipeline.methods.base import State
 
 SCHEMA_VERSION = 1

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from pipeline import store
 from pipeline.errors import PipelineError
-from pipeline.files import sha256
+from pipeline.files import sha256, tensors_to_bytes
 from pipeline.training.runs import STATE, checkpoints
 from pipeline.training.workers import Workers
 
@@ -51,7 +51,7 @@ class Checkpoint:
 
 def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
     """Write the files of a checkpoint to a local folder; the one that names the others' hashes comes last."""
-    files = {MODEL: save(_contiguous(checkpoint.model)), OPTIMIZER: save(_contiguous(checkpoint.optimizer))}
+    files = {MODEL: tensors_to_bytes(checkpoint.model), OPTIMIZER: tensors_to_bytes(checkpoint.optimizer)}
     for name, content in files.items():
         store.write_bytes(f"{folder}/{name}", content)
     state = {
@@ -99,9 +99,7 @@ def _digest(state: dict[str, Any]) -> str:
     return sha256(json.dumps(state, sort_keys=True).encode())
 
 
-def flatten_optimizers(
-    optimizers: dict[str, torch.optim.Optimizer],
-) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+def flatten_optimizers(optimizers: dict[str, torch.optim.Optimizer]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     """The state of named optimizers as tensors "name/number/key", and their groups as plain values.
 
     Where there is one, its name is left out.
@@ -135,10 +133,6 @@ def restore_optimizers(
         tupled = tupled[count:]
 
 
-def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-
-
 def newest_whole(run_uri: str, newest: str, workers: Workers, say: Callable[[str], None]) -> Checkpoint:
     """The run's newest whole checkpoint, no newer than the one named ``newest``; what is passed over is said.
 
@@ -149,8 +143,7 @@ def newest_whole(run_uri: str, newest: str, workers: Workers, say: Callable[[str
         PipelineError: none is whole, or the store fails.
     """
     candidates = [uri for uri in reversed(checkpoints(run_uri)) if name_of(uri) <= newest]
-    known = {name_of(uri) for uri in candidates}
-    if newest not in known:
+    if newest not in map(name_of, candidates):
         candidates.insert(0, store.join(run_uri, newest))
     found, position, reasons = None, len(candidates), []
     for number, uri in enumerate(candidates):
