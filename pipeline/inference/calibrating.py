@@ -176,7 +176,8 @@ def ask_strangers(
     strangers = min(max(way, 5), len(usable) - way)
     episodes = max(2, math.ceil(queries / (strangers * each)))
     plans = [_plan(rng, usable, counts, way, strangers, shot, each, passers) for _ in range(episodes)]
-    told = list(_evidence(method, preprocess, images, plans, way, shot, background))
+    shown, queried = (np.stack(part) for part in zip(*plans, strict=True))  # [episodes, images or queries, 2]
+    told = list(_evidence(method, preprocess, images, shown, way, shot, background))
     inside, labels = way * each, np.repeat(np.arange(way), each)
     logits = np.concatenate([one.logits.numpy() for one in told])  # [episodes, queries, way]
     if not np.isfinite(logits).all():
@@ -185,8 +186,7 @@ def ask_strangers(
         )
     if temperature is None:
         temperature = fit_temperature(logits[:, :inside].reshape(-1, way), np.tile(labels, episodes))
-    queried = np.stack([plan.queries for plan in plans])  # [episodes, queries, 2]
-    enrolled = np.stack([plan.classes[: way * shot : shot] for plan in plans])  # [episodes, way]
+    enrolled = shown[:, : way * shot : shot, 0]  # [episodes, way]
     answers = np.take_along_axis(enrolled, logits.argmax(-1), axis=1)
     scores = {}
     for name in SCORES:
@@ -241,13 +241,6 @@ def _point(found: Answered, best: Sequence[str], target: float, seed: int) -> Ca
     )
 
 
-@dataclass(frozen=True)
-class _Plan:
-    classes: np.ndarray  # [way * shot + queries] of the images: support, enrolled queries, strangers
-    numbers: np.ndarray  # likewise, of the images within their class
-    queries: np.ndarray  # [queries, 2], by which a query's class and image are told apart
-
-
 def _plan(
     rng: np.random.Generator,
     usable: np.ndarray,
@@ -257,7 +250,9 @@ def _plan(
     shot: int,
     each: int,
     passers: np.ndarray | None,
-) -> _Plan:
+) -> tuple[np.ndarray, np.ndarray]:
+    """The images of an episode [way * shot + queries, 2], class and number within it: support, enrolled queries,
+    strangers; and by what the class and image of a query [queries, 2] are told apart."""
     drawn = rng.permutation(usable)[: way + strangers]
     numbers = np.stack([rng.permutation(counts[c])[: shot + each] for c in drawn])  # [way + strangers, shot + each]
     support = np.stack([np.repeat(drawn[:way], shot), numbers[:way, :shot].ravel()], axis=1)
@@ -267,30 +262,29 @@ def _plan(
         images = np.concatenate([images, passers[chosen]])
         apart = np.stack([len(counts) + chosen, np.zeros_like(chosen)], axis=1)
         queries = np.concatenate([queries, apart])
-    classes, of_class = np.concatenate([support, images]).T
-    return _Plan(classes, of_class, queries)
+    return np.concatenate([support, images]), queries
 
 
 def _evidence(
     method: Method,
     preprocess: nn.Module,
     images: ClassImages,
-    plans: list[_Plan],
+    shown: np.ndarray,
     way: int,
     shot: int,
     background: Background | None,
 ) -> Iterator[Evidence]:
-    """What the model says about every plan's queries, on the CPU, several episodes at a time."""
+    """What the model says about the queries of episodes that show images [episodes, images, 2], on the CPU, several
+    episodes at a time."""
     device = next(method.parameters(), torch.empty(0)).device
     support = way * shot
     labels = torch.arange(way, device=device).repeat_interleave(shot)[None]
     together = 1
     start = 0
-    while start < len(plans):
-        part = plans[start : start + together]
-        classes, numbers = (np.concatenate([getattr(plan, name) for plan in part]) for name in ("classes", "numbers"))
-        pixels = torch.from_numpy(images(classes, numbers)).to(device)
-        together = max(1, _PIXELS_AT_ONCE // (pixels.shape[-1] * pixels.shape[-2] * len(plans[0].classes)))
+    while start < len(shown):
+        part = shown[start : start + together]
+        pixels = torch.from_numpy(images(*part.reshape(-1, 2).T)).to(device)
+        together = max(1, _PIXELS_AT_ONCE // (pixels.shape[-1] * pixels.shape[-2] * shown.shape[1]))
         batch = preprocess(pixels.unflatten(0, (len(part), -1)))
         with torch.no_grad():
             state = method.adapt(batch[:, :support], labels.expand(len(part), -1), way)

@@ -6,7 +6,6 @@ import json
 import math
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -160,15 +159,20 @@ class FewShotClassifier:
         classes = [*enrolment.classes, *new]
         positions = _positions(classes, names)
         only_new = len(new) == len(set(names))
+        all_images = all_positions = None
+        if enrolment.images is not None and enrolment.positions is not None:
+            all_images = np.concatenate([enrolment.images, images])
+            all_positions = np.concatenate([enrolment.positions, positions])
         if only_new:
-            state = self._extended_state(enrolment, images, positions)
+            with self._turn, torch.no_grad():
+                state = self.method.extend(self._state(enrolment), *self._support(images, positions))
             if state is not None:
-                return self._joined(enrolment, classes, state, images, positions)
-        if enrolment.images is None or enrolment.positions is None:
+                counts = [*enrolment.counts, *np.bincount(positions)[enrolment.way :].tolist()]
+                note = f"{len(new)} classes added, {enrolment.way} untouched"
+                return Enrolment(classes, counts, _kept(state), enrolment.model, all_images, all_positions, note)
+        if all_images is None or all_positions is None:
             what = "add a class without learning all anew" if only_new else "give an enrolled class more images"
             raise PipelineError(f"this enrolment keeps no support images, so it cannot {what}; enrol all classes again")
-        all_images = np.concatenate([enrolment.images, images])
-        all_positions = np.concatenate([enrolment.positions, positions])
         why = "this method cannot add a class to what it learnt" if only_new else "enrolled classes got more images"
         note = f"all {len(classes)} classes learnt anew from {len(all_images)} images: {why}"
         return self._adapt(classes, all_images, all_positions, True, note)
@@ -211,8 +215,7 @@ class FewShotClassifier:
         """Logits float32 [N, way] and scores float32 [N] of queries."""
         self._check_enrolment(enrolment)
         self._check_images(images)
-        device = self._device()
-        state = {name: tensor.to(device) for name, tensor in enrolment.state.items()}
+        state = self._state(enrolment)
         background = self.calibration.background if self.calibration and score in OF_BACKGROUND else None
         at_once = max(1, PIXELS_AT_ONCE // (self.shape[1] * self.shape[2]))
         logits, scores = np.empty((len(images), enrolment.way), np.float32), np.empty(len(images), np.float32)
@@ -285,42 +288,17 @@ class FewShotClassifier:
         return Enrolment(
             classes=classes,
             counts=np.bincount(positions, minlength=len(classes)).tolist(),
-            state={name: tensor.detach().cpu() for name, tensor in state.items()},
+            state=_kept(state),
             model=self.fingerprint,
             images=images.copy() if keep_images else None,
             positions=positions if keep_images else None,
             note=note,
         )
 
-    def _extended_state(
-        self, enrolment: Enrolment, images: np.ndarray, positions: np.ndarray
-    ) -> dict[str, Tensor] | None:
+    def _state(self, enrolment: Enrolment) -> State:
+        """What was learnt, on the model's device."""
         device = self._device()
-        state = {name: tensor.to(device) for name, tensor in enrolment.state.items()}
-        with self._turn, torch.no_grad():
-            extended = self.method.extend(state, *self._support(images, positions))
-        if extended is None:
-            return None
-        return {name: tensor.detach().cpu() for name, tensor in extended.items()}
-
-    def _joined(
-        self,
-        enrolment: Enrolment,
-        classes: list[Label],
-        state: dict[str, Tensor],
-        images: np.ndarray,
-        positions: np.ndarray,
-    ) -> Enrolment:
-        counts = [*enrolment.counts, *np.bincount(positions, minlength=len(classes))[enrolment.way :].tolist()]
-        note = f"{len(classes) - enrolment.way} classes added, {enrolment.way} untouched"
-        joined = replace(enrolment, classes=classes, counts=counts, state=state, note=note)
-        if enrolment.images is None or enrolment.positions is None:
-            return joined
-        return replace(
-            joined,
-            images=np.concatenate([enrolment.images, images]),
-            positions=np.concatenate([enrolment.positions, positions]),
-        )
+        return {name: tensor.to(device) for name, tensor in enrolment.state.items()}
 
     def _support(self, images: np.ndarray, positions: np.ndarray) -> tuple[Tensor, Tensor]:
         """Images [1, S, C, H, W], preprocessed, and labels [1, S], on the model's device."""
@@ -341,6 +319,11 @@ class FewShotClassifier:
     def _check_enrolment(self, enrolment: Enrolment) -> None:
         if enrolment.model != self.fingerprint:
             raise PipelineError("the enrolment was made by another model, whose state means nothing here; enrol again")
+
+
+def _kept(state: State) -> State:
+    """As an enrolment keeps what a method learnt."""
+    return {name: tensor.detach().cpu() for name, tensor in state.items()}
 
 
 def _positions(classes: list[Label], names: list[Label]) -> np.ndarray:

@@ -12,12 +12,11 @@ import numpy as np
 from PIL import Image
 
 from pipeline.data.images import decode, standing, to_array
+from pipeline.data.sources.base import Shape
 from pipeline.errors import PipelineError
 from pipeline.inference.answers import Answers
 from pipeline.inference.classifier import FewShotClassifier
 from pipeline.inference.enrolment import Enrolment, label_kind
-
-Shape = tuple[int, int, int]
 
 
 class Classifier:

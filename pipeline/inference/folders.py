@@ -11,12 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.sources.base import HARMLESS
+from pipeline.data.sources.base import HARMLESS, Shape
 from pipeline.data.sources.files import Rule, Unusable, content_of, decode
 from pipeline.data.sources.tree import Entry, by_class, list_folder
 from pipeline.errors import PipelineError
-
-Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -76,14 +74,13 @@ def read_queries(places: str | Path | Sequence[str | Path], shape: Shape, invert
         path = Path(place)
         if path.is_file():
             files.append(path)
-        elif path.exists() and not path.is_dir():
-            raise PipelineError(f"queries={place}: it is neither a file nor a folder")
         elif path.is_dir():
             entries, others = _listed(path, f"queries={place}")
             files += [Path(entry.container) for entry in entries]
             skipped += others
         else:
-            raise PipelineError(f"queries={place}: there is no such file or folder")
+            what = "it is neither a file nor a folder" if path.exists() else "there is no such file or folder"
+            raise PipelineError(f"queries={place}: {what}")
     if not files:
         raise PipelineError(f"queries={places}: there are no files in it")
     pictures = read_images(files, shape, invert)

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.data.sources.base import Shape
 from pipeline.data.sources.files import Rule, Unusable, decode
 from pipeline.errors import PipelineError
 from pipeline.inference.enrolment import Enrolment
-from pipeline.inference.folders import Shape
 
 ENROLMENTS = "PIPELINE_ENROLMENTS"  # environment variable: the folder whose enrolments a served model reads
 
