@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 import re
 import sys
@@ -38,7 +37,7 @@ from pipeline.training.loop import make_planner
 from pipeline.training.models import load_teacher
 from pipeline.training.optim import build_schedule, check_optimizer
 from pipeline.training.preemption import stopping_on_sigterm
-from pipeline.training.runs import RUN_FILE, Run, best_checkpoint, find_run, steps_done, write_run
+from pipeline.training.runs import RUN_FILE, Run, best_checkpoint, find_run, read_state, steps_done, write_run
 from pipeline.training.telemetry import Display, Entry, Restarts, Telemetry, start_monitor
 from pipeline.training.trial import try_step
 from pipeline.training.worker import train_worker
@@ -88,11 +87,12 @@ def prepare(raw: Config) -> tuple[TrainConfig, Config, Run]:
     if store.exists(store.join(uri, RUN_FILE)):
         raise PipelineError(f"name={name}: a run in {config.storage} has this name; go on with it: resume={uri}")
     store.check_folder(config.storage, "storage")
+    seen = [] if config.initial is None else read_state(config.initial)["dataset"].get(TRAINED, [])
     dataset = {
         "name": manifest.name,
         "fingerprint": manifest.fingerprint,
         "uri": config.dataset_uri,
-        TRAINED: trained_classes(manifest, config.train.split, _trained_before(config.initial)),
+        TRAINED: trained_classes(manifest, config.train.split, seen),
     }
     run = Run(name, uri, {**raw, "name": name}, spec, dataset, _arguments())
     return config, run.config, run
@@ -106,19 +106,11 @@ def _manifest(config: TrainConfig) -> Manifest:
     return read_manifest(uri)
 
 
-def _trained_before(initial: str | None) -> list[str]:
-    """Digests of the classes that the weights were trained on which a run begins with."""
-    if initial is None:
-        return []
-    state = json.loads(store.read_bytes(store.join(initial, STATE)))
-    return list(state["dataset"].get(TRAINED, []))
-
-
 def _handed_down(config: TrainConfig) -> dict[str, Any]:
     """Of a run that begins with another's weights, and with none of a library: what that one's were trained on."""
     if config.initial is None or config.backbone.get("weights") is not None:
         return {}
-    before = json.loads(store.read_bytes(store.join(config.initial, STATE)))["spec"]["backbone"]
+    before = read_state(config.initial)["spec"]["backbone"]
     if before.get("name") != config.backbone["name"] or not before.get("weights_sha256"):
         return {}
     return {key: before.get(key) for key in ("weights_sha256", "trained_on")}
@@ -220,12 +212,7 @@ def _check_features(config: TrainConfig, manifest: Manifest) -> None:
         raise PipelineError(f"input.scaling={config.input.scaling} is of images, and {holds}: leave it out")
 
 
-def launch(
-    config: TrainConfig,
-    run: Run,
-    on_log: Callable[[Entry], None] | None = None,
-    monitor: Any = None,
-) -> Run:
+def launch(config: TrainConfig, run: Run, on_log: Callable[[Entry], None] | None = None, monitor: Any = None) -> Run:
     """Train to the end under Ray Train; workers that die are replaced and go on from the last checkpoint.
 
     Called again for a run that was interrupted, it goes on with it. ``monitor``: one of the caller's own, which may
@@ -240,6 +227,7 @@ def launch(
     needs = {"CPU": config.cluster.cpus_per_worker, "GPU": config.cluster.gpus_per_worker}
     needs = {kind: share for kind, share in needs.items() if share}  # of a worker
     hooks: list[Any] = [Restarts(monitor)]
+    fs, path = store.open_store(config.storage, patient=True)
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"run": run, "code": own_sources(run.spec), "monitor": monitor},
@@ -256,7 +244,8 @@ def launch(
                 num_to_keep=config.checkpoint.keep, checkpoint_score_attribute="val/accuracy"
             ),
             callbacks=hooks,
-            **_storage(config.storage),
+            storage_path=path,
+            storage_filesystem=fs,
         ),
     )
     all_need = {kind: share * config.cluster.workers for kind, share in needs.items()}
@@ -411,8 +400,3 @@ def _checkpoint(key: str, given: str, storage: str) -> str:
 def _arguments() -> tuple[str, ...]:
     """Of the job that this process is; none where it is called from a program."""
     return tuple(sys.argv[1:]) if os.path.basename(sys.argv[0]) == "train.py" else ()
-
-
-def _storage(uri: str) -> dict[str, Any]:
-    fs, path = store.open_store(uri, patient=True)
-    return {"storage_path": path, "storage_filesystem": fs}

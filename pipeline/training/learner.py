@@ -191,18 +191,17 @@ class Learner:
         """Go on from another run's checkpoint with one's own configuration: its options and rates, and the weights
         that are not trained, which the configuration gives."""
         fixed = {name: p.clone() for name, p in self.method.named_parameters() if not p.requires_grad}
-        options = [
-            {key: value for key, value in group.items() if key != "params"}
-            for optimizer in self.optimizers.values()
-            for group in optimizer.param_groups
-        ]
+        options = [{key: value for key, value in group.items() if key != "params"} for group in self._groups()]
         self.restore(checkpoint)
         for name, parameter in self.method.named_parameters():
             if name in fixed:
                 parameter.copy_(fixed[name])
-        groups = [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
-        for group, own in zip(groups, options, strict=True):
+        for group, own in zip(self._groups(), options, strict=True):
             group.update(own)
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """Of all optimizers; restoring one makes them anew."""
+        return [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
 
 
 def set_up(

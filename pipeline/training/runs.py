@@ -52,9 +52,14 @@ def steps_done(run_uri: str) -> int:
     return max(map(step_of, checkpoints(run_uri)), default=0)
 
 
+def read_state(checkpoint: str) -> dict[str, Any]:
+    """What a checkpoint's folder says of it, as it was written."""
+    return dict(json.loads(store.read_bytes(store.join(checkpoint, STATE))))
+
+
 def accuracy_at(checkpoint: str) -> float | None:
     """Validation accuracy of a checkpoint, where its step was validated."""
-    state = json.loads(store.read_bytes(store.join(checkpoint, STATE)))
+    state = read_state(checkpoint)
     found = [e["val/accuracy"] for e in state["history"] if e["step"] == state["step"] and "val/accuracy" in e]
     return found[-1] if found else None
 
