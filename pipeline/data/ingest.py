@@ -47,6 +47,10 @@ class DataSection(Section):
     root: str
     source: dict[str, Any]
 
+    @property
+    def uri(self) -> str:
+        return store.join(self.root, self.name)
+
 
 class IngestConfig(Section):
     """The configuration of ``jobs.ingest``; ``pipeline/conf/ingest.yaml`` tells what each key means."""
@@ -59,10 +63,6 @@ class IngestConfig(Section):
     cpus: Annotated[int, Field(ge=1)] | None = None
     object_store_mb: Annotated[int, Field(ge=100)] = 1000
 
-    @property
-    def uri(self) -> str:
-        return f"{self.data.root.rstrip('/')}/{self.data.name}"
-
 
 def ingest(config: Mapping[str, Any], progress: bool = True) -> Manifest:
     """Make the dataset that ``config`` describes (see ``IngestConfig``) and return its manifest.
@@ -72,7 +72,7 @@ def ingest(config: Mapping[str, Any], progress: bool = True) -> Manifest:
     settings = validate(IngestConfig, dict(config))
     source = make_source(settings.data.source)
     layout = Layout.of(source, settings.shard_mb * 2**20)
-    target = Target(settings.uri, settings.overwrite)
+    target = Target(settings.data.uri, settings.overwrite)
     written: list[Written] = []
     try:
         with _no_collection():
@@ -80,7 +80,7 @@ def ingest(config: Mapping[str, Any], progress: bool = True) -> Manifest:
             source.kept = _kept_splits(target, report)
             plan = source.plan(layout.order_rows, report)
         with ThreadPoolExecutor(1) as pool, _ray(settings):
-            checksums = pool.submit(_checksums, plan.archives)
+            checksums = pool.submit(lambda: {os.path.basename(path): file_sha256(path) for path in plan.archives})
             _write_all(source, plan, layout, target, progress, written)
             skipped = plan.skipped + [skip for part in written for skip in part.rows.skipped]
             if not any(part.rows.names for part in written):
@@ -100,7 +100,7 @@ def ingest(config: Mapping[str, Any], progress: bool = True) -> Manifest:
             plan.source["archives"] = checksums.result()
         kept = [*duplicates.values()] if source.keep_duplicates else []
         manifest = _manifest(settings, plan, layout, rows.where(stays), [part.shard for part in written], skipped)
-        with store.writing(settings.uri, "data.root"):
+        with store.writing(settings.data.uri, "data.root"):
             target.commit(manifest, {SKIPPED_NAME: _skipped_file(skipped, kept)})
         return manifest
     except BaseException:
@@ -223,12 +223,7 @@ def _counts(skipped: list[Skip]) -> dict[str, int]:
 
 
 def _manifest(
-    settings: IngestConfig,
-    plan: Plan,
-    layout: Layout,
-    rows: Rows,
-    written: list[ShardInfo | None],
-    skipped: list[Skip],
+    settings: IngestConfig, plan: Plan, layout: Layout, rows: Rows, written: list[ShardInfo | None], skipped: list[Skip]
 ) -> Manifest:
     sums = ClassSums.of(len(plan.classes), rows.classes, rows.totals, rows.squares)
     present = {name for name, count in zip(plan.classes, sums.counts, strict=True) if count}
@@ -256,10 +251,6 @@ def _skipped_file(skipped: list[Skip], kept: list[Skip]) -> bytes:
     left_out = {"left_out": _counts(skipped), "files": listed(skipped)}
     stayed = {"kept": _counts(kept), "kept_files": listed(kept)}
     return (json.dumps({**left_out, **stayed}, indent=1) + "\n").encode()
-
-
-def _checksums(archives: list[str]) -> dict[str, str]:
-    return {os.path.basename(path): file_sha256(path) for path in archives}
 
 
 @contextmanager

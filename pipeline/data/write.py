@@ -223,12 +223,13 @@ def write_shard(place: str, table: pa.Table, current: str | None = None) -> Shar
     content = shards.shard_bytes(table)
     digest = sha256(content)
     name = shards.shard_name(digest)
-    if current is None or not _has(store.join(current, name), digest):
+    if current is None or not is_whole(store.join(current, name), digest):
         store.write_bytes(store.join(place, name), content)
     return ShardInfo(name, table.num_rows, content.size, digest)
 
 
-def _has(uri: str, digest: str) -> bool:
+def is_whole(uri: str, digest: str) -> bool:
+    """Whether a shard is there, and is what was written."""
     return store.exists(uri) and sha256(store.read_bytes(uri)) == digest
 
 

@@ -25,7 +25,7 @@ from pipeline.data.augment import Augmentation
 from pipeline.data.dataset import check_shards, open_dataset, whole_table
 from pipeline.data.features import NETWORK, Network
 from pipeline.data.manifest import FEATURES, Manifest, ShardInfo
-from pipeline.data.write import Target, rows_per_shard, write_shard
+from pipeline.data.write import Target, is_whole, rows_per_shard, write_shard
 from pipeline.errors import PipelineError, Unavailable
 from pipeline.evaluation.embedded import View, batch_size, embed_part
 from pipeline.evaluation.spread import cores
@@ -228,7 +228,6 @@ def _done(place: str, digest: str) -> dict[int, ShardInfo]:
         record = _RECORD.fullmatch(file)
         if record and record[1] == digest[:16]:
             shard = ShardInfo(**json.loads(store.read_bytes(store.join(place, file))))
-            where = store.join(place, shard.file)
-            if store.exists(where) and sha256(store.read_bytes(where)) == shard.sha256:
+            if is_whole(store.join(place, shard.file), shard.sha256):
                 found[int(record[2])] = shard
     return found

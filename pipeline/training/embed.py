@@ -51,16 +51,12 @@ class EmbedConfig(Section):
     overwrite: bool
     cluster: Cluster
 
-    @property
-    def images(self) -> str:
-        return store.join(self.data.root, self.data.name)
-
 
 def embed(raw: Config) -> dict[str, Any]:
     """Make the dataset of features that ``raw`` describes (see :class:`EmbedConfig`); its place and figures."""
     raw = {**raw, "data": {**raw["data"], "root": absolute("data.root", str(raw["data"]["root"]))}}
     config = validate(EmbedConfig, raw)
-    manifest = read_manifest(config.images)
+    manifest = read_manifest(config.data.uri)
     if manifest.encoding == FEATURES:
         raise PipelineError(f"data.name={config.data.name}: this dataset holds features already; give one of images")
     network, who = _network(config, manifest)
@@ -71,13 +67,13 @@ def embed(raw: Config) -> dict[str, Any]:
         raise PipelineError(f"views={config.views} are all alike: give augmentation.flip=true or another of its keys")
     target = Target(store.join(config.data.root, name), config.overwrite, resume=True)
     gpus, began = config.cluster.gpus_per_worker, time.perf_counter()
-    embedding = Embedding.of(config.images, network, config.batch, config.shard_mb * 2**20, gpus > 0)
+    embedding = Embedding.of(config.data.uri, network, config.batch, config.shard_mb * 2**20, gpus > 0)
     embedding = replace(embedding, views=config.views, augmentation=config.augmentation.build(), seed=config.seed)
     start_ray(config.cluster)
     check_resources(config.cluster)
     print(f"{target.uri}: features of {manifest.rows:,} images by {who}", flush=True)
     try:
-        source = {"kind": FEATURES, "dataset": config.images, "network": who}
+        source = {"kind": FEATURES, "dataset": config.data.uri, "network": who}
         made = embed_dataset(embedding, target, name, source, gpus, lambda line: print(line, flush=True))
     finally:
         target.leave()
