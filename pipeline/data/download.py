@@ -16,12 +16,11 @@ from pipeline.errors import PipelineError
 from pipeline.files import file_digest
 
 CHUNK = 2**18
+TIMEOUT_S = 30.0  # without an answer, or without another byte of it
 Report = Callable[[str], None]
 
 
-def download(
-    url: str, target: Path, md5: str, report: Report | None = None, attempts: int = 5, timeout: float = 30.0
-) -> Path:
+def download(url: str, target: Path, md5: str, report: Report | None = None, attempts: int = 5) -> Path:
     """Fetch ``url`` to ``target`` unless a file with the checksum is there already, and return ``target``.
 
     What has arrived is kept in ``target.part``: an interrupted download, in this run or an earlier one, is continued
@@ -35,7 +34,7 @@ def download(
         if target.exists() and file_digest(target, "md5") == md5:
             return target
         part = Path(f"{target}.part")
-        _fetch(url, part, report or (lambda message: None), attempts, timeout)
+        _fetch(url, part, report or (lambda message: None), attempts)
         found = file_digest(part, "md5")
         if found != md5:
             part.unlink()
@@ -45,12 +44,12 @@ def download(
     return target
 
 
-def _fetch(url: str, part: Path, report: Report, attempts: int, timeout: float) -> None:
+def _fetch(url: str, part: Path, report: Report, attempts: int) -> None:
     failures = 0
     while True:
         have = part.stat().st_size if part.exists() else 0
         try:
-            _receive(url, part, have, report, timeout)
+            _receive(url, part, have, report)
             return
         except urllib.error.HTTPError as error:
             if error.code == 416:  # the part is as long as the file, or longer: its checksum decides
@@ -71,9 +70,9 @@ def _fetch(url: str, part: Path, report: Report, attempts: int, timeout: float) 
         time.sleep(min(0.2 * 2**failures, 5.0))
 
 
-def _receive(url: str, part: Path, have: int, report: Report, timeout: float) -> None:
+def _receive(url: str, part: Path, have: int, report: Report) -> None:
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    with urllib.request.urlopen(request, timeout=timeout) as answer:  # noqa: S310
+    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310
         resumed = have and answer.status == 206
         begin = have if resumed else 0
         expected = answer.headers.get("Content-Length")

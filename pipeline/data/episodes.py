@@ -96,9 +96,6 @@ class ImagePlan:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, part: slice) -> ImagePlan:
-        return ImagePlan(self.numbers[part], self.rows[part], self.labels[part], self.classes[part])
-
 
 AnyPlan = Plan | ImagePlan
 

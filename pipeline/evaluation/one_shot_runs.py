@@ -63,21 +63,21 @@ class OneShotResult:
         return {**shape, "accuracy": found.mean, "interval": found.interval, "error": 1 - found.mean}
 
 
-def evaluate_one_shot_runs(model: Model, path: str, device: torch.device | str = "cpu", seed: int = 0) -> OneShotResult:
+def evaluate_one_shot_runs(model: Model, path: str, seed: int = 0) -> OneShotResult:
     """Answer the 400 trials of Lake's archive ``path`` in this process; ``seed`` is of untrained weights.
 
     Raises:
         PipelineError: the archive is missing, damaged or another one, or the model cannot answer among 20 classes.
     """
-    method, preprocess = model.build(device, seed)
+    method, preprocess = model.build(seed=seed)
     method.check_way(WAY)
     runs = read_runs(path, model.spec["input"]["shape"])
-    accuracies, classes = np.empty(RUNS), torch.arange(WAY, device=device)[None]
+    accuracies, classes = np.empty(RUNS), torch.arange(WAY)[None]
     with torch.no_grad():
         for number, (support, query, labels) in enumerate(zip(runs.support, runs.query, runs.labels, strict=True)):
-            state = method.adapt(preprocess(support[None].to(device)), classes, WAY)
-            logits = method.classify(state, preprocess(query[None].to(device)))
-            accuracies[number] = (logits[0].argmax(-1).cpu() == labels).double().mean().item()
+            state = method.adapt(preprocess(support[None]), classes, WAY)
+            logits = method.classify(state, preprocess(query[None]))
+            accuracies[number] = (logits[0].argmax(-1) == labels).double().mean().item()
     return OneShotResult(runs, accuracies)
 
 

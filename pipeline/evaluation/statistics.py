@@ -19,9 +19,6 @@ class Estimate:
     interval: float
     episodes: int
 
-    def __str__(self) -> str:
-        return f"{100 * self.mean:.2f} ± {100 * self.interval:.2f} %"
-
 
 def estimate(values: np.ndarray, kind: str = "sample") -> Estimate:
     """Mean and 95 % interval of per-episode values [n].
@@ -36,14 +33,9 @@ def estimate(values: np.ndarray, kind: str = "sample") -> Estimate:
         raise ValueError(f"interval {kind!r}: choose one of {', '.join(INTERVALS)}")
     if n < 2:
         return Estimate(float(values.mean()) if n else math.nan, math.nan, n)
-    sample, population = values.std(ddof=1), values.std(ddof=0)
     z = _student(0.975, n - 1) if kind == "student" else Z95
-    half = {
-        "sample": z * sample / math.sqrt(n),
-        "population": z * population / math.sqrt(n),
-        "student": z * sample / math.sqrt(n),
-        "n_plus_1": z * population / math.sqrt(n + 1),
-    }[kind]
+    spread = values.std(ddof=1 if kind in ("sample", "student") else 0)
+    half = z * spread / math.sqrt(n + 1 if kind == "n_plus_1" else n)
     return Estimate(float(values.mean()), float(half), n)
 
 

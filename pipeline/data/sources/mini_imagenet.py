@@ -100,10 +100,9 @@ def _text(entry: Entry) -> str:
 
 def _cached_plan(cached: list[str], chosen: splits.Splits, source: dict[str, Any]) -> Plan:
     """Classes in the order of the archives, because each is read once, from beginning to end."""
-    classes = [name for part in PARTS for name in sorted(chosen[part])]
-    orders = []
-    for part, path in zip(PARTS, cached, strict=True):
-        orders.append((path, classes.index(sorted(chosen[part])[0]), sorted(chosen[part])))
+    parts = [sorted(chosen[part]) for part in PARTS]
+    classes = [name for names in parts for name in names]
+    orders = [(path, classes.index(names[0]), names) for path, names in zip(cached, parts, strict=True)]
     return Plan(classes, chosen, orders, {**source, "layout": "cached"}, archives=cached)
 
 

@@ -23,11 +23,7 @@ class Photographs(FileSource):
     keep_duplicates = False
 
     def __init__(
-        self,
-        path: str | None,
-        shape: Sequence[int] = (3, 84, 84),
-        encoding: str = "raw",
-        min_images: int = 1,
+        self, path: str | None, shape: Sequence[int] = (3, 84, 84), encoding: str = "raw", min_images: int = 1
     ) -> None:
         super().__init__(path, self.layout)
         self.rule = Rule.asked(shape, encoding, min_images)

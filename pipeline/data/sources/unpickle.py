@@ -72,10 +72,6 @@ def _reconstruct(*_: Any) -> _Array:
     return _Array()
 
 
-def _frombuffer(content: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
-    return _array(content, dtype, shape, order)
-
-
 def _encode(text: str, encoding: str = "latin1") -> bytes:
     if encoding != "latin1":
         raise _Refused(f"text in {encoding!r}")
@@ -95,7 +91,7 @@ _ADMITTED: dict[tuple[str, str], Callable[..., Any]] = {
 for _core in ("numpy.core", "numpy._core"):
     _ADMITTED[f"{_core}.multiarray", "_reconstruct"] = _reconstruct
     _ADMITTED[f"{_core}.multiarray", "scalar"] = _scalar
-    _ADMITTED[f"{_core}.numeric", "_frombuffer"] = _frombuffer
+    _ADMITTED[f"{_core}.numeric", "_frombuffer"] = _array
 
 
 class _Unpickler(pickle.Unpickler):
