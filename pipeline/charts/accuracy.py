@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from pipeline.charts.style import (
     BACK,
@@ -20,13 +20,13 @@ from pipeline.charts.style import (
     Kind,
     apart,
     chart,
+    dot,
     limits,
     look,
     percent_axis,
     percent_text,
     render,
     short,
-    tip,
 )  # fmt: skip
 
 MOST_POINTS = 300  # of a loss
@@ -76,8 +76,7 @@ def learning_curve(
     losses = _thin([(x, y) for x, y in loss if math.isfinite(y)])
     with chart(WIDTH, 3.7) as drawn:
         above, below = drawn.subplots(2, 1, sharex=True, height_ratios=[2, 1])
-        above.set_title(title)
-        above.set_ylabel("validation accuracy")
+        above.set(title=title, ylabel="validation accuracy")
         percent_axis(above)
         if points:
             steps, values, halves = zip(*points, strict=True)
@@ -86,7 +85,7 @@ def learning_curve(
             above.set_ylim(limits([*edges[0], *edges[1]]))
             above.fill_between(steps, edges[0], edges[1], color=PALETTE[0], alpha=0.18, linewidth=0)
             for x, y, half in points:
-                tip(above.plot(x, y, color=PALETTE[0], marker="o")[0], f"step {x:,.0f}: {percent_text(y, half)}")
+                dot(above, x, y, f"step {x:,.0f}: {percent_text(y, half)}")
             x, y, half = max(points, key=lambda point: point[1])
             above.plot(x, y, marker="o", markersize=10, markerfacecolor="none", color=PALETTE[0])
             above.set_title(f"best {percent_text(y, half)} at step {x:,.0f}", loc="right", color=PALETTE[0], fontsize=9,
@@ -99,13 +98,12 @@ def learning_curve(
             low, high = min(y for _, y in losses), max(y for _, y in losses)
             if low > 0 and high > 30 * low:
                 below.set_yscale("log")
-                below.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             else:
                 below.set_ylim(bottom=min(0.0, low))
                 below.yaxis.set_major_locator(MaxNLocator(3))
-                below.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            below.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         below.xaxis.set_major_locator(MaxNLocator(5))
-        below.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        below.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         below.set_xlabel("step")
         return render(drawn, kind)
 
@@ -126,22 +124,18 @@ def accuracy_by_shot(lines: Sequence[Line], title: str = "", kind: Kind = "png")
             colour, marker = look(number)
             axes.plot([place[shot] for shot, _, _ in line.points], [y for _, y, _ in line.points], color=colour)
             for shot, y, half in line.points:
-                _interval(axes, (place[shot], y), half, colour)
-                mark = axes.plot(place[shot], y, color=colour, marker=marker)[0]
-                tip(mark, f"{line.way}-way {shot}-shot: {percent_text(y, half)}")
+                axes.plot([place[shot]] * 2, [y - half, y + half], color=colour)
+                dot(axes, place[shot], y, f"{line.way}-way {shot}-shot: {percent_text(y, half)}", colour, marker)
             for shot, y in line.papers:
                 if shot in place:
-                    tip(_paper(axes, place[shot], y), f"{line.way}-way {shot}-shot, published: {percent_text(y)}")
+                    _published(axes, place[shot], y, f"{line.way}-way {shot}-shot", y)
             axes.axhline(1 / line.way, color=colour, linewidth=1, linestyle=(0, (1, 3)))
             axes.text(1.02, end, f"{line.way}-way {100 * line.points[-1][1]:.1f} %", color=colour, va="center",
                       transform=axes.get_yaxis_transform())  # fmt: skip
         axes.set_xticks(range(len(shots)), [str(shot) for shot in shots])
-        axes.set_xlim(-0.5, max(len(shots), 1) - 0.5)
-        axes.set_ylim(bottom, top)
+        axes.set(xlim=(-0.5, max(len(shots), 1) - 0.5), ylim=(bottom, top))
         percent_axis(axes)
-        axes.set_xlabel("shots: support images per class")
-        axes.set_ylabel("accuracy")
-        axes.set_title(title)
+        axes.set(xlabel="shots: support images per class", ylabel="accuracy", title=title)
         return render(drawn, kind)
 
 
@@ -154,10 +148,9 @@ def accuracies(marks: Sequence[Mark], kind: Kind = "png") -> bytes:
         for row, mark in enumerate(marks):
             half = mark.interval or 0.0
             axes.plot([mark.value - half, mark.value + half], [row, row], color=PALETTE[0])
-            found = axes.plot(mark.value, row, color=PALETTE[0], marker="o")[0]
-            tip(found, f"{mark.label}: {percent_text(mark.value, mark.interval)}")
+            dot(axes, mark.value, row, f"{mark.label}: {percent_text(mark.value, mark.interval)}")
             if mark.paper is not None:
-                tip(_paper(axes, mark.paper, row), f"{mark.label}, published: {percent_text(mark.paper)}")
+                _published(axes, mark.paper, row, mark.label, mark.paper)
         _rows(axes, [mark.label for mark in marks], "accuracy")
         axes.set_xlim(limits([*ends, *(m.paper for m in marks if m.paper is not None)]))
         return render(drawn, kind)
@@ -169,10 +162,9 @@ def error_rates(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]], kind: K
         axes = drawn.subplots()
         for row, (label, rates) in enumerate(rows):
             for number, (name, value) in enumerate(rates):
-                colour, marker = look(number)
                 legend = name if row == 0 else None
-                mark = axes.plot(value, row, color=colour, marker=marker, linestyle="", label=legend)[0]
-                tip(mark, f"{label}, {name}: {percent_text(value)}")
+                text = f"{label}, {name}: {percent_text(value)}"
+                dot(axes, value, row, text, *look(number), linestyle="", label=legend)
         _rows(axes, [label for label, _ in rows], "share")
         axes.set_xlim(-0.005, limits([0.0, *(value for _, rates in rows for _, value in rates)])[1])
         if rows:
@@ -189,24 +181,19 @@ def reliability(bins: Sequence[tuple[float, float, int]], kind: Kind = "png") ->
         axes.text(0.86, 0.96, "as stated", color=FAINT, ha="right", va="center")
         axes.plot([x for x, _, _ in bins], [y for _, y, _ in bins], color=PALETTE[0], linewidth=1.2)
         for x, y, count in bins:
-            mark = axes.plot(x, y, color=PALETTE[0], marker="o", markersize=4 + 12 * math.sqrt(count / total))[0]
-            tip(mark, f"{count:,} queries answered with {percent_text(x)} on average: {percent_text(y)} right")
+            text = f"{count:,} queries answered with {percent_text(x)} on average: {percent_text(y)} right"
+            dot(axes, x, y, text, markersize=4 + 12 * math.sqrt(count / total))
         axes.set_aspect("equal", adjustable="box")
-        axes.set_xlim(-0.03, 1.03)
-        axes.set_ylim(-0.03, 1.03)
+        axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
         percent_axis(axes, "x")
         percent_axis(axes)
-        axes.set_xlabel("stated probability")
-        axes.set_ylabel("share of right answers")
+        axes.set(xlabel="stated probability", ylabel="share of right answers")
         return render(drawn, kind)
 
 
-def _interval(axes: Axes, at: tuple[float, float], half: float, colour: str = INK) -> None:
-    axes.plot([at[0], at[0]], [at[1] - half, at[1] + half], color=colour)
-
-
-def _paper(axes: Axes, x: float, y: float) -> Any:
-    return axes.plot(x, y, color=PAPER, marker="D", markersize=6, markerfacecolor=BACK, markeredgewidth=1.6)[0]
+def _published(axes: Axes, x: float, y: float, label: str, accuracy: float) -> None:
+    text = f"{label}, published: {percent_text(accuracy)}"
+    dot(axes, x, y, text, PAPER, "D", markersize=6, markerfacecolor=BACK, markeredgewidth=1.6)
 
 
 def _rows(axes: Axes, labels: Sequence[str], name: str) -> None:

@@ -21,6 +21,7 @@ from pipeline.charts.style import (
     WIDTH,
     Kind,
     chart,
+    dot,
     legend,
     limits,
     look,
@@ -36,39 +37,36 @@ WIDE = 8.0
 BROKEN = (0, (4, 3))
 
 
-class Trial(Protocol):
+class Trial:
     """What a ledger and a tracking store tell of a trial; ``began`` and ``ended`` are seconds since 1970."""
 
+    number: int
+    seed: int | None
+    values: Mapping[str, Any]
+    status: str
+    reason: str
+    curve: Sequence[tuple[int, float]]  # (step, validation accuracy) of every validation
+    began: float
+    ended: float | None
+
     @property
-    def number(self) -> int: ...
-    @property
-    def seed(self) -> int | None: ...
-    @property
-    def values(self) -> Mapping[str, Any]: ...
-    @property
-    def status(self) -> str: ...
-    @property
-    def reason(self) -> str: ...
-    @property
-    def step(self) -> int: ...
-    @property
-    def began(self) -> float: ...
-    @property
-    def ended(self) -> float | None: ...
-    def score(self, select: str) -> float | None: ...
+    def step(self) -> int:
+        return self.curve[-1][0] if self.curve else 0
+
+    def score(self, select: str) -> float | None:
+        """Accuracy of the checkpoint that the run stands for, its "last" or its best one; None: not one validation."""
+        if not self.curve:
+            return None
+        return self.curve[-1][1] if select == "last" else max(accuracy for _, accuracy in self.curve)
 
 
 class Dimension(Protocol):
     """A searched key: a range, or choices."""
 
-    @property
-    def low(self) -> float | None: ...
-    @property
-    def high(self) -> float | None: ...
-    @property
-    def log(self) -> bool: ...
-    @property
-    def choices(self) -> Sequence[Any] | None: ...
+    low: float | None
+    high: float | None
+    log: bool
+    choices: list[Any] | None
 
 
 @dataclass(frozen=True)
@@ -150,11 +148,10 @@ def accuracy_over(
             axes.axvline(default[key], color=FAINT, linewidth=1, linestyle=BROKEN)
             axes.text(default[key], 1.0, "default", color=FAINT, fontsize=8, va="bottom", ha="center",
                       transform=axes.get_xaxis_transform())  # fmt: skip
-        axes.set_ylim(limits([*scores, *heights]))
         percent_axis(axes)
-        axes.set_xlabel(f"{short(key, 50)}{' (log scale)' if dimension.log else ''}")
-        axes.set_ylabel("validation accuracy")
         axes.set_title(title, pad=14)
+        label = f"{short(key, 50)}{' (log scale)' if dimension.log else ''}"
+        axes.set(xlabel=label, ylabel="validation accuracy", ylim=limits([*scores, *heights]))
         for number, name in enumerate(order):
             colour, marker = look(number)
             axes.plot([], [], color=colour, marker=marker, linestyle="", label=short(name, 30))
@@ -213,8 +210,7 @@ def trials_over_time(trials: Sequence[Trial], select: str, kind: Kind = "png") -
                 best.append((at, max(score, best[-1][1] if best else 0.0)))
         if best:
             above.step(*zip(*best, strict=True), where="post", color=INK, linewidth=1.2)
-        above.set_ylabel("validation accuracy")
-        above.set_ylim(limits([score for _, _, score in scores]))
+        above.set(ylabel="validation accuracy", ylim=limits([score for _, _, score in scores]))
         percent_axis(above)
         for row, trial in enumerate(begun):
             left, right = ((at - start) / unit for at in (trial.began, trial.ended or trial.began))
@@ -241,13 +237,13 @@ def _mark(axes: Axes, trial: Trial, at: float, select: str, colour: str, marker:
     value = f" {value_text(trial.values[key])}," if key else ""
     score = trial.score(select)
     if score is None:
-        mark = axes.plot(at, 0.02, color=STATUS["failed"], marker="x", linestyle="", clip_on=False,
-                         transform=axes.get_xaxis_transform())[0]  # fmt: skip
-        tip(mark, f"{_who(trial)}:{value} {trial.status}: {trial.reason}")
+        text = f"{_who(trial)}:{value} {trial.status}: {trial.reason}"
+        on_the_axis = axes.get_xaxis_transform()
+        dot(axes, at, 0.02, text, STATUS["failed"], "x", linestyle="", clip_on=False, transform=on_the_axis)
         return
+    text = f"{_who(trial)}:{value} {percent_text(score)}, {trial.status}"
     face = colour if trial.status == "finished" else BACK
-    mark = axes.plot(at, score, color=colour, marker=marker, markerfacecolor=face, linestyle="")[0]
-    tip(mark, f"{_who(trial)}:{value} {percent_text(score)}, {trial.status}")
+    dot(axes, at, score, text, colour, marker, markerfacecolor=face, linestyle="")
 
 
 def _who(trial: Trial) -> str:

@@ -61,11 +61,8 @@ def projection(
         axes.grid(False)
         axes.spines[["left", "top", "right"]].set_visible(True)
         first, second = (f"{100 * part:.0f} % of variance" for part in variance)
-        axes.set_xlabel(f"first principal component ({first})")
-        axes.set_ylabel(f"second ({second})")
-        axes.set_xticks([])
-        axes.set_yticks([])
-        axes.set_title(title)
+        axes.set(xlabel=f"first principal component ({first})", ylabel=f"second ({second})", title=title)
+        axes.set(xticks=[], yticks=[])
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), handletextpad=0.2)
         return render(drawn, kind)
 
@@ -87,22 +84,24 @@ def episode_picture(
         query: uint8 [Q, C, H, W]; query_labels, answers: int [Q], the true and the given class.
         names: of the classes, by label.
     """
-    ways = sorted(set(np.asarray(support_labels).tolist()))
+    ways = sorted(set(support_labels.tolist()))
     shots = max(int((support_labels == label).sum()) for label in ways)
     asked = max(int((query_labels == label).sum()) for label in ways)
     name = (lambda label: names[label]) if names is not None else (lambda label: f"class {label}")
-    right = float(np.mean(np.asarray(query_labels) == np.asarray(answers))) if len(answers) else 0.0
+    right = float(np.mean(query_labels == answers)) if len(answers) else 0.0
     columns = shots + asked
     with chart(1.2 + 1.02 * columns, 0.7 + 1.12 * len(ways)) as drawn:
         grid = GridSpec(len(ways), columns + 2, figure=drawn, width_ratios=[0.9, *[1] * shots, 0.35, *[1] * asked])
         for row, label in enumerate(ways):
-            _name_cell(drawn.add_subplot(grid[row, 0]), name(label))
-            for column, image in enumerate(support[np.asarray(support_labels) == label]):
+            axes = drawn.add_subplot(grid[row, 0])
+            axes.axis("off")
+            axes.text(1.0, 0.5, short(name(label), 14), ha="right", va="center", color=INK, fontsize=9)
+            for column, image in enumerate(support[support_labels == label]):
                 axes = drawn.add_subplot(grid[row, 1 + column])
                 _picture(axes, image, FAINT, 1.0)
                 if row == 0 and column == 0:
                     axes.set_title("support", fontsize=10, weight="normal", pad=6)
-            for column, index in enumerate(np.flatnonzero(np.asarray(query_labels) == label)):
+            for column, index in enumerate(np.flatnonzero(query_labels == label)):
                 axes = drawn.add_subplot(grid[row, 2 + shots + column])
                 correct = bool(answers[index] == label)
                 _picture(axes, query[index], RIGHT if correct else WRONG, 2.5)
@@ -114,17 +113,11 @@ def episode_picture(
         return render(drawn, kind)
 
 
-def _name_cell(axes: Axes, name: str) -> None:
-    axes.axis("off")
-    axes.text(1.0, 0.5, short(name, 14), ha="right", va="center", color=INK, fontsize=9)
-
-
 def _picture(axes: Axes, image: np.ndarray, colour: str, width: float) -> None:
     grey = image.shape[0] == 1
     shown = axes.imshow(image[0] if grey else image.transpose(1, 2, 0), cmap="gray" if grey else None, vmin=0, vmax=255)
     shown.set_clip_on(False)  # it fills its axes; an SVG names clip paths after memory addresses
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
         spine.set(visible=True, color=colour, linewidth=width)
     axes.grid(False)

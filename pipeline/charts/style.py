@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -13,9 +13,10 @@ import matplotlib
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 Kind = Literal["png", "svg"]
+KINDS: tuple[Kind, ...] = ("svg", "png")
 
 # Okabe & Ito (2008): eight colours that all common kinds of colour vision tell apart; yellow is left out on white, and
 # three are darkened, so that text in them can be read.
@@ -91,9 +92,19 @@ def render(drawn: Figure, kind: Kind) -> bytes:
     return buffer.getvalue()
 
 
+def in_both_kinds(charts: Mapping[str, Callable[..., bytes]]) -> dict[str, bytes]:
+    """Every chart as SVG and as PNG, by the name of its file."""
+    return {f"{name}.{kind}": draw(kind=kind) for name, draw in charts.items() for kind in KINDS}
+
+
 def tip(artist: Artist, text: str) -> None:
     """What a page shows where the pointer rests on a mark; a PNG has none."""
     artist.set_gid(TIP + clean(text))
+
+
+def dot(axes: Axes, x: float, y: float, text: str, colour: str = PALETTE[0], marker: str = "o", **more: Any) -> None:
+    """A mark that says what it is."""
+    tip(axes.plot(x, y, color=colour, marker=marker, **more)[0], text)
 
 
 def clean(text: str) -> str:
@@ -115,7 +126,7 @@ def percent_text(value: float, interval: float | None = None) -> str:
 def percent_axis(axes: Axes, which: Literal["x", "y"] = "y") -> None:
     axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %"))
+    axis.set_major_formatter(lambda value, _: f"{100 * value:.4g} %")
 
 
 def number_axis(axes: Axes, log: bool, integer: bool, low: float, high: float) -> None:
@@ -127,7 +138,7 @@ def number_axis(axes: Axes, log: bool, integer: bool, low: float, high: float) -
         decades = math.log10(high / low)
         axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0,) if decades > 2 else (1.0, 2.0, 5.0)))
         axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     else:
         room = 0.04 * (high - low) or 0.5
         axes.set_xlim(low - room, high + room)
@@ -140,13 +151,13 @@ def legend(drawn: Figure) -> None:
         drawn.legend(loc="outside upper left", ncols=3, borderpad=0)
 
 
-def limits(values: Sequence[float], low: float = 0.0, high: float = 1.0) -> tuple[float, float]:
-    """Least and greatest of finite values with some room, within [low, high]; these two of none."""
+def limits(values: Sequence[float]) -> tuple[float, float]:
+    """Least and greatest of finite shares with some room, within [0, 1]; these two of none."""
     kept = [value for value in values if math.isfinite(value)]
     if not kept:
-        return low, high
+        return 0.0, 1.0
     room = 0.06 * (max(kept) - min(kept)) or 0.05 * max(abs(max(kept)), 1e-9)
-    return max(low, min(kept) - room), min(high, max(kept) + room)
+    return max(0.0, min(kept) - room), min(1.0, max(kept) + room)
 
 
 def apart(heights: Sequence[float], gap: float, top: float) -> list[float]:

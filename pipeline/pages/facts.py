@@ -6,7 +6,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
-from pipeline.search.ledger import accuracy_of
+from pipeline.charts import campaign as charts
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
@@ -215,7 +215,7 @@ class Card(Facts):
         return square and answers and max(members, default=-1) < len(self.classes)
 
 
-class Trial(Facts):
+class Trial(Facts, charts.Trial):
     """Of ``ledger.jsonl``: a trial of a campaign."""
 
     number: Count
@@ -227,13 +227,6 @@ class Trial(Facts):
     seed: int | None = None
     began: FiniteFloat = 0.0
     ended: FiniteFloat | None = None
-
-    @property
-    def step(self) -> int:
-        return self.curve[-1][0] if self.curve else 0
-
-    def score(self, select: str) -> float | None:
-        return accuracy_of(self.curve, select)
 
 
 class Dimension(Facts):

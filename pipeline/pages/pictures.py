@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ import torch
 from pipeline.batch import Episodes
 from pipeline.charts.accuracy import accuracy_by_shot, lines_of
 from pipeline.charts.classes import episode_picture, project, projection
+from pipeline.charts.style import in_both_kinds
 from pipeline.data.batches import to_batch
 from pipeline.data.dataset import Dataset, class_table
 from pipeline.data.episodes import EpisodeSpec, bounds, plan_episodes
@@ -44,14 +46,13 @@ def draw_pictures(
     names = [manifest.class_names[index // len(manifest.rotations)] for index in table.ids[chosen]]
     episode = _episode(method, preprocess, dataset, split, embeddings)
     unseen = f"Classes of split {split!r} that training never saw"
-    out = {}
-    kinds: tuple[Literal["svg", "png"], ...] = ("svg", "png")
-    for kind in kinds:
-        out[f"accuracy.{kind}"] = accuracy_by_shot(lines_of(results), "Accuracy by way and shot", kind)
-        out[f"embeddings.{kind}"] = projection(points, labels, names, variance.tolist(), unseen, kind)
-        if episode is not None:
-            out[f"episode.{kind}"] = episode_picture(**episode, title="An episode", kind=kind)
-    return out
+    charts = {
+        "accuracy": partial(accuracy_by_shot, lines_of(results), "Accuracy by way and shot"),
+        "embeddings": partial(projection, points, labels, names, variance.tolist(), unseen),
+    }
+    if episode is not None:
+        charts["episode"] = partial(episode_picture, **episode, title="An episode")
+    return in_both_kinds(charts)
 
 
 def _episode(

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from pipeline import store
+from pipeline.charts.campaign import Trial
 from pipeline.errors import PipelineError
 from pipeline.search.space import Known, Values
 
@@ -15,15 +16,8 @@ LEDGER_FILE = "ledger.jsonl"
 Status = Literal["running", "finished", "stopped", "failed"]
 
 
-def accuracy_of(curve: Sequence[tuple[int, float]], select: str) -> float | None:
-    """Of the checkpoint that a run of these validations (step, accuracy) stands for: its "last" or its best one."""
-    if not curve:
-        return None
-    return curve[-1][1] if select == "last" else max(accuracy for _, accuracy in curve)
-
-
 @dataclass(frozen=True)
-class Record:
+class Record(Trial):
     """A trial.
 
     ``status``: running (or interrupted: it goes on when the campaign is resumed), finished, stopped (by the scheduler)
@@ -41,14 +35,6 @@ class Record:
     began_at: int = 0  # step at which it was copied
     began: float = 0.0  # seconds since 1970
     ended: float | None = None
-
-    @property
-    def step(self) -> int:
-        return self.curve[-1][0] if self.curve else 0
-
-    def score(self, select: str) -> float | None:
-        """Validation accuracy of the checkpoint that the run stands for; None: not one validation."""
-        return accuracy_of(self.curve, select)
 
     def known(self, select: str) -> Known:
         """As the search sees it."""
