@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, RunTag
 
 from pipeline.errors import PipelineError
 from pipeline.registry.locks import Taken, locked
+from pipeline.registry.record import conclude
 from pipeline.registry.tracking import Store, connect, reaching, registered_model, unknown_model
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
@@ -76,11 +75,11 @@ def settle(
     return decision
 
 
-def roll_back(tracking: Mapping[str, Any], name: str, lock_wait: float = LOCK_WAIT) -> Decision:
+def roll_back(tracking: Mapping[str, Any], name: str) -> Decision:
     """Let the previous champion be champion again; the one it replaces becomes the previous."""
     with reaching(tracking, "nothing was changed; try again"):
         store = connect(tracking, make=False)
-        with promotion_lock(store.client, name, lock_wait) as still_held:
+        with promotion_lock(store.client, name) as still_held:
             now = alias_version(store.client, name, CHAMPION)
             before = alias_version(store.client, name, PREVIOUS)
             if before is None or before == now:
@@ -126,17 +125,12 @@ def _record(store: Store, decision: Decision, again: bool = False) -> None:
     text = json.dumps(asdict(decision), sort_keys=True)[:5000]
     if again and store.client.get_model_version(*version).tags.get(DECISION_TAG) == text:
         return
+    told = {"reason": decision.reason, "challenger": str(decision.challenger), "champion": str(decision.champion)}
     run = store.client.create_run(
         store.experiment_id,
         run_name=f"promotion {decision.name} v{decision.challenger}",
-        tags={DECISION_TAG: decision.name, "promoted": str(decision.promoted).lower(), "reason": decision.reason},
+        tags={DECISION_TAG: decision.name, "promoted": str(decision.promoted).lower(), **told},
     )
-    now = int(time.time() * 1000)
-    store.client.log_batch(
-        run.info.run_id,
-        metrics=[Metric(key, value, now, 0) for key, value in decision.figures.items() if isinstance(value, float)],
-        tags=[RunTag("challenger", str(decision.challenger)), RunTag("champion", str(decision.champion))],
-    )
-    store.client.log_text(run.info.run_id, json.dumps(asdict(decision), indent=1), "decision.json")
-    store.client.set_terminated(run.info.run_id)
+    texts = {"decision.json": json.dumps(asdict(decision), indent=1)}
+    conclude(store, run.info.run_id, decision.figures, texts)
     store.client.set_model_version_tag(*version, DECISION_TAG, text)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from functools import partial
+from itertools import chain
+from typing import Any
 
 from mlflow.entities import Metric
 
 from pipeline import store as folders
 from pipeline.errors import PipelineError
 from pipeline.registry.masking import mask
-from pipeline.registry.record import ALIVE, Point, delivered_points, log_metrics, open_run
+from pipeline.registry.record import ALIVE, Point, delivered_points, log_metrics, open_run, put_files
 from pipeline.registry.tracker import BEAT
 from pipeline.registry.tracking import Store, connect, reaching
 from pipeline.registry.tracking_config import registering
@@ -32,7 +31,6 @@ class Published:
     """Where a run is in MLflow, and what this call added."""
 
     run_id: str
-    run_name: str
     uri: str  # of the store
     checkpoint: str  # URI of the best checkpoint
     metrics_added: int
@@ -66,7 +64,7 @@ def publish(run_uri: str, tracking: Mapping[str, Any], ended: bool = True) -> Pu
         _put_checkpoint(store, run_id, best, state)
         _put_files(store, run_id, run, history)
         _finish(store, run_id, ended)
-    return Published(run_id, run.name, store.uri, best, added)
+    return Published(run_id, store.uri, best, added)
 
 
 def evaluation_of(run: Run) -> list[dict[str, Any]]:
@@ -111,37 +109,29 @@ def _put_checkpoint(store: Store, run_id: str, uri: str, state: dict[str, Any]) 
     identity = f"{state['step']}:{state['sha256']['model.safetensors']}"
     if store.client.get_run(run_id).data.tags.get(_CHECKPOINT_TAG) == identity:
         return
-    with tempfile.TemporaryDirectory() as folder:
-        for name in folders.list_names(uri):
-            if name == STATE:  # masked, it no longer has its digest
-                shown = mask({key: value for key, value in state.items() if key != "digest"})
-                content = json.dumps(shown, indent=1).encode()
-            elif name in state["sha256"]:
-                content = folders.read_bytes(folders.join(uri, name))
-            else:
-                continue
-            (Path(folder) / name).write_bytes(content)
-        store.client.log_artifacts(run_id, folder, BEST)
+    shown = mask({key: value for key, value in state.items() if key != "digest"})  # which it no longer has
+    weights = (name for name in folders.list_names(uri) if name in state["sha256"])
+    put_files(store, run_id, chain([(STATE, json.dumps(shown, indent=1).encode())], _contents(uri, weights)), BEST)
     store.client.set_tag(run_id, _CHECKPOINT_TAG, identity)
 
 
 def _put_files(store: Store, run_id: str, run: Run, history: list[dict[str, float]]) -> None:
     """The learning curve and the files of ``report/``; written again they replace their older selves."""
-    from pipeline.charts.accuracy import learning_curve  # matplotlib, which no training waits for before its first step
+    # matplotlib, which no training waits for before its first step
+    from pipeline.charts.accuracy import learning_curve
+    from pipeline.charts.style import in_both_kinds
 
     accuracy = [(e["step"], e["val/accuracy"], e.get("val/interval", 0.0)) for e in history if "val/accuracy" in e]
     loss = [(e["step"], e["train/loss"]) for e in history if "train/loss" in e]
-    kinds: tuple[Literal["svg", "png"], ...] = ("svg", "png")
-    with tempfile.TemporaryDirectory() as folder:
-        for kind in kinds:
-            (Path(folder) / f"learning_curve.{kind}").write_bytes(learning_curve(accuracy, loss, run.name, kind))
-        store.client.log_artifacts(run_id, folder, PLOTS)
-    with tempfile.TemporaryDirectory() as folder:
-        where = folders.join(run.uri, REPORT)
-        for name in folders.list_names(where):
-            (Path(folder) / name).write_bytes(folders.read_bytes(folders.join(where, name)))
-        if os.listdir(folder):
-            store.client.log_artifacts(run_id, folder, REPORT)
+    curve = in_both_kinds({"learning_curve": partial(learning_curve, accuracy, loss, run.name)})
+    put_files(store, run_id, curve.items(), PLOTS)
+    where = folders.join(run.uri, REPORT)
+    put_files(store, run_id, _contents(where, folders.list_names(where)), REPORT)
+
+
+def _contents(folder: str, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    """One file at a time: weights may be large."""
+    return ((name, folders.read_bytes(folders.join(folder, name))) for name in names)
 
 
 def _finish(store: Store, run_id: str, ended: bool) -> None:

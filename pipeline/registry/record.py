@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 import time
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from mlflow.entities import Metric, Param, RunTag
@@ -29,12 +32,7 @@ def open_run(store: Store, name: str, config: Mapping[str, Any], dataset: Mappin
     run_id = run.info.run_id
     known_tags, known_params = run.data.tags, run.data.params
     masked = mask(dict(config))
-    tags = {
-        "dataset.name": str(dataset.get("name")),
-        "dataset.fingerprint": str(dataset.get("fingerprint")),
-        "config.hash": config_hash(masked),
-        "code.version": code_version(),
-    }
+    tags = origin_tags(masked, dataset)
     pretrained = origin_of(config, dataset.get("uri")) if "backbone" in config else None  # a campaign has none
     if pretrained is not None:
         tags["backbone.weights"] = pretrained
@@ -46,7 +44,7 @@ def open_run(store: Store, name: str, config: Mapping[str, Any], dataset: Mappin
         if part or new_tags:
             store.client.log_batch(run_id, params=part, tags=new_tags)
         new_tags = []
-    present = artifact_names(store, run_id)
+    present = {item.path for item in store.client.list_artifacts(run_id)}
     if CONFIG not in present:
         store.client.log_text(run_id, to_yaml(masked), CONFIG)
     if ENVIRONMENT not in present:
@@ -54,8 +52,25 @@ def open_run(store: Store, name: str, config: Mapping[str, Any], dataset: Mappin
     return run_id
 
 
-def artifact_names(store: Store, run_id: str, folder: str | None = None) -> set[str]:
-    return {item.path for item in store.client.list_artifacts(run_id, folder)}
+def origin_tags(masked: Mapping[str, Any], dataset: Mapping[str, Any]) -> dict[str, str]:
+    """Of what a run, or a version of a model, was made: data, configuration and code."""
+    return {
+        "dataset.name": str(dataset.get("name")),
+        "dataset.fingerprint": str(dataset.get("fingerprint")),
+        "config.hash": config_hash(dict(masked)),
+        "code.version": code_version(),
+    }
+
+
+def put_files(store: Store, run_id: str, files: Iterable[tuple[str, bytes]], folder: str | None = None) -> None:
+    """Upload files by name, which may have folders of their own; those that are there are replaced."""
+    with tempfile.TemporaryDirectory() as stage:
+        for name, content in files:
+            path = Path(stage, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        if os.listdir(stage):
+            store.client.log_artifacts(run_id, stage, folder)
 
 
 def delivered_points(store: Store, run_id: str) -> set[Point]:
@@ -70,6 +85,15 @@ def log_metrics(store: Store, run_id: str, metrics: Iterable[Metric]) -> int:
     for start in range(0, len(pending), _METRICS_AT_ONCE):
         store.client.log_batch(run_id, metrics=pending[start : start + _METRICS_AT_ONCE])
     return len(pending)
+
+
+def conclude(store: Store, run_id: str, figures: Mapping[str, Any], texts: Mapping[str, str]) -> None:
+    """End a run that tells of something done: ``figures``, as far as they are fractions, and ``texts`` as files."""
+    now = int(time.time() * 1000)
+    log_metrics(store, run_id, [Metric(name, f, now, 0) for name, f in figures.items() if isinstance(f, float)])
+    for name, text in texts.items():
+        store.client.log_text(run_id, text, name)
+    store.client.set_terminated(run_id)
 
 
 def sign_of_life(store: Store, run_id: str) -> None:

@@ -18,8 +18,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 from pipeline import store as folders
-from pipeline.config import config_hash, validate
-from pipeline.environment import code_version
+from pipeline.config import validate
 from pipeline.errors import PipelineError
 from pipeline.inference import Calibration, FewShotClassifier
 from pipeline.inference.classifier import MODEL
@@ -28,7 +27,7 @@ from pipeline.nets import own_code
 from pipeline.registry.masking import mask
 from pipeline.registry.package import ARTIFACT, save_model
 from pipeline.registry.publish import evaluation_of, result_name
-from pipeline.registry.record import open_run
+from pipeline.registry.record import open_run, origin_tags
 from pipeline.registry.tracking import RUN_TAG, Store, connect, make_client, reaching, registered_model, unknown_model
 from pipeline.registry.tracking_config import TrackingConfig, registering, store_uri
 from pipeline.training.checkpoint import Checkpoint, load_checkpoint
@@ -230,10 +229,7 @@ def _tags(
         RUN_TAG: run_name,
         CONTENT_TAG: content,
         "step": str(checkpoint.step),
-        "dataset.name": str(checkpoint.dataset["name"]),
-        "dataset.fingerprint": str(checkpoint.dataset["fingerprint"]),
-        "config.hash": config_hash(mask(checkpoint.config)),
-        "code.version": code_version(),
+        **origin_tags(mask(checkpoint.config), checkpoint.dataset),
     }
     if (pretrained := weights_origin(checkpoint.spec["backbone"])) is not None:
         tags["backbone.weights"] = pretrained

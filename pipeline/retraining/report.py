@@ -10,15 +10,15 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from mlflow.entities import Metric
-
 from pipeline import store
 from pipeline.registry.masking import mask_argument
+from pipeline.registry.record import conclude
 from pipeline.registry.tracking import connect, reaching
 from pipeline.retraining.champion import Champion
 from pipeline.retraining.config import Settings
 from pipeline.retraining.journal import Entry, Journal
 from pipeline.retraining.trigger import key_of
+from pipeline.tables import markdown_table, percent
 
 RETRAINING_TAG = "pipeline.retraining"  # of the MLflow run: the name of the challenger's run
 PAGE = "retraining.md"
@@ -37,14 +37,9 @@ def write_report(settings: Settings, entry: Entry) -> str:
         found = made.client.search_runs([made.experiment_id], wanted, max_results=1)
         name = f"retraining {entry.run}"
         run = found[0] if found else made.client.create_run(made.experiment_id, run_name=name, tags=tags)
-        run_id, known, now = run.info.run_id, run.data.metrics, int(time.time() * 1000)
-        figures = entry.decision.get("figures", {})
-        metrics = [Metric(k, v, now, 0) for k, v in figures.items() if isinstance(v, float) and k not in known]
-        if metrics:
-            made.client.log_batch(run_id, metrics=metrics)
-        made.client.log_text(run_id, page, PAGE)
-        made.client.log_text(run_id, json.dumps(asdict(entry), indent=1), "retraining.json")
-        made.client.set_terminated(run_id)
+        figures = {k: v for k, v in entry.decision.get("figures", {}).items() if k not in run.data.metrics}
+        texts = {PAGE: page, "retraining.json": json.dumps(asdict(entry), indent=1)}
+        conclude(made, run.info.run_id, figures, texts)
     return where
 
 
@@ -57,23 +52,18 @@ def page_of(settings: Settings, entry: Entry) -> str:
         f"- what came of it: {entry.reason}",
         f"- data: {settings.train.dataset_uri}, fingerprint `{entry.fingerprint}`",
         f"- run: `{entry.run}`, seed {entry.seed}, first weights: {entry.initial or 'by seed'}",
-        f"- begun: {_when(entry.began)}",
+        f"- begun: {time.strftime('%Y-%m-%d %H:%M:%S UTC', time.gmtime(entry.began))}",
     ]
     if entry.version is not None:
         lines.append(f"- challenger: version {entry.version}; champion before: {entry.decision.get('champion')}")
     if q := entry.decision.get("figures", {}):
-        lines += [
-            "",
-            f"| {q['way']}-way {q['shot']}-shot, {q['episodes']:,} episodes of split {q['split']} | accuracy, % |",
-            "|---|---|",
-            f"| challenger | {100 * q['accuracy.challenger']:.2f} |",
-        ]
+        asked = f"{q['way']}-way {q['shot']}-shot, {q['episodes']:,} episodes of split {q['split']}"
+        rows = [["challenger", percent(q["accuracy.challenger"])]]
         if "accuracy.champion" in q:
-            interval = f"{100 * q['low']:+.2f} … {100 * q['high']:+.2f}"
-            lines += [
-                f"| champion | {100 * q['accuracy.champion']:.2f} |",
-                f"| difference, {100 * q['confidence']:.0f} % interval | {100 * q['difference']:+.2f} ({interval}) |",
-            ]
+            advantage = f"{100 * q['difference']:+.2f} ({100 * q['low']:+.2f} … {100 * q['high']:+.2f})"
+            rows.append(["champion", percent(q["accuracy.champion"])])
+            rows.append([f"difference, {100 * q['confidence']:.0f} % interval", advantage])
+        lines += ["", markdown_table([asked, "accuracy, %"], rows)]
     return "\n".join(lines) + "\n"
 
 
@@ -129,7 +119,3 @@ def try_again() -> str:
         return f"try again with the same arguments and {forced}"
     given = [mask_argument(argument) for argument in sys.argv[1:] if not argument.startswith("retrain.force=")]
     return f"try again with: python -m jobs.retrain {shlex.join([*given, forced])}"
-
-
-def _when(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
-import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
@@ -15,8 +12,8 @@ from pipeline.config import to_yaml
 from pipeline.errors import PipelineError
 from pipeline.registry.masking import first_line
 from pipeline.registry.publish import publish
-from pipeline.registry.record import open_run
-from pipeline.registry.tracking import Store, connect, reaching
+from pipeline.registry.record import open_run, put_files
+from pipeline.registry.tracking import connect, reaching
 from pipeline.search.campaign import Campaign
 from pipeline.search.ledger import Record
 from pipeline.training.runs import RUN_FILE, checkpoints, read_run
@@ -91,20 +88,10 @@ class Delivery:
             store = connect(self._tracking)
             run_id = open_run(store, campaign.name, campaign.raw, campaign.dataset)
             store.client.set_tag(run_id, CAMPAIGN_TAG, campaign.name)
-            _put(store, run_id, {"space.yaml": to_yaml(campaign.config.space).encode(), **files})
+            put_files(store, run_id, [("space.yaml", to_yaml(campaign.config.space).encode()), *files.items()])
             known = store.client.get_run(run_id).data.metrics
             for name, value in figures.items():
-                if math.isfinite(value) and known.get(name) != value:
+                if known.get(name) != value:
                     store.client.log_metric(run_id, name, value)
             store.client.set_terminated(run_id, status="FINISHED")
         return run_id
-
-
-def _put(store: Store, run_id: str, files: Mapping[str, bytes]) -> None:
-    """Files by name, ``plots/x.svg`` in its folder."""
-    with tempfile.TemporaryDirectory() as folder:
-        for name, content in files.items():
-            path = Path(folder) / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-        store.client.log_artifacts(run_id, folder)
