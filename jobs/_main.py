@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Config, compose, help_text
-from pipeline.credentials import refuse_logins, split_login
+from pipeline.api import configuration
+from pipeline.config import Config, help_text
 from pipeline.errors import PipelineError, Stopped, Unavailable
 from pipeline.files import to_json
 from pipeline.ray_start import lost
@@ -91,11 +91,7 @@ def run(
         arguments[0] = f"{word}={arguments[0]}"
     try:
         with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
-            split_login(os.environ)
-            refuse_logins(arguments)  # before anything else could repeat one
-            config = compose(job, translate(arguments))
-            refuse_logins((), config)
-            summary = function(config)
+            summary = function(configuration(job, arguments, {}, translate))
     except Stopped as stop:
         print(stop, file=sys.stderr)
         sys.exit(TERMINATED)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -122,7 +122,7 @@ def ingest(*overrides: str, **options: Any) -> Dataset:
     """
     from pipeline.data.ingest import ingest as run
 
-    config = _configuration("ingest", overrides, options)
+    config = configuration("ingest", overrides, options)
     manifest = run(config)
     names = {split: [manifest.class_names[member] for member in members] for split, members in manifest.splits.items()}
     return Dataset(
@@ -146,7 +146,7 @@ def train(*overrides: str, **options: Any) -> Run:
     """
     from pipeline.workflow import train as run
 
-    made = run(_configuration("train", overrides, options))
+    made = run(configuration("train", overrides, options))
     found = made.get("evaluation")
     return Run(
         made["run"], made["folder"], made["checkpoint"], None if found is None else _evaluation({"results": found}),
@@ -177,7 +177,7 @@ def evaluate(subject: str | Run | None = None, *overrides: str, **options: Any) 
         options = {"model" if name.startswith("models:") else "run": name, **options}
     if isinstance(options.get("compare"), Run):
         options["compare"] = options["compare"].folder
-    return _evaluation(evaluate_job(_configuration("evaluate", overrides, options)))
+    return _evaluation(evaluate_job(configuration("evaluate", overrides, options)))
 
 
 def tune(*overrides: str, **options: Any) -> Campaign:
@@ -200,7 +200,7 @@ def tune(*overrides: str, **options: Any) -> Campaign:
     for part in ("base", "fix"):
         if isinstance(options.get(part), Mapping):
             options |= {f"{part}.{key}": value for key, value in options.pop(part).items()}
-    return _campaign(run(_configuration("tune", overrides, options, translate)))
+    return _campaign(run(configuration("tune", overrides, options, translate)))
 
 
 def load(model: str | Path | Run, *overrides: str, device: str = "cpu", **options: Any) -> Classifier:
@@ -228,16 +228,17 @@ def load(model: str | Path | Run, *overrides: str, device: str = "cpu", **option
             raise PipelineError(f"run {model.name} is not registered: {registering(model.folder, given)}")
         options = {"tracking.uri": model.tracking, **options}
         model = model.model
-    config = _configuration("classify", overrides, {"model": os.fspath(model), **options})
+    config = configuration("classify", overrides, {"model": os.fspath(model), **options})
     return Classifier(load_classifier(config["model"], config["tracking"], device))
 
 
-def _configuration(
+def configuration(
     job: str,
-    overrides: tuple[str, ...],
+    overrides: Sequence[str],
     options: Mapping[str, Any],
     translate: Callable[[list[str]], list[str]] = list,
 ) -> Config:
+    """Of a job, refused where it holds a login; ``translate`` makes of arguments those that Hydra reads."""
     arguments = [*overrides, *(f"{key}={literal(value)}" for key, value in options.items())]
     split_login(os.environ)
     refuse_logins(arguments)  # before anything else could repeat one

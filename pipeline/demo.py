@@ -119,18 +119,11 @@ def export_images(
         if not 0 <= position < len(table):
             raise PipelineError(f"class {position} of split {table.split!r}, which has {len(table)} classes")
         numbers = np.arange(table.counts[position])[images]
-        target = Path(folder) / _folder_name(dataset, int(table.ids[position]))
+        name = dataset.manifest.class_names[int(table.ids[position]) // len(dataset.manifest.rotations)]
+        target = Path(folder) / name.replace("/", "-")
         target.mkdir(parents=True, exist_ok=True)
         for number, pixels in zip(numbers, dataset.gather(table.starts[position] + numbers), strict=True):
             written.append(target / f"{number:04d}.png")
-            _picture(pixels).save(written[-1])
+            image = pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0))
+            Image.fromarray(image).save(written[-1])
     return written
-
-
-def _folder_name(dataset: Dataset, class_id: int) -> str:
-    return dataset.manifest.class_names[class_id // len(dataset.manifest.rotations)].replace("/", "-")
-
-
-def _picture(pixels: np.ndarray) -> Image.Image:
-    """uint8 [C, H, W] with one or three channels."""
-    return Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))

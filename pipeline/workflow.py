@@ -37,7 +37,7 @@ from pipeline.training.models import model_for, model_of_run
 from pipeline.training.preemption import stopping_on_sigterm
 from pipeline.training.runs import CALIBRATION, EVALUATION, REPORT, Run, best_checkpoint, find_run
 
-CHALLENGER, CHAMPION = "challenger", "champion"
+CHALLENGER = "challenger"
 
 
 def train(raw: Config) -> dict[str, Any]:

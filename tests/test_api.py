@@ -74,22 +74,22 @@ def test_a_value_arrives_as_it_was_given(value: object) -> None:
     "text", ["20241128", "2024_11_28", "/tmp/été", "~/photos", "photo (1).png", "/tmp/a,b", "null", "a=b", '"x"', ""]
 )
 def test_text_stays_text(text: str) -> None:
-    config = api._configuration("ingest", (), {"data": "folder", "data.source.path": text})
+    config = api.configuration("ingest", (), {"data": "folder", "data.source.path": text})
     assert config["data"]["source"]["path"] == os.path.expanduser(text)
 
 
 def test_arguments_come_in_every_form() -> None:
     wanted = compose("train", ["recipe=demo", "train.way=10", "train.query=4", "method.scale=2", "name=x"])
-    given = api._configuration(
+    given = api.configuration(
         "train", ("recipe=demo",), {"train": {"way": 10, "query": 4}, "method.scale": 2, "name": "x"}
     )
     assert OmegaConf.create(given) == OmegaConf.create(wanted)
     wrong = {"stepz": (3, "did you mean 'steps'"), "recipe": ("demoo", "choose one of"), "steps": (object(), "object")}
     for key, (value, said) in wrong.items():
         with pytest.raises(PipelineError, match=said):
-            api._configuration("train", (), {key: value})
+            api.configuration("train", (), {key: value})
     with pytest.raises(PipelineError, match="password"):
-        api._configuration("train", (), {"tracking.uri": "http://me:secret@host"})
+        api.configuration("train", (), {"tracking.uri": "http://me:secret@host"})
 
 
 def test_a_search_gets_what_it_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +145,7 @@ def test_a_notebook_from_images_to_answers_and_once_more(
 
     images = np.random.default_rng(0).integers(0, 256, (6, 28, 28), dtype=np.uint8)
     classifier = pipeline.load("models:/prototypical-glyphs@challenger").fit(images[:4], ["x", "y", "x", "y"])
-    behind = pull("models:/prototypical-glyphs/1", api._configuration("classify", ("model=x",), {})["tracking"])
+    behind = pull("models:/prototypical-glyphs/1", api.configuration("classify", ("model=x",), {})["tracking"])
     enrolment = behind.enrol(images[:4, None], ["x", "y", "x", "y"])
     assert classifier.predict(images).tolist() == behind.classify(enrolment, images[:, None]).labels
     monkeypatch.chdir(tmp_path / "home")  # where the demonstration leaves its images, and the README looks for them

@@ -116,25 +116,22 @@ class _Answered:
         return self.classes[self.labels[self.support :]], self.classes[self.answers]
 
 
+@dataclass(frozen=True)
 class Looker:
     """A model that answers episodes, from the embeddings of the split where there are any."""
 
-    def __init__(
-        self,
-        method: Method,
-        preprocess: Preprocess,
-        dataset: Dataset,
-        embeddings: Embeddings | None,
-        temperature: float = 1.0,
-    ) -> None:
-        self.method, self.preprocess, self.dataset, self.embeddings = method, preprocess, dataset, embeddings
-        self._temperature = temperature
-        self._costs_little = embeddings is not None or dataset.manifest.encoding == FEATURES
+    method: Method
+    preprocess: Preprocess
+    dataset: Dataset
+    embeddings: Embeddings | None
+    temperature: float = 1.0
 
     def episodes(self, protocol: EpisodicProtocol) -> int:
         """So many episodes of this form are looked at, at most."""
+        if self.embeddings is not None or self.dataset.manifest.encoding == FEATURES:  # they cost little
+            return MOST_EPISODES
         images = protocol.way * (protocol.shot + protocol.query)
-        return MOST_EPISODES if self._costs_little else max(1, min(MOST_EPISODES, MOST_IMAGES // 2 // images))
+        return max(1, min(MOST_EPISODES, MOST_IMAGES // 2 // images))
 
     def answer(self, table: ClassTable, protocol: EpisodicProtocol, numbers: np.ndarray) -> list[_Answered]:
         """The episodes ``numbers`` of ``protocol``, drawn from ``table``, which may be a part of the split."""
@@ -152,7 +149,7 @@ class Looker:
             images = self._images(plan)
             state = self.method.adapt(images[:, : plan.support], labels, plan.way)
             logits = self.method.classify(state, images[:, plan.support :]).float()
-            probabilities = (logits / self._temperature).softmax(-1)
+            probabilities = (logits / self.temperature).softmax(-1)
         confidence, answers = (part.numpy() for part in probabilities.max(-1))
         place = {int(number): position for position, number in enumerate(table.ids)}
         for i, number in enumerate(plan.numbers):

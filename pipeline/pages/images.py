@@ -49,8 +49,7 @@ def _open(content: bytes | None) -> Image.Image | None:
     if content is None:
         return None
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # an image that unpacks to gigabytes
+        with warnings.catch_warnings(action="error"):  # of an image that unpacks to gigabytes
             image = Image.open(io.BytesIO(content), formats=("PNG",))
             if image.width * image.height > LARGEST:
                 return None

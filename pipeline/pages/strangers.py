@@ -20,17 +20,6 @@ from pipeline.evaluation.model import Model, build_on_worker
 from pipeline.evaluation.spread import EmbeddedSplits, awaited, fetched
 from pipeline.inference import calibrating
 from pipeline.inference.background import CLASSES, IMAGES, Background, has_background, survey
-from pipeline.inference.calibrating import (
-    TARGET,
-    Answered,
-    ClassImages,
-    ask_strangers,
-    calibrate,
-    class_images,
-    conclude,
-    grid_of,
-    ways_of,
-)
 from pipeline.inference.calibration import REPORTED, Calibration, CalibrationPoint
 from pipeline.inference.rates import auroc_of, measure_rates, oscr, share_of
 from pipeline.methods.base import Method
@@ -47,7 +36,7 @@ class Asking(NamedTuple):
 
     method: Method
     preprocess: nn.Module
-    images: ClassImages
+    images: calibrating.ClassImages
     counts: np.ndarray  # [classes]
 
 
@@ -83,9 +72,9 @@ def calibrate_run(
     background = background_of(method, preprocess, dataset, trained["train"]["split"], table, how["seed"], once)
     with asking(method, preprocess, dataset, how["split"], once, MOST) as ask:
         if once is None or ask.preprocess is not preprocess:  # all images are embedded
-            return calibrate(*ask, seed=how["seed"], split=how["split"], background=background)
+            return calibrating.calibrate(*ask, seed=how["seed"], split=how["split"], background=background)
     asked = _asked_on_the_cluster(once, dataset.uri, table, method.fixed_way, how, background)
-    return conclude(asked, TARGET, how["seed"], how["split"], background)
+    return calibrating.conclude(asked, calibrating.TARGET, how["seed"], how["split"], background)
 
 
 def doubts(calibration: Calibration, dataset: Dataset, trained: Config) -> list[str]:
@@ -112,27 +101,27 @@ def doubts(calibration: Calibration, dataset: Dataset, trained: Config) -> list[
 
 def _asked_on_the_cluster(
     once: EmbeddedSplits, uri: str, table: ClassTable, fixed: int | None, how: Config, background: Background | None
-) -> list[Answered]:
+) -> list[calibrating.Answered]:
     """At every point of the calibration's grid, by a method that takes images: each point is a task of its own."""
     task = _ask.options(num_cpus=1, num_gpus=once.gpus)
-    points = grid_of(table.counts, fixed)
+    points = calibrating.grid_of(table.counts, fixed)
     pieces = [
         task.remote(once.held, uri, how["split"], way, shot, how["seed"], background, once.gpus > 0)
         for way, shot in points
     ]
     for done in awaited(pieces):
         print(f"{len(done)} of {len(points)} questions of the calibration asked", flush=True)
-    found: list[Answered] = fetched(pieces)
+    found: list[calibrating.Answered] = fetched(pieces)
     return found
 
 
 @ray.remote
 def _ask(
     model: Model, uri: str, split: str, way: int, shot: int, seed: int, background: Background | None, gpu: bool
-) -> Answered:
+) -> calibrating.Answered:
     method, preprocess, _ = build_on_worker(model, gpu)
     with asking(method, preprocess, open_dataset(uri, model.shape), split) as ask:
-        return ask_strangers(*ask, way, shot, calibrating.QUERIES, seed, background)
+        return calibrating.ask_strangers(*ask, way, shot, calibrating.QUERIES, seed, background)
 
 
 def background_of(
@@ -161,9 +150,9 @@ def background_of(
             return survey(method, nn.Identity(), embeddings.of_class, few.counts, seed)
 
 
-def _images(dataset: Dataset, table: ClassTable) -> ClassImages:
+def _images(dataset: Dataset, table: ClassTable) -> calibrating.ClassImages:
     turns = np.asarray(dataset.manifest.rotations)[table.ids % len(dataset.manifest.rotations)] // 90
-    return class_images(dataset.gather, table.starts, turns)
+    return calibrating.class_images(dataset.gather, table.starts, turns)
 
 
 def measure(
@@ -204,9 +193,9 @@ def measure(
     rows = []
     with asking(method, preprocess, data, together, once) as ask:
         for shot in SHOTS:
-            for way in ways_of(WAYS, int((ask.counts[:classes] > shot).sum()), method.fixed_way):
+            for way in calibrating.ways_of(WAYS, int((ask.counts[:classes] > shot).sum()), method.fixed_way):
                 point = calibration.nearest(way, shot)
-                found = ask_strangers(
+                found = calibrating.ask_strangers(
                     ask.method, ask.preprocess, ask.images, ask.counts[:classes], way, shot, QUERIES, seed,
                     calibration.background, point.temperature, np.asarray(apart) if apart else None,
                 )  # fmt: skip
@@ -216,7 +205,7 @@ def measure(
     return rows
 
 
-def _figures(found: Answered, point: CalibrationPoint) -> dict[str, Any]:
+def _figures(found: calibrating.Answered, point: CalibrationPoint) -> dict[str, Any]:
     enrolled, strangers = found.scores[point.score]
     return {
         "way": found.way,

@@ -89,11 +89,11 @@ def table(
     return Table([heading for heading, _ in pairs], rows, caption, filtered, name, sticky)
 
 
-def number(value: float | None, form: str = ",.4g", text: str | None = None, note: str = "", mark: str = "") -> Cell:
+def number(value: float | None, form: str = ",.4g", note: str = "") -> Cell:
     """A number, or an empty cell."""
     if value is None or not math.isfinite(value):
-        return Cell(note=note, mark=mark)
-    return Cell(format(value, form) if text is None else text, float(value), note=note, mark=mark)
+        return Cell(note=note)
+    return Cell(format(value, form), float(value), note=note)
 
 
 def share(value: float | None, interval: float | None = None, note: str = "", mark: str = "") -> Cell:

@@ -9,12 +9,13 @@ import importlib.util
 import json
 import logging
 import os
+import runpy
 import shutil
-import sys
 import tempfile
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 import numpy as np
@@ -152,8 +153,7 @@ def _quiet():
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
         logging.disable(level)
@@ -202,12 +202,4 @@ def _difference(found: np.ndarray, expected: np.ndarray) -> float:
 
 def _load(path: Path) -> Any:
     """The written page itself, not the module that it is a copy of."""
-    spec = importlib.util.spec_from_file_location("exported_few_shot", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.dont_write_bytecode = before
-    return module
+    return SimpleNamespace(**runpy.run_path(str(path)))

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+import psutil
 from mlflow import MlflowClient
 from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
@@ -38,14 +39,8 @@ class Holder:
 
     def is_dead(self, stale: float) -> bool:
         """Silent for ``stale`` seconds, or a process of this machine that ended."""
-        if self.machine == socket.gethostname():
-            try:
-                os.kill(self.process, 0)
-            except ProcessLookupError:
-                return True
-            except PermissionError:
-                pass
-        return time.time() - self.alive > stale
+        ended = self.machine == socket.gethostname() and not psutil.pid_exists(self.process)
+        return ended or time.time() - self.alive > stale
 
 
 class Taken(PipelineError):

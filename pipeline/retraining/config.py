@@ -70,13 +70,8 @@ class Settings:
 
     def ingest(self) -> dict[str, Any]:
         """As ``jobs.ingest`` would be asked."""
-        how = self.retrain
-        return {
-            "data": self.raw["data"],
-            "overwrite": True,
-            "max_skipped_fraction": how.max_skipped_fraction,
-            "shard_mb": how.shard_mb,
-        }
+        how = self.retrain.model_dump(include={"max_skipped_fraction", "shard_mb"})
+        return {"data": self.raw["data"], "overwrite": True, **how}
 
 
 def settings_of(raw: Config) -> Settings:

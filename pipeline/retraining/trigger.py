@@ -43,10 +43,11 @@ def find_work(
     if not reasons:
         return None
     number = len(before)
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", settings.name).lstrip("._-") or "model"  # as far as a run's may have it
     return Entry(
         key=key,
         number=number,
-        run=f"{_run_name(settings.name)}-{key}-{number}",
+        run=f"{name}-{key}-{number}",
         reasons=tuple(reasons),
         fingerprint=fingerprint,
         recipe=settings.recipe,
@@ -59,13 +60,5 @@ def find_work(
 
 def key_of(settings: Settings, champion: int | None, fingerprint: str) -> str:
     """The name of the work: who is challenged, on which data, by which recipe."""
-    return _hash(settings.name, champion, fingerprint, settings.recipe)
-
-
-def _run_name(name: str) -> str:
-    """The part of a model's name that a run's name may have."""
-    return re.sub(r"[^A-Za-z0-9._-]", "_", name).lstrip("._-") or "model"
-
-
-def _hash(*parts: object) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+    work = [settings.name, champion, fingerprint, settings.recipe]
+    return hashlib.sha256(json.dumps(work).encode()).hexdigest()[:12]

@@ -142,24 +142,14 @@ class Campaign:
             if all(values.get(key, value) == value for key, value in self.fixed.items())
         ]
         self.first = [self._first(number, values) for number, values in first or [(0, {})]]
-
-    @property
-    def dataset(self) -> dict[str, Any]:
-        return {
-            "name": self.manifest.name,
-            "fingerprint": self.manifest.fingerprint,
-            "uri": self.train.dataset_uri,
-        }
+        self.default = self.first[0]  # what everything is compared with: the paper's choice
+        manifest, uri = self.manifest, self.train.dataset_uri
+        self.dataset = {"name": manifest.name, "fingerprint": manifest.fingerprint, "uri": uri}
 
     @property
     def resume(self) -> str:
         """The command that goes on with the campaign, from any folder."""
         return going_on(self.name, self.config.storage, self.again)
-
-    @property
-    def default(self) -> Values:
-        """What everything is compared with: the first of the first trials, the paper's choice."""
-        return self.first[0] if self.first else self._first(0, {})
 
     @property
     def grace(self) -> int:

@@ -14,9 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
-from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+from optuna.trial import BaseTrial, FixedTrial, FrozenTrial, TrialState, create_trial
 from pydantic import model_validator
 
 from pipeline.config import Section, literal, validate
@@ -57,7 +56,7 @@ class Dimension(Section):
             raise ValueError("an integer range has whole ends")
         return self
 
-    def suggest(self, trial: Trial, key: str) -> Any:
+    def suggest(self, trial: BaseTrial, key: str) -> Any:
         """The value that Optuna's sampler wants for ``key``."""
         if self.choices is not None:
             return json.loads(trial.suggest_categorical(key, [_code(choice) for choice in self.choices]))
@@ -65,14 +64,6 @@ class Dimension(Section):
         if self.integer:
             return trial.suggest_int(key, int(self.low), int(self.high), log=self.log)
         return trial.suggest_float(key, self.low, self.high, log=self.log)
-
-    def distribution(self) -> BaseDistribution:
-        if self.choices is not None:
-            return CategoricalDistribution([_code(choice) for choice in self.choices])
-        assert self.low is not None and self.high is not None
-        if self.integer:
-            return IntDistribution(int(self.low), int(self.high), log=self.log)
-        return FloatDistribution(self.low, self.high, log=self.log)
 
     def encode(self, value: Any) -> Any:
         """As Optuna holds it: choices may be lists or null, which it does not take."""
@@ -194,13 +185,14 @@ def _sampler(kind: Kind, seed: int, number: int, startup: int) -> BaseSampler:
 
 def _frozen(space: Space, trial: Known) -> FrozenTrial:
     chosen = {key: space.dimensions[key] for key, value in trial.values.items() if space.dimensions[key].holds(value)}
-    described: dict[str, Any] = {
-        "params": {key: dimension.encode(trial.values[key]) for key, dimension in chosen.items()},
-        "distributions": {key: dimension.distribution() for key, dimension in chosen.items()},
-        "intermediate_values": dict(trial.curve),
-    }
-    if trial.score is None:
-        return create_trial(state=TrialState.RUNNING, **described)
-    if trial.stopped:
-        return create_trial(state=TrialState.PRUNED, **described)
-    return create_trial(state=TrialState.COMPLETE, value=trial.score, **described)
+    fixed = FixedTrial({key: dimension.encode(trial.values[key]) for key, dimension in chosen.items()})
+    for key, dimension in chosen.items():
+        dimension.suggest(fixed, key)
+    ended = TrialState.PRUNED if trial.stopped else TrialState.COMPLETE
+    return create_trial(
+        state=TrialState.RUNNING if trial.score is None else ended,
+        value=None if trial.stopped else trial.score,
+        params=fixed.params,
+        distributions=fixed.distributions,
+        intermediate_values=dict(trial.curve),
+    )

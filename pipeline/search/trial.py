@@ -13,9 +13,9 @@ import json
 import logging
 import queue
 import re
-import threading
 import time
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -130,25 +130,16 @@ def under_ray_train(config: TrainConfig, run: Run) -> Validations:
     """Train with several workers; closed before its end, it asks them to save a checkpoint and leave."""
     entries: queue.Queue[Any] = queue.Queue()
     monitor = start_monitor()
-
-    def work() -> None:
+    with ThreadPoolExecutor(1, run.name) as thread:
+        launched = thread.submit(launch, config, run, on_log=entries.put, monitor=monitor)
+        launched.add_done_callback(entries.put)
         try:
-            launch(config, run, on_log=entries.put, monitor=monitor)
-            entries.put(None)
-        except Exception as error:
-            entries.put(error)
-
-    thread = threading.Thread(target=work, name=run.name)
-    thread.start()
-    try:
-        while (entry := entries.get()) is not None:
-            if isinstance(entry, Exception):
-                raise entry
-            if ACCURACY in entry:
-                yield {STEP: int(entry["step"]), ACCURACY: entry[ACCURACY]}
-    finally:
-        monitor.leave.remote()
-        thread.join()
+            while (entry := entries.get()) is not launched:
+                if ACCURACY in entry:
+                    yield {STEP: int(entry["step"]), ACCURACY: entry[ACCURACY]}
+            launched.result()
+        finally:
+            monitor.leave.remote()
 
 
 def superfluous(run_uri: str, keep: int) -> list[str]:
