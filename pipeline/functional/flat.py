@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 Shapes = Mapping[str, torch.Size]
-Loss = Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]
 
 
 def flatten(parameters: Mapping[str, Tensor]) -> Tensor:
@@ -20,19 +19,3 @@ def unflatten(flat: Tensor, shapes: Shapes) -> dict[str, Tensor]:
     """[..., P] to parameters [..., *shape] by name. One split: its derivative is one concatenation."""
     parts = flat.split([shape.numel() for shape in shapes.values()], dim=-1)
     return {name: part.unflatten(-1, shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
-
-
-def gradient(loss: Loss, flat: Tensor, mapped: bool) -> dict[str, Tensor]:
-    """The gradient of ``loss`` at ``flat`` [P], without graph, beside what else ``loss`` returns.
-
-    Args:
-        loss: from a vector [P] to (scalar, figures).
-        mapped: whether this runs under ``vmap``.
-    """
-    if mapped:
-        found, figures = torch.func.grad(loss, has_aux=True)(flat)
-        return {"gradient": found, **figures}
-    leaf = flat.detach().requires_grad_()
-    value, figures = loss(leaf)
-    (found,) = torch.autograd.grad(value, leaf)
-    return {"gradient": found, **{name: figure.detach() for name, figure in figures.items()}}

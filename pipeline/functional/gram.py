@@ -52,8 +52,7 @@ def times(matrix: Tensor, features: Tensor) -> Tensor:
 @in_float32
 def gram(features: Tensor) -> Tensor:
     """X X^T in float64: [T, n, d] -> [T, n, n]; differentiable once."""
-    product: Tensor = _Gram.apply(features)
-    return product
+    return _Gram.apply(features)
 
 
 def labelled_gram(features: Tensor, labels: Tensor) -> Tensor:
@@ -65,15 +64,13 @@ def labelled_gram(features: Tensor, labels: Tensor) -> Tensor:
 @in_float32
 def combine(coefficients: Tensor, features: Tensor) -> Tensor:
     """A X: float64 [T, m, n] and [T, n, d] give [T, m, d] in the precision of the features; differentiable once."""
-    combined: Tensor = _Combine.apply(coefficients, features)
-    return combined
+    return _Combine.apply(coefficients, features)
 
 
 @in_float32
 def linear_scores(features: Tensor, weights: Tensor) -> Tensor:
     """x.w: [..., q, d] and [..., way, d] give [..., q, way]."""
-    scores: Tensor = _Scores.apply(features, weights)
-    return scores
+    return _Scores.apply(features, weights)
 
 
 class _Gram(torch.autograd.Function):

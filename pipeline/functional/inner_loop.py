@@ -1,45 +1,57 @@
-"""Gradient descent as a function of its start: what MAML differentiates through."""
+"""What inner loops share: gradients at the weights of one task, and how tasks are gone through."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 Parameters = dict[str, Tensor]
-Loss = Callable[[Parameters], Tensor]
-Gradient = Callable[[Loss, Parameters, bool], Parameters]
+Loss = Callable[[Parameters], tuple[Tensor, dict[str, Tensor]]]  # a scalar, and what else comes of the forward pass
 Result = TypeVar("Result", Tensor, dict[str, Tensor])
 
 
-def descend(
-    loss: Loss, parameters: Parameters, lr: float, steps: int, second_order: bool, gradient: Gradient
-) -> Parameters:
-    """theta_{j+1} = theta_j - lr grad L(theta_j), ``steps`` times.
+def gradient(
+    loss: Loss, parameters: Parameters, mapped: bool, differentiable: bool = False
+) -> tuple[Parameters, dict[str, Tensor]]:
+    """The gradient of ``loss``, zero for parameters that it does not use, and what else it returns.
 
-    The result is a differentiable function of ``parameters``. With ``second_order`` that includes the inner gradients;
-    without, they are constants, so that the outer gradient is the one at the adapted parameters (first-order MAML).
+    Args:
+        mapped: whether this runs under ``vmap``.
+        differentiable: both are functions of ``parameters``; otherwise they are constants.
     """
-    for _ in range(steps):
-        gradients = gradient(loss, parameters, second_order)
-        parameters = {name: value - lr * gradients[name] for name, value in parameters.items()}
-    return parameters
+    if mapped:
+        gradients, other = torch.func.grad(loss, has_aux=True)(parameters)
+    else:
+        known = {name: differentiable and value.requires_grad for name, value in parameters.items()}
+        leaves = {n: value if known[n] else value.detach().requires_grad_() for n, value in parameters.items()}
+        with torch.enable_grad():
+            value, other = loss(leaves)
+        found = torch.autograd.grad(value, [*leaves.values()], create_graph=differentiable, materialize_grads=True)
+        gradients = dict(zip(parameters, found, strict=True))
+    if differentiable:
+        return gradients, other
+    return {name: g.detach() for name, g in gradients.items()}, {name: x.detach() for name, x in other.items()}
 
 
-def autograd_gradient(loss: Loss, parameters: Parameters, differentiable: bool) -> Parameters:
-    """The gradient by ``torch.autograd``; zero for parameters that the loss does not use."""
-    gradients = torch.autograd.grad(
-        loss(parameters), list(parameters.values()), create_graph=differentiable, materialize_grads=True
-    )
-    return dict(zip(parameters, gradients, strict=True))
+@contextmanager
+def out_of_inference(*tensors: Tensor) -> Iterator[list[Tensor]]:
+    """Within: gradients can be taken of functions of these tensors, also where ``torch.inference_mode`` is on."""
+    with torch.inference_mode(False):
+        yield [tensor.clone() if tensor.is_inference() else tensor for tensor in tensors]
 
 
-def func_gradient(loss: Loss, parameters: Parameters, differentiable: bool) -> Parameters:
-    """The gradient by ``torch.func``, which ``vmap`` can batch."""
-    gradients = torch.func.grad(loss)(parameters)
-    return gradients if differentiable else {name: value.detach() for name, value in gradients.items()}
+def part(parameters: Parameters, prefix: str) -> Parameters:
+    """Those under ``prefix``, by their names without it."""
+    return {name.removeprefix(prefix): value for name, value in parameters.items() if name.startswith(prefix)}
+
+
+def tasks_by(how: str, images: Tensor) -> Callable[..., Any]:
+    """What maps a function of one task over all: by a "loop", by "vmap", or "auto": by the device of ``images``."""
+    return vmap_tasks if how == "vmap" or (how == "auto" and images.is_cuda) else loop_tasks
 
 
 def loop_tasks(function: Callable[..., Result], *arguments: Tensor | dict[str, Tensor]) -> Result:

@@ -106,8 +106,7 @@ def replayed(
     As gradients and losses are constants, coordinates do not depend on each other: the derivative is taken of
     ``CHUNK`` of them at a time, in memory that does not grow with their number.
     """
-    result: Tensor = _Replay.apply(end, gradients, losses, (p, pre_sigmoid), theta, *weights)
-    return result
+    return _Replay.apply(end, gradients, losses, (p, pre_sigmoid), theta, *weights)
 
 
 class _Replay(torch.autograd.Function):

@@ -40,8 +40,7 @@ def svm_weights(
         [T, way, d], and by how much each task violates the conditions of the optimum, [T]: where that is more than
         1e-10 the solver gave up, and weights are the best it found.
     """
-    weights, violation = _Svm.apply(features, labels, way, cost, ridge)
-    return weights, violation
+    return _Svm.apply(features, labels, way, cost, ridge)
 
 
 @in_float32

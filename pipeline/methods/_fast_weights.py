@@ -12,17 +12,10 @@ from torch import Tensor, nn
 
 from pipeline.errors import PipelineError
 from pipeline.functional.flat import Shapes
-from pipeline.functional.inner_loop import (
-    Gradient,
-    Parameters,
-    autograd_gradient,
-    func_gradient,
-    loop_tasks,
-    vmap_tasks,
-)
+from pipeline.functional.inner_loop import Parameters, loop_tasks, part, vmap_tasks
 from pipeline.methods.base import Method, State
 from pipeline.nets.by_name import choose
-from pipeline.nets.norm import batch_norms, fixed_statistics, recorded_statistics, replace_native
+from pipeline.nets.norm import always_by_the_batch, batch_norms, fixed_statistics, recorded_statistics
 from pipeline.nets.transforms import differentiable_attention
 from pipeline.nets.trial import mappable
 
@@ -34,11 +27,6 @@ def at_least_one(**options: int) -> None:
     for name, value in options.items():
         if value < 1:
             raise PipelineError(f"{name}={value}: there is at least one")
-
-
-def gradient_within(each_task: Callable[..., Any]) -> Gradient:
-    """How a function that ``each_task`` maps takes its gradients."""
-    return func_gradient if each_task is vmap_tasks else autograd_gradient
 
 
 class _FastWeights(Method):
@@ -57,9 +45,7 @@ class _FastWeights(Method):
 
     def __init__(self, backbone: nn.Module, way: int, inner_loop: str = "auto") -> None:
         super().__init__(backbone)
-        replace_native(backbone)
-        for layer in batch_norms(backbone).values():
-            layer.use_batch_statistics()
+        always_by_the_batch(backbone)
         self.head = nn.Linear(self.width, way)
         self.fixed_way = way
         self.inner_loop = choose("inner_loop", inner_loop, ("auto", "loop", "vmap"))
@@ -84,14 +70,14 @@ class _FastWeights(Method):
     def _classify_one(self, state: State, query: Tensor) -> Tensor:
         """One task: logits [Q, way] of queries [Q, C, H, W]."""
         parameters = {**dict(self.named_parameters()), **state}
-        fixed = {n.removeprefix(STATISTICS): v for n, v in state.items() if n.startswith(STATISTICS)}
+        fixed = part(state, STATISTICS)
         with fixed_statistics(self.backbone, fixed) if fixed else nullcontext():
             return self._logits(parameters, query)
 
     @contextmanager
-    def _recording(self, state: State) -> Iterator[None]:
+    def _recording(self, state: State, values: dict[str, int] | None = None) -> Iterator[None]:
         """Within: the batch-norm statistics of the images that are seen go into ``state``, for its queries."""
-        with recorded_statistics(self.backbone) as statistics:
+        with recorded_statistics(self.backbone, values) as statistics:
             yield
         state.update({STATISTICS + name: value for name, value in statistics.items()})
 
@@ -101,9 +87,8 @@ class _FastWeights(Method):
 
     def _features(self, parameters: Parameters, images: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, D] with the given parameters in the backbone."""
-        own = {n.removeprefix("backbone."): v for n, v in parameters.items() if n.startswith("backbone.")}
         with differentiable_attention():
-            return torch.func.functional_call(self.backbone, own, (images,))
+            return torch.func.functional_call(self.backbone, part(parameters, "backbone."), (images,))
 
     def _head(self, parameters: Parameters, features: Tensor) -> Tensor:
         return F.linear(features, parameters["head.weight"], parameters["head.bias"])

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.functional.distances import unit
 from pipeline.functional.fine_tuning import initial_weights
-from pipeline.functional.inner_loop import Parameters, loop_tasks, vmap_tasks
+from pipeline.functional.inner_loop import Parameters, gradient, out_of_inference, part, tasks_by, vmap_tasks
 from pipeline.functional.losses import PADDING, cross_entropy
 from pipeline.functional.support_initialised import direction_scores, mean_entropy, support_weights
 from pipeline.methods.base import State
+from pipeline.methods.head import ClassicalMethod
 from pipeline.nets.norm import batch_norms, recorded_statistics
 
-Loss = Callable[[Parameters], tuple[Tensor, Parameters]]  # a scalar, and what else comes out of the forward pass
 BETAS, EPS = (0.9, 0.999), 1e-8
+AVERAGES = "running_mean", "running_var"
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class Tuner:
     ``initialisation`` is "random" for Ravi's fine-tuning (by gradient descent) or Dhillon's (by Adam).
     """
 
-    network: nn.Module  # with "backbone" and, used by "dhillon", "classifier"
+    network: ClassicalMethod
     initialisation: str
     epochs: int
     lr: float
@@ -61,23 +59,20 @@ class Tuner:
 
     def tune(self, start: State, support: Tensor, labels: Tensor, query: Tensor | None = None) -> State:
         """The tuned weights [T, ...] by name and, with ``batch_norm``, running averages by theirs."""
-        with torch.inference_mode(False), torch.no_grad():
-            images = [x.clone() if x.is_inference() else x for x in (support, labels, query) if x is not None]
-            start = {name: value.clone() if value.is_inference() else value for name, value in start.items()}
-            vmapped = self.tasks == "vmap" or (self.tasks == "auto" and support.is_cuda)
-            each_task = vmap_tasks if vmapped else loop_tasks
-            found: State = each_task(partial(self._tune_one, vmapped), start, *images)
-        return found
+        given = [*start.values(), support, labels, *([] if query is None else [query])]
+        with out_of_inference(*given) as given, torch.no_grad():
+            each_task = tasks_by(self.tasks, support)
+            start = dict(zip(start, given, strict=False))
+            return each_task(partial(self._tune_one, each_task is vmap_tasks), start, *given[len(start) :])
 
     def answer(self, state: State, query: Tensor) -> Tensor:
         """Logits [T, Q, way] of queries [T, Q, C, H, W] by tuned weights."""
-        each_task = vmap_tasks if self.tasks == "vmap" or (self.tasks == "auto" and query.is_cuda) else loop_tasks
-        return each_task(self._scores, state, query)
+        return tasks_by(self.tasks, query)(self._scores, state, query)
 
     def representation(self, features: Tensor, classified: Tensor | None = None) -> Tensor:
         """What the new classifier looks at: features [..., D], or scores of the training classes [..., classes]."""
         if self.initialisation == "dhillon":
-            return F.relu(self.network.classifier(features) if classified is None else classified)  # type: ignore[operator]
+            return F.relu(self.network.classifier(features) if classified is None else classified)
         return F.relu(features) if self.initialisation == "features" else features
 
     def scores(self, state: State, represented: Tensor) -> Tensor:
@@ -91,9 +86,12 @@ class Tuner:
         self, mapped: bool, start: State, support: Tensor, labels: Tensor, query: Tensor | None = None
     ) -> State:
         """One task: support [S, C, H, W], labels [S] and, where transductive, queries [Q, C, H, W]."""
-        weights = {**{name: p.detach() for name, p in self._tuned_parameters()}, **start}
-        averages = self._averages()
-        moments = Moments.zeros(weights)
+        tuned = ("backbone.", "classifier.") if self.initialisation == "dhillon" else "backbone."
+        weights = {name: p.detach() for name, p in self.network.named_parameters() if name.startswith(tuned)} | start
+        layers = batch_norms(self.network.backbone)
+        running = [name for name, layer in layers.items() if layer.running and self.batch_norm]
+        averages = {f"{name}.{kind}": getattr(layers[name], kind) for name in running for kind in AVERAGES}
+        adam = Adam(self.lr)
         terms = [partial(self._fit, support, labels)]
         if self.initialisation != "random" and self.entropy != "none":
             images, counted = (query, None) if query is not None else (support, labels != PADDING)
@@ -102,13 +100,14 @@ class Tuner:
             for term in terms:
                 gradients, seen = gradient(term, weights, mapped)
                 if self.initialisation == "random":
-                    weights = sgd_step(weights, gradients, self.lr / (1 + self.lr_decay * epoch))
+                    rate = self.lr / (1 + self.lr_decay * epoch)
+                    weights = {name: value - rate * gradients[name] for name, value in weights.items()}
                 else:
-                    weights, moments = adam_step(weights, gradients, moments, self.lr)
+                    weights = adam.step(weights, gradients)
                 for name, value in seen.items():
-                    share = self._momentum(name)
+                    share = layers[name.rpartition(".")[0]].momentum
                     averages[name] = (1 - share) * averages[name] + share * value
-        return {**weights, **(averages if self.batch_norm else {})}
+        return weights | {f"backbone.{name}": value for name, value in averages.items()}
 
     def _fit(self, images: Tensor, labels: Tensor, weights: Parameters) -> tuple[Tensor, Parameters]:
         """Cross-entropy of the support."""
@@ -124,103 +123,43 @@ class Tuner:
         """Logits [N, way] and, with ``batch_norm``, the statistics that enter the running averages."""
         if not self.batch_norm:
             return self._scores(weights, images), {}
-        seen: Parameters = {}
-        with self._recording(seen):
+        values: dict[str, int] = {}  # a channel has in the batch
+        with recorded_statistics(self.network.backbone, values) as statistics:
             scores = self._scores(weights, images)
+        layers, seen = batch_norms(self.network.backbone), Parameters()
+        for name, number in values.items():
+            if layers[name].running:
+                seen[f"{name}.running_mean"] = statistics[f"{name}.mean"]
+                seen[f"{name}.running_var"] = statistics[f"{name}.var"] * (number / (number - 1))
         return scores, seen
 
     def _scores(self, weights: Parameters, images: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, way] with the given weights and averages."""
-
-        def part(prefix: str) -> Parameters:
-            return {n.removeprefix(prefix): value for n, value in weights.items() if n.startswith(prefix)}
-
-        features = torch.func.functional_call(self.network.backbone, part("backbone."), (images,))  # type: ignore[arg-type]
+        features = torch.func.functional_call(self.network.backbone, part(weights, "backbone."), (images,))
         classified = None
         if self.initialisation == "dhillon":
-            classified = torch.func.functional_call(self.network.classifier, part("classifier."), (features,))  # type: ignore[arg-type]
+            own = part(weights, "classifier.")
+            classified = torch.func.functional_call(self.network.classifier, own, (features,))
         return self.scores(weights, self.representation(features, classified))
 
-    def _tuned_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        for name, parameter in self.network.named_parameters():
-            if name.startswith("backbone.") or (name.startswith("classifier.") and self.initialisation == "dhillon"):
-                yield name, parameter
 
-    def _averages(self) -> Parameters:
-        """The running averages of batch-norm by name."""
-        if not self.batch_norm:
-            return {}
-        named = dict(self.network.named_buffers())
-        kinds = ("running_mean", "running_var")
-        layers = [f"backbone.{name}" for name, layer in batch_norms(self.network.backbone).items() if layer.running]  # type: ignore[arg-type]
-        return {f"{layer}.{kind}": named[f"{layer}.{kind}"] for layer in layers for kind in kinds}
-
-    def _momentum(self, name: str) -> float:
-        return float(self.network.get_submodule(name.rpartition(".")[0]).momentum)  # type: ignore[arg-type]
-
-    @contextmanager
-    def _recording(self, seen: Parameters) -> Iterator[None]:
-        """Within: batch-norm goes by the batch, whose mean and unbiased variance are then in ``seen``."""
-        backbone: nn.Module = self.network.backbone  # type: ignore[assignment]
-        values: dict[str, int] = {}  # a channel has in the batch
-
-        def count(name: str, layer: nn.Module, given: tuple[Tensor, ...]) -> None:
-            values[name] = given[0].numel() // given[0].shape[1]
-
-        layers = {name: layer for name, layer in batch_norms(backbone).items() if layer.running}
-        hooks = [layer.register_forward_pre_hook(partial(count, name)) for name, layer in layers.items()]
-        try:
-            with recorded_statistics(backbone) as statistics:
-                yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-        for name, number in values.items():
-            seen[f"backbone.{name}.running_mean"] = statistics[f"{name}.mean"]
-            seen[f"backbone.{name}.running_var"] = statistics[f"{name}.var"] * (number / (number - 1))
-
-
-class Moments(NamedTuple):
-    """Running averages of the gradient and of its square, by name of the parameter."""
-
-    first: Parameters
-    second: Parameters
-    steps: int
-
-    @classmethod
-    def zeros(cls, parameters: Parameters) -> Moments:
-        first, second = ({name: torch.zeros_like(p) for name, p in parameters.items()} for _ in range(2))
-        return cls(first, second, 0)
-
-
-def gradient(loss: Loss, parameters: Parameters, mapped: bool) -> tuple[Parameters, Parameters]:
-    """The gradient of ``loss`` and what else it returns, as values without a graph.
-
-    Args:
-        mapped: whether this runs under ``vmap``.
-    """
-    if mapped:
-        found: tuple[Parameters, Parameters] = torch.func.grad(loss, has_aux=True)(parameters)
-        return found
-    with torch.enable_grad():
-        leaves = {name: value.detach().requires_grad_() for name, value in parameters.items()}
-        value, other = loss(leaves)
-        gradients = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
-    return dict(zip(parameters, gradients, strict=True)), {name: value.detach() for name, value in other.items()}
-
-
-def sgd_step(parameters: Parameters, gradients: Parameters, lr: float) -> Parameters:
-    return {name: value - lr * gradients[name] for name, value in parameters.items()}
-
-
-def adam_step(parameters: Parameters, gradients: Parameters, moments: Moments, lr: float) -> tuple[Parameters, Moments]:
-    """A step of Adam (Kingma & Ba 2015) in PyTorch's form, epsilon beside the corrected root::
+class Adam:
+    """Adam (Kingma & Ba 2015) in PyTorch's form, epsilon beside the corrected root::
 
     m = .9 m + .1 g    v = .999 v + .001 g^2    theta -= lr m / (1 - .9^t) / (sqrt(v / (1 - .999^t)) + 1e-8)
     """
-    steps, (beta1, beta2) = moments.steps + 1, BETAS
-    first = {n: beta1 * m + (1 - beta1) * gradients[n] for n, m in moments.first.items()}
-    second = {n: beta2 * v + (1 - beta2) * gradients[n].square() for n, v in moments.second.items()}
-    size, root = lr / (1 - beta1**steps), (1 - beta2**steps) ** 0.5
-    moved = {n: p - size * first[n] / (second[n].sqrt() / root + EPS) for n, p in parameters.items()}
-    return moved, Moments(first, second, steps)
+
+    def __init__(self, lr: float) -> None:
+        self.lr, self.steps = lr, 0
+        self.first, self.second = Parameters(), Parameters()  # by name of the parameter; zeros at first
+
+    def step(self, parameters: Parameters, gradients: Parameters) -> Parameters:
+        self.steps += 1
+        beta1, beta2 = BETAS
+        size, root = self.lr / (1 - beta1**self.steps), (1 - beta2**self.steps) ** 0.5
+        moved = {}
+        for name, g in gradients.items():
+            m = self.first[name] = beta1 * self.first.get(name, 0.0) + (1 - beta1) * g
+            v = self.second[name] = beta2 * self.second.get(name, 0.0) + (1 - beta2) * g.square()
+            moved[name] = parameters[name] - size * m / (v.sqrt() / root + EPS)
+        return moved

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import PipelineError
 from pipeline.functional.attention import SIMILARITIES, mixture, recall
+from pipeline.functional.inner_loop import out_of_inference
 from pipeline.functional.losses import PADDING, summed_cross_entropy
 from pipeline.functional.precision import in_float32
 from pipeline.functional.prototypes import one_hot
@@ -88,9 +89,7 @@ class ConditionallyShifted(Method):
         if self.direct:
             return state | self._values_of_direct_feedback(support, labels)
         keep_graph = self.training and torch.is_grad_enabled()
-        with torch.inference_mode(False), torch.enable_grad():
-            if support.is_inference():
-                support, labels = support.clone(), labels.clone()
+        with out_of_inference(support, labels) as (support, labels), torch.enable_grad():
             values = self._values_of_gradients(support, labels, keep_graph)
         return state | (values if keep_graph else {name: value.detach() for name, value in values.items()})
 

@@ -82,8 +82,7 @@ class DiscriminativeKShot(ClassicalMethod):
         return expected_log_probabilities(scores, covariances, self.samples).to(state["weights"].dtype)
 
     def base_scores(self, features: Tensor) -> Tensor:
-        logits: Tensor = self.head(features)
-        return logits
+        return self.head(features)
 
     def _prior(self) -> GaussianPrior:
         weights = torch.cat([self.head.weight, self.head.bias.unsqueeze(-1)], dim=-1).detach().double()

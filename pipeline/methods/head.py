@@ -159,8 +159,7 @@ class ClassicalMethod(HeadMethod):
 
     def base_scores(self, features: Tensor) -> Tensor:
         """Logits [N, classes] of the training classes from features [N, D]."""
-        logits: Tensor = self.classifier(features)
-        return logits
+        return self.classifier(features)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective over the training classes."""

@@ -58,8 +58,7 @@ class Imprinted(ClassicalMethod):
 
     def project(self, features: Tensor) -> Tensor:
         """The embedding e, before normalisation."""
-        embedded: Tensor = self.embedding(features)
-        return embedded
+        return self.embedding(features)
 
     def base_scores(self, features: Tensor) -> Tensor:
         return cosine_logits(features, self.weight, self.scale)

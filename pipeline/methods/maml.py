@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.batch import Batch, Episodes
-from pipeline.functional.inner_loop import Gradient, Parameters, descend, loop_tasks
+from pipeline.functional.inner_loop import Parameters, gradient, out_of_inference, vmap_tasks
 from pipeline.functional.losses import accuracy, labelled, summed_cross_entropy
-from pipeline.methods._fast_weights import _FastWeights, gradient_within
+from pipeline.methods._fast_weights import _FastWeights
 from pipeline.methods.base import State
 from pipeline.nets.by_name import choose
 from pipeline.nets.norm import batch_norms
@@ -69,11 +69,8 @@ class MAML(_FastWeights):
         self.check_support(labels, way)
         keep_graph = self.training and torch.is_grad_enabled()
         each_task = self._each_task(support)
-        with torch.inference_mode(False), torch.enable_grad():
-            if support.is_inference():
-                support, labels = support.clone(), labels.clone()
-            start = self._start(leaves=each_task is loop_tasks)
-            adapt_one = partial(self._adapt_one, start, gradient_within(each_task))
+        with out_of_inference(support, labels) as (support, labels), torch.enable_grad():
+            adapt_one = partial(self._adapt_one, self._start(), each_task is vmap_tasks)
             state: State = each_task(adapt_one, support, labels)
         return state if keep_graph else {name: value.detach() for name, value in state.items()}
 
@@ -85,21 +82,24 @@ class MAML(_FastWeights):
         loss = self._reduce(summed_cross_entropy(logits, batch.query_labels), batch.query_labels, batch.support_labels)
         return loss.mean(), {"accuracy": accuracy(logits, batch.query_labels)}
 
-    def _adapt_one(self, start: Parameters, gradient: Gradient, support: Tensor, labels: Tensor) -> State:
+    def _adapt_one(self, start: Parameters, mapped: bool, support: Tensor, labels: Tensor) -> State:
         """One task: support [S, C, H, W] and labels [S] to parameters and statistics without the task dimension."""
         state: State = {}
         if self._head_only:  # the features do not change while the head is fitted
             with self._statistics(state):
                 features = self._features(start, support)
 
-        def loss(parameters: Parameters) -> Tensor:
+        def loss(parameters: Parameters) -> tuple[Tensor, State]:
             x = features if self._head_only else self._features({**start, **parameters}, support)
-            return self._reduce(summed_cross_entropy(self._head({**start, **parameters}, x), labels), labels, labels)
+            losses = summed_cross_entropy(self._head({**start, **parameters}, x), labels)
+            return self._reduce(losses, labels, labels), {}
 
         adapted = {name: value for name, value in start.items() if name in self._adapted}
         steps = self.inner_steps if self.training else self.inner_steps_eval
         second_order = self.training and not self.first_order
-        adapted = descend(loss, adapted, self.inner_lr, steps, second_order, gradient)
+        for _ in range(steps):
+            gradients, _ = gradient(loss, adapted, mapped, second_order)
+            adapted = {name: value - self.inner_lr * gradients[name] for name, value in adapted.items()}
         if not self._head_only and not self.transductive:
             with self._statistics(state):
                 self._features({**start, **adapted}, support)
@@ -109,16 +109,13 @@ class MAML(_FastWeights):
         """Within: batch-norm statistics of the support go into ``state``, where queries will need them."""
         return nullcontext() if self.transductive else self._recording(state)
 
-    def _start(self, leaves: bool) -> Parameters:
-        """theta: in training the parameters themselves, otherwise values, as ``leaves`` that autograd can start at.
+    def _start(self) -> Parameters:
+        """theta: in training the parameters themselves, otherwise values.
 
         A frozen parameter still adapts; it is only not meta-trained.
         """
-        start: Parameters = dict(self.named_parameters())
-        for name, parameter in start.items():
-            if not (self.training and parameter.requires_grad):
-                start[name] = parameter.detach().requires_grad_(leaves and name in self._adapted)
-        return start
+        own = self.named_parameters()
+        return {name: p if self.training and p.requires_grad else p.detach() for name, p in own}
 
     def _adapted_names(self, which: str) -> frozenset[str]:
         norms = {f"backbone.{layer}" for layer in batch_norms(self.backbone)}

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from pipeline.batch import Batch, Episodes
 from pipeline.errors import PipelineError
-from pipeline.functional.inner_loop import Gradient, Parameters, loop_tasks
+from pipeline.functional.inner_loop import Parameters, gradient, vmap_tasks
 from pipeline.functional.losses import accuracy, labelled, summed_cross_entropy
-from pipeline.methods._fast_weights import at_least_one, gradient_within
+from pipeline.methods._fast_weights import at_least_one
 from pipeline.methods.base import State
 from pipeline.methods.maml import MAML
 from pipeline.nets.norm import batch_norms
@@ -112,8 +112,7 @@ class MAMLPlusPlus(MAML):
         if epoch < self.multi_step_epochs:
             weights = step_weights(self.inner_steps, epoch, self.multi_step_epochs)
         each_task = self._each_task(batch.support)
-        start = self._start(leaves=each_task is loop_tasks)
-        answers_one = partial(self._answers_one, start, gradient_within(each_task), len(weights))
+        answers_one = partial(self._answers_one, self._start(), each_task is vmap_tasks, len(weights))
         logits = each_task(answers_one, batch.support, batch.support_labels, batch.query)
         labels = batch.query_labels.unsqueeze(1).expand(logits.shape[:-1])  # [T, steps, Q]
         losses = summed_cross_entropy(logits, labels) / labelled(labels)
@@ -135,33 +134,31 @@ class MAMLPlusPlus(MAML):
         self.steps_taken += 1
 
     def _answers_one(
-        self, start: Parameters, gradient: Gradient, last: int, support: Tensor, labels: Tensor, query: Tensor
+        self, start: Parameters, mapped: bool, last: int, support: Tensor, labels: Tensor, query: Tensor
     ) -> Tensor:
         """One task: logits [last, Q, way] of the queries after each of the ``last`` last inner steps."""
         answers = []
-        for parameters in list(self._trajectory(start, gradient, support, labels))[-last:]:
+        for parameters in list(self._trajectory(start, mapped, support, labels))[-last:]:
             answers.append(self._classify_one(self._with_statistics(parameters, support), query))
         return torch.stack(answers)
 
-    def _adapt_one(self, start: Parameters, gradient: Gradient, support: Tensor, labels: Tensor) -> State:
-        *_, end = self._trajectory(start, gradient, support, labels)
+    def _adapt_one(self, start: Parameters, mapped: bool, support: Tensor, labels: Tensor) -> State:
+        *_, end = self._trajectory(start, mapped, support, labels)
         kept = {name: value for name, value in end.items() if name in self._adapted | self._rows}
         return self._with_statistics(kept, support)
 
-    def _trajectory(
-        self, start: Parameters, gradient: Gradient, support: Tensor, labels: Tensor
-    ) -> Iterator[Parameters]:
+    def _trajectory(self, start: Parameters, mapped: bool, support: Tensor, labels: Tensor) -> Iterator[Parameters]:
         """One task: all parameters after every inner step, with that step's rows of batch-norm."""
         adapted = {name: value for name, value in start.items() if name in self._adapted}
         second_order = self.training and not self.first_order
         for step in range(self.inner_steps if self.training else self.inner_steps_eval):
             fixed = {name: value[step] if name in self._rows else value for name, value in start.items()}
 
-            def loss(parameters: Parameters, fixed: Parameters = fixed) -> Tensor:
+            def loss(parameters: Parameters, fixed: Parameters = fixed) -> tuple[Tensor, State]:
                 logits = self._logits({**fixed, **parameters}, support)
-                return summed_cross_entropy(logits, labels) / labelled(labels)
+                return summed_cross_entropy(logits, labels) / labelled(labels), {}
 
-            found = gradient(loss, adapted, second_order)
+            found, _ = gradient(loss, adapted, mapped, second_order)
             adapted = {n: value - start[f"rates.{_rate(n)}"][step] * found[n] for n, value in adapted.items()}
             yield {**fixed, **adapted}
 

@@ -11,14 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import PipelineError
-from pipeline.functional.flat import flatten, gradient, unflatten
-from pipeline.functional.inner_loop import vmap_tasks
+from pipeline.functional.flat import flatten, unflatten
+from pipeline.functional.inner_loop import Parameters, gradient, out_of_inference, vmap_tasks
 from pipeline.functional.losses import labelled, summed_cross_entropy
 from pipeline.functional.meta_lstm import CellWeights, cell_step, first_state, replayed
 from pipeline.methods._fast_weights import STATISTICS, _FastWeights, at_least_one
 from pipeline.methods.base import State
 from pipeline.nets.by_name import choose
-from pipeline.nets.norm import batch_norms
 
 GRAPH = 1_600_000  # coordinates times updates whose graph is kept: about 1 GB at 20 hidden units
 
@@ -92,9 +91,7 @@ class MetaLSTM(_FastWeights):
         """The weights [T, ...] by name after the updates and, in evaluation, batch-norm's averages over them."""
         self.check_support(labels, way)
         keep_graph = self.training and torch.is_grad_enabled()
-        with torch.inference_mode(False), torch.set_grad_enabled(keep_graph):
-            if support.is_inference():
-                support, labels = support.clone(), labels.clone()
+        with out_of_inference(support, labels) as (support, labels), torch.set_grad_enabled(keep_graph):
             start = flatten(self._weights()).expand(len(support), -1)
             steps = self.inner_steps if self.training else self.inner_steps_eval
             if keep_graph and start.numel() * steps > GRAPH:
@@ -128,36 +125,25 @@ class MetaLSTM(_FastWeights):
 
     def _look_one(self, mapped: bool, weights: Tensor, support: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """One task: gradient [P] and value of the mean loss at weights [P]; in evaluation the support's statistics."""
-        shapes = self._shapes()
 
-        def loss(flat: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        def loss(parameters: Parameters) -> tuple[Tensor, dict[str, Tensor]]:
             statistics: State = {}
             with nullcontext() if self.training else self._unbiased(statistics):
-                logits = self._logits(unflatten(flat, shapes), support)
+                logits = self._logits(parameters, support)
             value = summed_cross_entropy(logits, labels) / labelled(labels)
             return value, {"loss": value, **statistics}
 
-        with torch.enable_grad():
-            return gradient(loss, weights, mapped)
+        gradients, found = gradient(loss, unflatten(weights, self._shapes()), mapped)
+        return {"gradient": flatten(gradients), **found}
 
     @contextmanager
     def _unbiased(self, statistics: State) -> Iterator[None]:
         """Within: the statistics of the images that are seen go into ``statistics``, as running averages take them."""
         values: dict[str, int] = {}  # behind each mean
-
-        def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str) -> None:
-            values[name] = inputs[0].numel() // inputs[0].shape[1]
-
-        layers = batch_norms(self.backbone)
-        hooks = [layer.register_forward_hook(partial(count, name=name)) for name, layer in layers.items()]
-        try:
-            with self._recording(statistics):
-                yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+        with self._recording(statistics, values):
+            yield
         for name, n in values.items():
-            statistics[f"{STATISTICS}{name}.var"] = statistics[f"{STATISTICS}{name}.var"] * n / max(1, n - 1)
+            statistics[f"{STATISTICS}{name}.var"] = statistics[f"{STATISTICS}{name}.var"] * n / (n - 1)
 
     def _average(self, running: Statistics, new: Statistics) -> None:
         """Exponential averages, in place, from mean 0 and variance 1."""

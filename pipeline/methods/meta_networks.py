@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pipeline.errors import PipelineError
 from pipeline.functional.attention import mixture, recall
 from pipeline.functional.distances import euclidean
+from pipeline.functional.inner_loop import out_of_inference
 from pipeline.functional.losses import PADDING, summed_cross_entropy
 from pipeline.functional.precision import in_float32
 from pipeline.functional.sequences import reordered, sequence_order
@@ -121,9 +122,7 @@ class MetaNetworks(Method):
     def _gradients(self, layers: FastLayers, maps: Tensor, labels: Tensor, loss: Loss) -> list[Tensor]:
         """The gradient of every image's own loss for the slow weights of every layer: [T, S, O, K] of each."""
         keep_graph = self.training and torch.is_grad_enabled() and not self.first_order
-        with torch.inference_mode(False), torch.enable_grad():
-            if maps.is_inference():
-                maps, labels = maps.clone(), labels.clone()
+        with out_of_inference(maps, labels) as (maps, labels), torch.enable_grad():
             weights = layers.weights()
             if not keep_graph:
                 maps, weights = maps.detach(), [weight.detach() for weight in weights]
@@ -158,8 +157,7 @@ class MetaNetworks(Method):
     @in_float32
     def _read(self, kind: str, inputs: Tensor) -> Tensor:
         """[steps, N, 2] -> [steps, N, units]; not every processor has a recurrent layer in half precision."""
-        found: Tensor = self.lstm[kind](inputs)[0]
-        return found
+        return self.lstm[kind](inputs)[0]
 
     def _by_kind(self, gradients: list[Tensor]) -> Iterator[tuple[str, list[Tensor]]]:
         parts = {"convolution": gradients[: self.convolutions], "linear": gradients[self.convolutions :]}

@@ -51,8 +51,7 @@ class NCA(HeadMethod):
 
     def project(self, features: Tensor) -> Tensor:
         """A x."""
-        found: Tensor = self.transform(features)
-        return found
+        return self.transform(features)
 
     def fit(self, features: Tensor, labels: Tensor, way: int) -> State:
         """The embedded support and its members; for class means prototypes [T, way, D] and counts."""

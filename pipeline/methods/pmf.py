@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.errors import PipelineError
-from pipeline.functional.inner_loop import Parameters, loop_tasks, vmap_tasks
+from pipeline.functional.inner_loop import Parameters, gradient, out_of_inference, tasks_by, vmap_tasks
 from pipeline.functional.losses import cross_entropy
 from pipeline.functional.views import drawn, recoloured, shifted
-from pipeline.methods._tuned import Moments, adam_step, gradient
+from pipeline.methods._tuned import Adam
 from pipeline.methods.base import State
 from pipeline.methods.prototypical import Prototypical
 from pipeline.nets.by_name import choose
@@ -83,36 +82,27 @@ class PMF(Prototypical):
         if self.training or not self.rate or not self._tunable():
             return super().adapt(support, labels, way)
         way = self.check_support(labels, way)
-        with torch.inference_mode(False), torch.no_grad():
-            given = [x.clone() if x.is_inference() else x for x in (support, labels)]
-            each_task, mapped = self._tasks(support)
+        with out_of_inference(support, labels) as given, torch.no_grad():
+            each_task = tasks_by(self.tasks, support)
             places = drawn(support.shape[1], self.steps, 6)
             augmented = (drawn(1, self.steps, 1, seed=1).flatten() < self.probability).tolist()
             steps = list(zip(places, augmented, strict=True))
-            found: State = each_task(partial(self._tuned, way, mapped, steps), *given)
-        return found
+            return each_task(partial(self._tuned, way, each_task is vmap_tasks, steps), *given)
 
     def classify(self, state: State, query: Tensor) -> Tensor:
         if state.keys() <= {"prototypes", "counts"}:
             return super().classify(state, query)
-        logits: Tensor = self._tasks(query)[0](self._answers, state, query)
-        return logits
-
-    def _tasks(self, images: Tensor) -> tuple[Callable[..., Any], bool]:
-        """How tasks are gone through, and whether that is ``vmap``."""
-        mapped = self.tasks == "vmap" or (self.tasks == "auto" and images.is_cuda)
-        return vmap_tasks if mapped else loop_tasks, mapped
+        return tasks_by(self.tasks, query)(self._answers, state, query)
 
     def _tuned(
         self, way: int, mapped: bool, steps: list[tuple[Tensor, bool]], support: Tensor, labels: Tensor
     ) -> State:
         """One task: support [S, C, H, W] and labels [S]; of every step, how the support is augmented, and whether."""
-        weights = self._tunable()
-        moments, rate = Moments.zeros(weights), float(self.rate)
+        weights, adam = self._tunable(), Adam(float(self.rate))
         for place, augmented in steps:
             query = self._view(support, place) if augmented else support
             gradients, _ = gradient(partial(self._loss, support, query, labels, way), weights, mapped)
-            weights, moments = adam_step(weights, gradients, moments, rate)
+            weights = adam.step(weights, gradients)
         found = self.fit(self._embedded(weights, support)[None], labels[None], way)
         return {**weights, **{name: value[0] for name, value in found.items()}}
 
@@ -138,5 +128,4 @@ class PMF(Prototypical):
 
     def _embedded(self, weights: Parameters, images: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, D] with the given weights."""
-        features: Tensor = torch.func.functional_call(self.backbone, weights, (images,))
-        return features
+        return torch.func.functional_call(self.backbone, weights, (images,))

@@ -63,8 +63,7 @@ class ProxyNCA(ClassicalMethod):
 
     def project(self, features: Tensor) -> Tensor:
         """x, before normalisation."""
-        embedded: Tensor = self.embedding(features)
-        return embedded
+        return self.embedding(features)
 
     def base_scores(self, features: Tensor) -> Tensor:
         return -self._distances(features, self.proxies)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor, nn
 
 from pipeline.errors import PipelineError
-from pipeline.functional.inner_loop import loop_tasks, vmap_tasks
+from pipeline.functional.inner_loop import tasks_by
 from pipeline.functional.losses import labelled
 from pipeline.functional.precision import in_float32
 from pipeline.functional.prototypes import one_hot
 from pipeline.methods.base import State
 from pipeline.methods.head import HeadMethod
 from pipeline.nets.by_name import choose
-from pipeline.nets.norm import batch_norms, replace_native
+from pipeline.nets.norm import always_by_the_batch
 from pipeline.nets.relation_module import RelationModule
 
 
@@ -59,9 +57,7 @@ class Relation(HeadMethod):
         self.extendable = not transductive  # batch statistics tie new classes to those that came before
         self.mean = choose("shots", shots, ("sum", "mean")) == "mean"
         if transductive:
-            replace_native(backbone)
-            for layer in batch_norms(backbone).values():
-                layer.use_batch_statistics()
+            always_by_the_batch(backbone)
         self.tasks = choose("tasks", tasks, ("auto", "loop", "vmap"))
         statistics = "batch_statistics" if transductive else "batch"
         self.relation = RelationModule(self.map_shape, width, hidden, padding, statistics)
@@ -70,7 +66,7 @@ class Relation(HeadMethod):
         """[T, N, ...] -> feature maps [T, N, C, H, W]."""
         if not self.transductive:
             return super().features(images).unflatten(-1, self.map_shape)
-        return self._each_task(images)(self.backbone, images).unflatten(-1, self.map_shape)
+        return tasks_by(self.tasks, images)(self.backbone, images).unflatten(-1, self.map_shape)
 
     def fit(self, features: Tensor, labels: Tensor, way: int) -> State:
         """maps [T, way, C, H, W] of the classes."""
@@ -78,9 +74,8 @@ class Relation(HeadMethod):
 
     def scores(self, state: State, query: Tensor) -> Tensor:
         if not self.transductive:
-            scores: Tensor = self.relation(state["maps"], query)
-            return scores
-        return self._each_task(query)(self._scores, state["maps"], query)
+            return self.relation(state["maps"], query)
+        return tasks_by(self.tasks, query)(self._scores, state["maps"], query)
 
     def objective(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean squared error of all relation scores (equation 2)."""
@@ -89,10 +84,6 @@ class Relation(HeadMethod):
     def _scores(self, classes: Tensor, queries: Tensor) -> Tensor:
         """One task: [way, C, H, W] and [Q, C, H, W] to [Q, way]."""
         return self.relation(classes[None], queries[None])[0]
-
-    def _each_task(self, images: Tensor) -> Callable[..., Tensor]:
-        """What maps a function of one task over all tasks, on the device of ``images``."""
-        return vmap_tasks if self.tasks == "vmap" or (self.tasks == "auto" and images.is_cuda) else loop_tasks
 
 
 @in_float32

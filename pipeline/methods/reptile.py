@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from pipeline.batch import Batch, Episodes
 from pipeline.errors import PipelineError
-from pipeline.functional.flat import flatten, gradient, unflatten
-from pipeline.functional.inner_loop import loop_tasks, vmap_tasks
+from pipeline.functional.flat import flatten, unflatten
+from pipeline.functional.inner_loop import Parameters, gradient, loop_tasks, out_of_inference, vmap_tasks
 from pipeline.functional.losses import accuracy, labelled, summed_cross_entropy
 from pipeline.functional.reptile import DISTANCES, Moments, adam_step, consensus_gradient, task_minibatches
 from pipeline.methods._fast_weights import _FastWeights, at_least_one
@@ -137,9 +137,7 @@ class Reptile(_FastWeights):
         steps, size = self.inner_steps, self.inner_batch
         if not self.training:
             steps, size = self.inner_steps_eval, self.inner_batch_eval
-        with torch.inference_mode(False):
-            if support.is_inference():
-                support, labels = support.clone(), labels.clone()
+        with out_of_inference(support, labels) as (support, labels):
             index = task_minibatches(labels, size, steps, seed=0)
             result, _ = self._train([_pick(support, labels, i) for i in index], self._moments().expand(len(support)))
             state: State = {name: value.clone() for name, value in unflatten(result.after, self._shapes()).items()}
@@ -222,17 +220,16 @@ class Reptile(_FastWeights):
 
     def _gradient_one(self, mapped: bool, weights: Tensor, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """One task: gradient [P] of the inner loss at weights [P], the mean cross-entropy and the accuracy."""
-        shapes = self._shapes()
 
-        def loss(flat: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-            logits = self._logits(unflatten(flat, shapes), images)
+        def loss(parameters: Parameters) -> tuple[Tensor, dict[str, Tensor]]:
+            logits = self._logits(parameters, images)
             total = summed_cross_entropy(logits, labels)
             mean = total / labelled(labels)
             chosen = total if self.loss_reduction == "sum" else mean
             return chosen, {"loss": mean, "accuracy": accuracy(logits, labels)}
 
-        with torch.enable_grad():
-            return gradient(loss, weights, mapped)
+        gradients, figures = gradient(loss, unflatten(weights, self._shapes()), mapped)
+        return {"gradient": flatten(gradients), **figures}
 
     def _step(self, weights: Tensor, gradients: Tensor, moments: Moments) -> tuple[Tensor, Moments]:
         """A step of the inner optimizer for weights [T, P]."""

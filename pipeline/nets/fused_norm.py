@@ -102,12 +102,12 @@ class _Gradient(torch.autograd.Function):
         of_pg = (v_weight - ws * sum_vx / m) * s  # times P(g) = g - sum_g / m - x^ sum_gx / m
         of_normal = -(ws * k + of_pg * sum_gx) / m  # times x^
         slope, other = of_normal * s, v_weight * s  # times x, as x^ = s x - s mean
-        of_g = torch.addcmul(_wide(v_bias - other * mean, x), _wide(weight, x), projected).addcmul_(_wide(other, x), x)
-        of_x = torch.addcmul(_wide(-of_pg * sum_g / m - slope * mean, x), _wide(of_pg, x), g)
-        of_x.addcmul_(_wide(slope, x), x).addcmul_(_wide(-ws * sum_gx / m, x), projected)
+        of_g = torch.addcmul(wide(v_bias - other * mean, x), wide(weight, x), projected).addcmul_(wide(other, x), x)
+        of_x = torch.addcmul(wide(-of_pg * sum_g / m - slope * mean, x), wide(of_pg, x), g)
+        of_x.addcmul_(wide(slope, x), x).addcmul_(wide(-ws * sum_gx / m, x), projected)
         return of_g, of_x, k, None, None, None
 
 
-def _wide(values: Tensor, like: Tensor) -> Tensor:
+def wide(values: Tensor, like: Tensor) -> Tensor:
     """[C] to [C, 1, ...], which broadcasts over ``like`` [N, C, ...]."""
     return values.view(-1, *[1] * (like.ndim - 2))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pipeline.errors import PipelineError
 from pipeline.nets import fused_norm
 from pipeline.nets.by_name import choose
+from pipeline.nets.fused_norm import wide
 from pipeline.nets.transforms import inside_transform
 
 MANY_VALUES = 10_000  # of a layer's input, from where `fused_norm` is differentiated twice faster (measured)
@@ -51,7 +52,7 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(channels) if self.running else None)
         self._fixed: tuple[Tensor, Tensor] | None = None
         self._recording = False
-        self._recorded: tuple[Tensor, Tensor] | None = None
+        self._recorded: tuple[Tensor, Tensor, int] | None = None
 
     def use_batch_statistics(self) -> None:
         """From now on always normalise by the batch; the running averages are dropped."""
@@ -108,9 +109,9 @@ class BatchNorm(nn.Module):
         """Mean and biased variance [C] of x [N, C, ...]."""
         dims = [0, *range(2, x.ndim)]
         mean = x.mean(dims)
-        var = (x - self._per_channel(mean, x)).square().mean(dims)
+        var = (x - wide(mean, x)).square().mean(dims)
         if self._recording:
-            self._recorded = (mean, var)
+            self._recorded = (mean, var, x.numel() // x.shape[1])
         return mean, var
 
     def _normalise(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
@@ -119,11 +120,7 @@ class BatchNorm(nn.Module):
         if self.weight is not None:
             gain = gain * self.weight
         shift = -mean * gain if self.bias is None else self.bias - mean * gain
-        return x * self._per_channel(gain, x) + self._per_channel(shift, x)
-
-    @staticmethod
-    def _per_channel(v: Tensor, x: Tensor) -> Tensor:
-        return v.view(-1, *[1] * (x.ndim - 2))
+        return x * wide(gain, x) + wide(shift, x)
 
     def extra_repr(self) -> str:
         return f"{self.channels}, running={self.running}, eps={self.eps}"
@@ -143,8 +140,9 @@ def looks_at_the_batch(module: nn.Module) -> bool:
 
 
 @contextmanager
-def recorded_statistics(module: nn.Module) -> Iterator[Statistics]:
-    """Within: every layer normalises by the batch it is given; afterwards the dictionary holds what it used.
+def recorded_statistics(module: nn.Module, values: dict[str, int] | None = None) -> Iterator[Statistics]:
+    """Within: every layer normalises by the batch it is given; afterwards the dictionary holds what it used, and
+    ``values`` of how many values of a channel that is the mean and biased variance.
 
     The statistics keep their graph. Read them outside the ``with`` but, under ``vmap``, inside the mapped function.
     """
@@ -155,7 +153,9 @@ def recorded_statistics(module: nn.Module) -> Iterator[Statistics]:
         yield statistics
         for name, layer in layers.items():
             if layer._recorded is not None:
-                statistics[f"{name}.mean"], statistics[f"{name}.var"] = layer._recorded
+                statistics[f"{name}.mean"], statistics[f"{name}.var"], count = layer._recorded
+                if values is not None:
+                    values[name] = count
     finally:
         for layer in layers.values():
             layer._recording, layer._recorded = False, None
@@ -181,8 +181,7 @@ class _NormAct(BatchNorm):
     act: nn.Module
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.act(self.drop(super().forward(x)))
-        return found
+        return self.act(self.drop(super().forward(x)))
 
 
 def replace_native(module: nn.Module) -> None:
@@ -200,6 +199,13 @@ def replace_native(module: nn.Module) -> None:
                 if child not in replaced:
                     replaced[child] = _from_native(child)
                 setattr(parent, name, replaced[child])
+
+
+def always_by_the_batch(module: nn.Module) -> None:
+    """Every batch-norm inside ``module``, PyTorch's too, normalises by its batch from now on; averages are dropped."""
+    replace_native(module)
+    for layer in batch_norms(module).values():
+        layer.use_batch_statistics()
 
 
 def _from_native(native: nn.modules.batchnorm._BatchNorm) -> BatchNorm:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from pipeline.functional.inner_loop import part
 from pipeline.functional.sequences import causal_attention, gated_units, last_attention, shifted
 from pipeline.nets.by_name import choose
 
@@ -136,8 +137,7 @@ class SnailNetwork(nn.Module):
         """[T, Q, C] to [T, Q, outputs]: every item as the last of a sequence of its own after what is remembered."""
         x = items
         for number, block in enumerate(self.blocks):
-            own = {n.removeprefix(f"{number}."): v for n, v in memory.items() if n.startswith(f"{number}.")}
-            x = block.last(x, own, memory["present"])  # type: ignore[operator]
+            x = block.last(x, part(memory, f"{number}."), memory["present"])  # type: ignore[operator]
         return self.linear(x)
 
 
