@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -14,12 +14,8 @@ class _TensorFields:
     """Moves every tensor of a dataclass at once."""
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        moved = {
-            f.name: getattr(self, f.name).to(device, non_blocking=non_blocking)
-            for f in fields(self)
-            if isinstance(getattr(self, f.name), Tensor | _TensorFields)
-        }
-        return replace(self, **moved)
+        held = {name: value for name, value in vars(self).items() if isinstance(value, Tensor | _TensorFields)}
+        return replace(self, **{name: value.to(device, non_blocking=non_blocking) for name, value in held.items()})
 
 
 @dataclass(frozen=True)

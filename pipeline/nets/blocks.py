@@ -38,7 +38,6 @@ class ResidualBlock(nn.Module):
         self.norms = nn.ModuleList(BatchNorm(width, eps=eps, momentum=momentum) for _ in inputs)
         self.shortcut = nn.Conv2d(channels, width, 1, bias=False)
         self.shortcut_norm = BatchNorm(width, eps=eps, momentum=momentum)
-        self.film_widths = (width, width, width)
 
     def forward(self, x: Tensor, pairs: Pairs) -> Tensor:
         """[N, channels, H, W] -> [N, width, H, W]."""
@@ -74,11 +73,13 @@ def to_format(images: Tensor, channels_last: bool) -> Tensor:
 
 
 def normal_fan_out(module: nn.Module, gain: float = 1.0) -> None:
-    """Every convolution from N(0, gain * 2 / fan_out), the second being the variance (He et al. 2015)."""
+    """Every convolution from N(0, gain * 2 / fan_out), the second being the variance (He et al. 2015); biases 0."""
     for conv in module.modules():
         if isinstance(conv, nn.Conv2d):
             fan_out = conv.out_channels * conv.kernel_size[0] * conv.kernel_size[1]
             nn.init.normal_(conv.weight, std=(gain * 2 / fan_out) ** 0.5)
+            if conv.bias is not None:
+                nn.init.zeros_(conv.bias)
 
 
 def sizes_after(size: Sequence[int], halvings: int) -> list[int]:

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from pipeline.nets.base import Shape
 
-Tape = list[
-    tuple[Tensor, Tensor]
-]  # of every layer: its inputs as columns [N, K, L], and their product with the weights
+# Of every layer: its inputs as columns [N, K, L], and their product with the weights
+Tape = list[tuple[Tensor, Tensor]]
 
 
 class FastLayers(nn.Module):

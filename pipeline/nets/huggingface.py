@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.errors import PipelineError
+from pipeline.nets.base import Shape
 from pipeline.nets.by_name import choose
-from pipeline.nets.trial import Shape
 from pipeline.nets.wrapped import Options, Wrapped
 
 _WARPED = 384  # from this size on, ConvNeXt's images are resized whole, and nothing is cut off
@@ -166,13 +166,10 @@ def _config(architecture: str) -> Any:
         config = library().AutoConfig.for_model(**json.loads(architecture))
     except (ValueError, TypeError) as error:
         raise PipelineError(f"backbone.architecture describes no model ({str(error).splitlines()[0]})") from error
-    if type(config) not in library().MODEL_MAPPING or "input_ids" in _parameters(library().MODEL_MAPPING[type(config)]):
+    encoders = library().MODEL_MAPPING
+    if type(config) not in encoders or _takes(encoders[type(config)].forward, "input_ids"):
         raise PipelineError(f"backbone.model: transformers has no image encoder of the kind {config.model_type!r}")
     return config
-
-
-def _parameters(encoder: type[nn.Module]) -> Mapping[str, Any]:
-    return inspect.signature(encoder.forward).parameters
 
 
 def _takes(function: Any, argument: str) -> bool:

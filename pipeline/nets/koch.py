@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.errors import PipelineError
 from pipeline.nets.base import Backbone, Shape
+from pipeline.nets.blocks import to_format
 from pipeline.nets.by_name import choose
-from pipeline.nets.transforms import inside_transform
 
 LAYERS = ((64, 10), (128, 7), (128, 4), (256, 4))  # filters and side of every convolution
 
@@ -51,7 +50,7 @@ class Koch(Backbone):
 
     def forward(self, images: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, features]."""
-        x = images.to(memory_format=torch.channels_last) if self.channels_last and not inside_transform() else images
+        x = to_format(images, self.channels_last)
         for number, conv in enumerate(self.convs):
             x = conv(x)
             x = F.relu(F.max_pool2d(x, 2) if number < len(LAYERS) - 1 else x)  # ReLU and max commute

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from pipeline.errors import PipelineError
 from pipeline.nets import own_code
+from pipeline.nets.base import Shape
 from pipeline.nets.by_name import construct
-from pipeline.nets.trial import Shape
 from pipeline.nets.wrapped import Options, Wrapped
 
 

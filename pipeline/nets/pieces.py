@@ -18,8 +18,7 @@ def in_pieces(network: nn.Module, images: Tensor) -> Tensor:
     """
     pieces = -(-len(images) * images.shape[-2] * images.shape[-1] // PIXELS)
     whole = pieces <= 1 or images.device.type != "cpu" or torch.is_grad_enabled() or not _one_by_one(network)
-    found: Tensor = network(images) if whole else torch.cat([network(piece) for piece in images.chunk(pieces)])
-    return found
+    return network(images) if whole else torch.cat([network(piece) for piece in images.chunk(pieces)])
 
 
 def _one_by_one(network: nn.Module) -> bool:

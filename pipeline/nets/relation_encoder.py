@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.errors import PipelineError
 from pipeline.nets.base import Backbone, Shape
+from pipeline.nets.blocks import normal_fan_out, to_format
 from pipeline.nets.by_name import choose
 from pipeline.nets.norm import BatchNorm
-from pipeline.nets.transforms import inside_transform
 
 
 class RelationEncoder(Backbone):
@@ -50,7 +49,7 @@ class RelationEncoder(Backbone):
         for padding in (0, 0, 1, 1):
             conv = nn.Conv2d(channels, width, 3, padding=padding, bias=bias)
             if init == "official":
-                normal_by_fan_out(conv)
+                normal_fan_out(conv)
             self.convs.append(conv)
             self.norms.append(BatchNorm(width, norm, affine, eps, momentum))
             size, channels = size if padding else [(s - 2) // 2 for s in size], width
@@ -63,17 +62,8 @@ class RelationEncoder(Backbone):
 
     def forward(self, images: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, out_features]."""
-        x = images
-        if self.channels_last and not inside_transform():  # vmap knows no memory formats
-            x = x.to(memory_format=torch.channels_last)
+        x = to_format(images, self.channels_last)
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = norm(conv(x))
             x = F.relu(x if conv.padding == (1, 1) else F.max_pool2d(x, 2))
         return x.flatten(1)
-
-
-def normal_by_fan_out(conv: nn.Conv2d) -> None:
-    """Weights N(0, 2 / (k^2 C_out)), bias 0: the official code's."""
-    nn.init.normal_(conv.weight, 0, math.sqrt(2 / (math.prod(conv.kernel_size) * conv.out_channels)))
-    if conv.bias is not None:
-        nn.init.zeros_(conv.bias)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from pipeline.errors import PipelineError
 from pipeline.nets.base import Shape
+from pipeline.nets.blocks import normal_fan_out
 from pipeline.nets.norm import BatchNorm
-from pipeline.nets.relation_encoder import normal_by_fan_out
 
 
 class RelationModule(nn.Module):
@@ -54,8 +54,7 @@ class RelationModule(nn.Module):
         )
         self.norms = nn.ModuleList(BatchNorm(width, statistics, "full", eps, momentum) for _ in range(2))
         self.fc1, self.fc2 = nn.Linear(width * math.prod(left), hidden), nn.Linear(hidden, 1)
-        for conv in self.convs:
-            normal_by_fan_out(conv)  # type: ignore[arg-type]
+        normal_fan_out(self)
         for linear in (self.fc1, self.fc2):
             nn.init.normal_(linear.weight, 0, 0.01)
             nn.init.ones_(linear.bias)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.errors import PipelineError
+from pipeline.nets.blocks import to_format
 from pipeline.nets.conv4 import Conv4
+from pipeline.nets.fused_norm import wide
 from pipeline.nets.mlp import MLP
 from pipeline.nets.norm import BatchNorm
 
@@ -48,8 +49,7 @@ def stages(backbone: nn.Module) -> Stages:
     if isinstance(backbone, MLP):
         return _MLPStages(backbone)
     if callable(getattr(backbone, "stages", None)):
-        found: Stages = backbone.stages()  # type: ignore[operator]
-        return found
+        return backbone.stages()  # type: ignore[operator]
     raise PipelineError(
         f"backbone {type(backbone).__name__} cannot be taken apart into layers: choose backbone=conv4 or mlp"
     )
@@ -66,10 +66,10 @@ class OtherStatistics(nn.Module):
 
     def forward(self, x: Tensor, like: BatchNorm) -> Tensor:
         """x [N, C, ...] as ``like`` would normalise it, but for the averages."""
-        x, shape = self.plain(x), (-1, *[1] * (x.ndim - 2))
+        x = self.plain(x)
         if like.weight is not None:
-            x = x * like.weight.view(shape)
-        return x if like.bias is None else x + like.bias.view(shape)
+            x = x * wide(like.weight, x)
+        return x if like.bias is None else x + wide(like.bias, x)
 
 
 class _Conv4Stages:
@@ -85,8 +85,7 @@ class _Conv4Stages:
         return self.backbone.norms[t]  # type: ignore[return-value]
 
     def pre_activation(self, t: int, below: Tensor, norm: Norm | None = None) -> Tensor:
-        if t == 0 and self.backbone.channels_last:
-            below = below.to(memory_format=torch.channels_last)
+        below = to_format(below, self.backbone.channels_last and t == 0)
         x = (norm or self.backbone.norms[t])(self.backbone.convs[t](below))
         return x if self.backbone.strided else F.max_pool2d(x, 2, ceil_mode=self.backbone.same_padding)
 
@@ -107,8 +106,7 @@ class _MLPStages:
         return None
 
     def pre_activation(self, t: int, below: Tensor, norm: Norm | None = None) -> Tensor:
-        x: Tensor = self.backbone.layers[t](below.flatten(1))
-        return x
+        return self.backbone.layers[t](below.flatten(1))
 
     def features(self, last: Tensor) -> Tensor:
         return last

@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from pipeline.errors import PipelineError
+from pipeline.nets.base import Shape
 from pipeline.nets.blocks import to_format
-from pipeline.nets.trial import Shape
 from pipeline.nets.wrapped import Options, Wrapped
 
 
@@ -57,8 +57,7 @@ class Timm(Wrapped):
         return super().forward(to_format(images, True))  # timm's networks allow it; convolutions are faster on CPUs
 
     def _create(self, pretrained: bool) -> nn.Module:
-        network: nn.Module = library().create_model(self.model, pretrained=pretrained, **self.arguments)
-        return network
+        return library().create_model(self.model, pretrained=pretrained, **self.arguments)
 
     @classmethod
     def recipe(cls, options: Mapping[str, Any]) -> Options:

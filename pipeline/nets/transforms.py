@@ -10,8 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 def differentiable_attention() -> AbstractContextManager[None]:
     """Within: attention is computed by what can be differentiated twice, as PyTorch's fused operation cannot."""
-    found: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
-    return found
+    return sdpa_kernel(SDPBackend.MATH)
 
 
 def inside_transform() -> bool:

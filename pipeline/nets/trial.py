@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import PipelineError
-
-Shape = tuple[int, int, int]  # C, H, W
+from pipeline.nets.base import Shape
 
 
 def tried(network: nn.Module, shape: Shape, what: str) -> tuple[int, set[str]]:
@@ -56,8 +55,7 @@ def mappable(network: nn.Module, images: Tensor) -> bool:
     weights = {n: torch.stack([p.detach()] * 2).requires_grad_() for n, p in network.named_parameters()}
 
     def loss(own: dict[str, Tensor], seen: Tensor) -> Tensor:
-        found: Tensor = torch.func.functional_call(network, own, (seen,))
-        return found.square().sum()
+        return torch.func.functional_call(network, own, (seen,)).square().sum()
 
     try:
         with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.errors import PipelineError
-from pipeline.nets.base import Backbone
+from pipeline.nets.base import Backbone, Shape
 from pipeline.nets.by_name import choose
-from pipeline.nets.trial import Shape, tried
+from pipeline.nets.trial import tried
 
 Options = dict[str, Any]
 
@@ -74,8 +74,7 @@ class Wrapped(Backbone, ABC):
         """The weights that the library has for this network, by the network's names."""
 
     def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.network(images)
-        return features
+        return self.network(images)
 
     def train(self, mode: bool = True) -> Wrapped:
         super().train(mode)
