@@ -17,8 +17,10 @@ from torch import Tensor
 
 from pipeline.functional.losses import PADDING
 from pipeline.functional.precision import in_float32
+from pipeline.functional.sequences import reordered
 
 EPS = 1e-5  # added to the norm of a feature vector, as the authors' code
+SEED = 0
 Gradient = Callable[[list[Tensor], Tensor, Tensor, Tensor], list[Tensor]]
 
 
@@ -34,25 +36,25 @@ class Descent:
     weight_decay: float = 0.001
 
 
-def epoch_orders(labels: Tensor, epochs: int, seed: int = 0) -> Tensor:
+def epoch_orders(labels: Tensor, epochs: int) -> Tensor:
     """Random orders of the support images [epochs, T, S], labels [T, S]; -1 where an epoch has no more images.
 
-    A task's orders depend on the seed and on its number of images alone, not on the other tasks; padding is left out.
+    A task's orders depend on its number of images alone, not on the other tasks; padding is left out.
     """
     present = (labels != PADDING).cpu()
     places = (~present).byte().argsort(dim=1, stable=True)  # of every task: what is labelled, then the padding
     orders, counts = torch.full((epochs, *labels.shape), -1), present.sum(1)
     for count in counts.unique().tolist():
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(SEED)
         drawn = torch.rand(epochs, 1, count, generator=generator, dtype=torch.float64).argsort(dim=-1)
         mine = counts == count
         orders[:, mine, :count] = places[mine].expand(epochs, -1, -1).gather(2, drawn.expand(-1, int(mine.sum()), -1))
     return orders.to(labels.device)
 
 
-def initial_weights(way: int, features: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Weight [way, D] and bias [way] of a new linear layer, uniform within 1/sqrt(D) as PyTorch's, by a seed."""
-    bound, generator = 1 / math.sqrt(features), torch.Generator().manual_seed(seed)
+def initial_weights(way: int, features: int) -> tuple[Tensor, Tensor]:
+    """Weight [way, D] and bias [way] of a new linear layer, uniform within 1/sqrt(D) as PyTorch's, always the same."""
+    bound, generator = 1 / math.sqrt(features), torch.Generator().manual_seed(SEED)
     weight, bias = torch.empty(way, features), torch.empty(way)
     return weight.uniform_(-bound, bound, generator=generator), bias.uniform_(-bound, bound, generator=generator)
 
@@ -149,7 +151,7 @@ class _Span:
 
     def products(self, index: Tensor, start: Tensor, of_images: Tensor) -> Tensor:
         """x.w of the images ``index`` [T, B]: [T, B, way]."""
-        gram, cross = (a.gather(1, index.unsqueeze(-1).expand(-1, -1, a.shape[-1])) for a in (self._gram, self._cross))
+        gram, cross = reordered(self._gram, index), reordered(self._cross, index)
         return cross * start.mT + gram @ of_images.mT
 
     def combination(self, shares: Tensor, index: Tensor) -> Tensor:
@@ -178,8 +180,7 @@ def _descend(
         for index in order.split(how.batch_size, dim=-1):
             present, index = (index >= 0).unsqueeze(-1), index.clamp(min=0)
             count = present.sum(1, keepdim=True)
-            target = targets.gather(1, index.unsqueeze(-1).expand(-1, -1, targets.shape[-1]))
-            found = gradient(parameters, index, target, present.double() / count.clamp(min=1))
+            found = gradient(parameters, index, reordered(targets, index), present.double() / count.clamp(min=1))
             found = [g + how.weight_decay * p for g, p in zip(found, parameters, strict=True)]
             if buffers is not None:
                 found = [how.momentum * b + (1 - how.dampening) * g for b, g in zip(buffers, found, strict=True)]

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -43,7 +43,7 @@ class Prototype:
     """Minus the distance to the class's mean."""
 
     distance: str = "squared_euclidean"
-    answer: str = field(default="class_mean", init=False)
+    answer = "class_mean"
 
     def fit(self, features: Tensor, labels: Tensor, way: int) -> Fitted:
         return remember(features, labels, way, self.answer)
@@ -57,7 +57,7 @@ class Nearest(Prototype):
     """Minus the distance to the nearest image of the class, so that the answer is the nearest image's class."""
 
     distance: str = "cosine"
-    answer: str = field(default="nearest", init=False)
+    answer = "nearest"
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,11 @@ class Linear:
     """A linear layer from a fixed start, trained on the support (Chen et al. 2019, "Baseline")."""
 
     descent: Descent = Descent()
-    seed: int = 0
 
     def fit(self, features: Tensor, labels: Tensor, way: int) -> Fitted:
         """weight [T, way, D] and bias [T, way]."""
-        weight, bias = (_for_each_task(w, features) for w in initial_weights(way, features.shape[-1], self.seed))
-        orders = epoch_orders(labels, self.descent.epochs, self.seed)
+        weight, bias = (_for_each_task(w, features) for w in initial_weights(way, features.shape[-1]))
+        orders = epoch_orders(labels, self.descent.epochs)
         weight, bias = fine_tune_linear(features, labels, weight, bias, orders, self.descent)
         return {"weight": weight, "bias": bias}
 
@@ -96,12 +95,11 @@ class Cosine:
 
     descent: Descent = Descent()
     scale: float | None = None
-    seed: int = 0
 
     def fit(self, features: Tensor, labels: Tensor, way: int) -> Fitted:
         """direction [T, way, D] and length [T, way, 1]."""
-        direction = _for_each_task(initial_weights(way, features.shape[-1], self.seed)[0], features)
-        orders = epoch_orders(labels, self.descent.epochs, self.seed)
+        direction = _for_each_task(initial_weights(way, features.shape[-1])[0], features)
+        orders = epoch_orders(labels, self.descent.epochs)
         direction, length = fine_tune_cosine(
             features, labels, direction, direction.norm(dim=-1, keepdim=True), self._scale(way), orders, self.descent
         )

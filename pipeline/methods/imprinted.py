@@ -17,6 +17,8 @@ from pipeline.functional.prototypes import prototypes
 from pipeline.methods.base import State
 from pipeline.methods.head import ClassicalMethod, ClassMeans
 
+EPS = 1e-10  # added to the squared norm of what is normalised
+
 
 class Imprinted(ClassicalMethod):
     """A cosine classifier over the training classes, whose weights for new classes are their mean embeddings.
@@ -147,38 +149,36 @@ def fine_tune(
 
 
 @in_float32
-def normalise(x: Tensor, eps: float = 1e-10) -> Tensor:
-    """x / sqrt(||x||^2 + eps) over the last dimension."""
-    return x / (x.square().sum(-1, keepdim=True) + eps).sqrt()
+def normalise(x: Tensor) -> Tensor:
+    """x / sqrt(||x||^2 + EPS) over the last dimension."""
+    return x / (x.square().sum(-1, keepdim=True) + EPS).sqrt()
 
 
 @in_float32
-def imprint(embeddings: Tensor, labels: Tensor, way: int, eps: float = 1e-10) -> Tensor:
+def imprint(embeddings: Tensor, labels: Tensor, way: int) -> Tensor:
     """Unit weights [T, way, D] of new classes from embeddings [T, S, D] with labels [T, S] (section 3.1).
 
     The embeddings are normalised, averaged over each class, and the mean is normalised again.
     """
-    means, _ = prototypes(normalise(embeddings, eps), labels, way)
-    return normalise(means, eps)
+    means, _ = prototypes(normalise(embeddings), labels, way)
+    return normalise(means)
 
 
 @in_float32
-def blend(weights: Tensor, proxies: Tensor, rate: float, eps: float = 1e-10) -> Tensor:
+def blend(weights: Tensor, proxies: Tensor, rate: float) -> Tensor:
     """Known classes moved towards what was seen of them lately: normalise((1 - rate) w + rate proxy), [..., W, D].
 
-    Here eps is added to the norm, as the authors' code does.
+    Here EPS is added to the norm, as the authors' code does.
     """
     mixed = (1 - rate) * weights + rate * proxies
-    return mixed / (mixed.norm(dim=-1, keepdim=True) + eps)
+    return mixed / (mixed.norm(dim=-1, keepdim=True) + EPS)
 
 
 @in_float32
-def cosine_logits(
-    embeddings: Tensor, weights: Tensor, scale: Tensor | float, eps: float = 1e-10, class_by_class: bool = False
-) -> Tensor:
+def cosine_logits(embeddings: Tensor, weights: Tensor, scale: Tensor | float, class_by_class: bool = False) -> Tensor:
     """scale * normalise(e).w for unit weights: [..., N, D] and [..., W, D] give [..., N, W].
 
     ``class_by_class``: the logits of a class are bitwise the same whatever other classes are there.
     """
-    unit = normalise(embeddings, eps)
+    unit = normalise(embeddings)
     return scale * -(by_class(dot, unit, weights) if class_by_class else dot(unit, weights))
