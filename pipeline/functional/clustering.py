@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pipeline.functional.distances import root
 from pipeline.functional.precision import in_float32
 
 LEAST = 1e-12  # a smaller denominator counts as this
@@ -24,9 +25,7 @@ def feature_clustering(features: Tensor, prefactor: str = "c_over_n") -> Tensor:
     Args:
         prefactor: "c_over_n": the paper's; "none": the plain ratio; "one_over_n": the ratio of the two variances.
     """
-    means = features.mean(-2)
-    within = (features - means.unsqueeze(-2)).square().sum((-3, -2, -1))
-    between = (means - means.mean(-2, keepdim=True)).square().sum((-2, -1))
+    within, between = _variances(features)
     return _factor(prefactor, *features.shape[-3:-1]) * within / between.clamp(min=LEAST)
 
 
@@ -36,8 +35,8 @@ def hyperplane_variation(features: Tensor) -> Tensor:
 
     ||(f(x_1) - f(y_1)) - (f(x_2) - f(y_2))|| / (||f(x_1) - f(y_1)|| + ||f(x_2) - f(y_2)||)
     """
-    first, second = (features.select(-3, 0) - features.select(-3, 1)).unbind(-2)
-    return _norm(first - second) / (_norm(first) + _norm(second)).clamp(min=LEAST)
+    apart, lengths = _differences(features)
+    return apart / lengths.clamp(min=LEAST)
 
 
 @in_float32
@@ -46,9 +45,8 @@ def official_feature_clustering(features: Tensor) -> Tensor:
 
     There it is the function named ``hyperplane_variation``. 1e-6 is added to the denominator.
     """
-    means = features.mean(-2)
-    within = (features - means.unsqueeze(-2)).square().sum((-3, -2, -1))
-    return within / ((means - means.mean(-2, keepdim=True)).square().sum((-2, -1)) + 1e-6)
+    within, between = _variances(features)
+    return within / (between + 1e-6)
 
 
 @in_float32
@@ -57,8 +55,8 @@ def official_hyperplane_variation(features: Tensor) -> Tensor:
 
     There it is the function named ``feature_clustering``, on by default. 1e-4 is added to the denominator.
     """
-    first, second = (features.select(-3, 0) - features.select(-3, 1)).unbind(-2)
-    return (_norm(first - second) / ((_norm(first) + _norm(second)) / 2 + 1e-4)).square()
+    apart, lengths = _differences(features)
+    return (apart / (lengths / 2 + 1e-4)).square()
 
 
 class Spread(NamedTuple):
@@ -115,8 +113,18 @@ def _factor(prefactor: str, classes: int, images: float) -> float:
     return {"c_over_n": classes / images, "one_over_n": 1 / images, "none": 1.0}[prefactor]
 
 
+def _variances(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared distances of the images to their class's mean, and of those to the mean of all, summed: each [...]."""
+    means = features.mean(-2)
+    within = (features - means.unsqueeze(-2)).square().sum((-3, -2, -1))
+    return within, (means - means.mean(-2, keepdim=True)).square().sum((-2, -1))
+
+
+def _differences(features: Tensor) -> tuple[Tensor, Tensor]:
+    """How far apart the two differences of images of two classes are, and their lengths summed: each [...]."""
+    first, second = (features.select(-3, 0) - features.select(-3, 1)).unbind(-2)
+    return _norm(first - second), _norm(first) + _norm(second)
+
+
 def _norm(x: Tensor) -> Tensor:
-    """||x||, with gradient 0 at 0."""
-    squares = x.square().sum(-1)
-    positive = squares > 0
-    return squares.where(positive, 1).sqrt().where(positive, 0)
+    return root(x.square().sum(-1))

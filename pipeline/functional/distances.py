@@ -28,12 +28,16 @@ def squared_euclidean_exact(x: Tensor, y: Tensor) -> Tensor:
     return (x.unsqueeze(-2) - y.unsqueeze(-3)).square().sum(-1)
 
 
+def root(squares: Tensor) -> Tensor:
+    """Square roots, with gradient 0 at 0 (for a distance the limit of the symmetric difference) instead of infinity."""
+    positive = squares > 0
+    return squares.where(positive, 1).sqrt().where(positive, 0)
+
+
 @in_float32
 def euclidean(x: Tensor, y: Tensor) -> Tensor:
-    """||x - y||, with gradient 0 where x = y (the limit of the symmetric difference) instead of infinity."""
-    squared = squared_euclidean_exact(x, y)
-    apart = squared > 0
-    return squared.where(apart, 1).sqrt().where(apart, 0)
+    """||x - y||."""
+    return root(squared_euclidean_exact(x, y))
 
 
 @in_float32
@@ -57,9 +61,7 @@ def by_class(distance: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor)
 
 
 def _direction(x: Tensor, eps: float) -> Tensor:
-    squared = x.square().sum(-1, keepdim=True)
-    positive = squared > 0
-    return x / (squared.where(positive, 1).sqrt().where(positive, 0) + eps)
+    return x / (root(x.square().sum(-1, keepdim=True)) + eps)
 
 
 DISTANCES = {"squared_euclidean": squared_euclidean, "euclidean": euclidean, "cosine": cosine, "dot": dot}

@@ -26,8 +26,10 @@ def gradient(
     if mapped:
         gradients, other = torch.func.grad(loss, has_aux=True)(parameters)
     else:
-        known = {name: differentiable and value.requires_grad for name, value in parameters.items()}
-        leaves = {n: value if known[n] else value.detach().requires_grad_() for n, value in parameters.items()}
+        leaves = {
+            name: value if differentiable and value.requires_grad else value.detach().requires_grad_()
+            for name, value in parameters.items()
+        }
         with torch.enable_grad():
             value, other = loss(leaves)
         found = torch.autograd.grad(value, [*leaves.values()], create_graph=differentiable, materialize_grads=True)

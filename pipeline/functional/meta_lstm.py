@@ -35,11 +35,15 @@ class CellState(NamedTuple):
     fed_back: Tensor  # [2, T, P] what the next gates see of these
 
 
+@in_float32
 def preprocess(x: Tensor, p: float = 10.0, dim: int = -1) -> Tensor:
-    """(log|x| / p, sign x) where |x| >= e^-p, otherwise (-1, e^p x); stacked at ``dim`` (section 3.2 of the paper)."""
+    """Numbers of any size as two of moderate size: (log|x| / p, sign x) if |x| >= e^-p, otherwise (-1, e^p x).
+
+    Continuous; the two are stacked at ``dim`` (section 3.2 of the paper; Andrychowicz et al. 2016, appendix A).
+    """
     large = x.abs() >= math.exp(-p)
-    magnitude = torch.where(large, x.abs().log() / p, -1.0)
-    return torch.stack([magnitude, torch.where(large, x.sign(), x * math.exp(p))], dim)
+    log = x.abs().where(large, 1).log() / p  # of 1 where it is not taken, which has a gradient
+    return torch.stack([log.where(large, -1), x.sign().where(large, math.exp(p) * x)], dim)
 
 
 def first_state(theta: Tensor, hidden: int) -> CellState:
@@ -73,9 +77,9 @@ def cell_step(
     own = (weights.gates[:, :size] @ hidden.flatten(1)).view_as(state.gates)
     gates = (
         own
-        + _per_gate(weights.gates[:, size]) * state.theta
-        + _per_gate(weights.gates[:, size + 1]) * state.fed_back
-        + _per_gate(weights.gate_bias)
+        + weights.gates[:, size, None, None] * state.theta
+        + weights.gates[:, size + 1, None, None] * state.fed_back
+        + weights.gate_bias[:, None, None]
     )
     opened = gates.sigmoid()
     theta = opened[0] * state.theta - opened[1] * gradient
@@ -134,8 +138,3 @@ class _Replay(torch.autograd.Function):
             for total, one in zip(found, of_weights, strict=True):
                 total += one
         return None, None, None, None, found_theta, *found
-
-
-def _per_gate(values: Tensor) -> Tensor:
-    """[2] to [2, 1, 1]."""
-    return values.view(2, 1, 1)

@@ -51,11 +51,6 @@ def gated_units(earlier: Tensor, now: Tensor, weight: Tensor, bias: Tensor) -> T
     return units.tanh() * gate.sigmoid()
 
 
-def shifted(x: Tensor, steps: int) -> Tensor:
-    """[T, N, C] moved ``steps`` positions on, zeros moving in."""
-    return F.pad(x, (0, 0, steps, 0))[:, : x.shape[1]]
-
-
 @in_float32
 def causal_attention(
     queries: Tensor, keys: Tensor, values: Tensor, present: Tensor | None = None, over: str = "keys"

@@ -8,17 +8,7 @@ from torch import Tensor
 from pipeline.functional.distances import unit
 from pipeline.functional.losses import PADDING
 from pipeline.functional.precision import in_float32
-from pipeline.functional.prototypes import one_hot, prototypes
-
-
-@in_float32
-def support_weights(embeddings: Tensor, labels: Tensor, way: int) -> Tensor:
-    """Unit weights [T, way, D]: the direction of each class's mean embedding (equation 6).
-
-    Embeddings [T, S, D] with labels [T, S] are averaged first and normalised afterwards; of one image a class it is as
-    imprinted weights.
-    """
-    return unit(prototypes(embeddings, labels, way)[0])
+from pipeline.functional.prototypes import one_hot
 
 
 @in_float32

@@ -81,6 +81,13 @@ class _FastWeights(Method):
             yield
         state.update({STATISTICS + name: value for name, value in statistics.items()})
 
+    def _statistics(self, parameters: Parameters, support: Tensor) -> State:
+        """One task: what the queries need of the batch-norm statistics of its support [S, C, H, W]."""
+        found: State = {}
+        with self._recording(found):
+            self._features(parameters, support)
+        return found
+
     def _logits(self, parameters: Parameters, images: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, way] with the given parameters."""
         return self._head(parameters, self._features(parameters, images))

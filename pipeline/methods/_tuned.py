@@ -13,7 +13,8 @@ from pipeline.functional.distances import unit
 from pipeline.functional.fine_tuning import initial_weights
 from pipeline.functional.inner_loop import Parameters, gradient, out_of_inference, part, tasks_by, vmap_tasks
 from pipeline.functional.losses import PADDING, cross_entropy
-from pipeline.functional.support_initialised import direction_scores, mean_entropy, support_weights
+from pipeline.functional.prototypes import prototypes
+from pipeline.functional.support_initialised import direction_scores, mean_entropy
 from pipeline.methods.base import State
 from pipeline.methods.head import ClassicalMethod
 from pipeline.nets.norm import batch_norms, recorded_statistics
@@ -54,7 +55,7 @@ class Tuner:
         if self.initialisation == "random":
             weight = weight.to(embeddings).expand(tasks, -1, -1)
             return {"weight": weight, "bias": bias.to(embeddings).expand(tasks, -1)}
-        weight = support_weights(embeddings, labels, way)
+        weight = unit(prototypes(embeddings, labels, way)[0])  # the direction of each class's mean (equation 6)
         return {"weight": weight, "bias": weight.new_zeros(tasks, way)}
 
     def tune(self, start: State, support: Tensor, labels: Tensor, query: Tensor | None = None) -> State:

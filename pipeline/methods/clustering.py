@@ -92,16 +92,14 @@ class Clustering(ClassicalMethod):
 
     def _groups(self, features: Tensor, labels: Tensor) -> Tensor:
         """[B, D] -> [G, classes, images, D]; the first batch's labels are looked at."""
-        size = self.group[0] * self.group[1]
-        if len(labels) % size == 0:
-            if self._grouped:
-                return features.view(-1, *self.group, features.shape[-1])
+        whole = len(labels) % (self.group[0] * self.group[1]) == 0
+        if whole and not self._grouped:
             rows = labels.view(-1, *self.group)
             firsts = rows[..., 0].sort(1).values
             self._grouped = bool((rows == rows[..., :1]).all() and (firsts.diff(dim=1) > 0).all())
-            if self._grouped:
-                return features.view(-1, *self.group, features.shape[-1])
-        raise PipelineError(
-            f"clustering compares images in groups of {self.group[0]} classes with {self.group[1]} images each: "
-            f"set train.grouping=[{self.group[0]},{self.group[1]}]"
-        )
+        if not whole or not self._grouped:
+            raise PipelineError(
+                f"clustering compares images in groups of {self.group[0]} classes with {self.group[1]} images each: "
+                f"set train.grouping=[{self.group[0]},{self.group[1]}]"
+            )
+        return features.view(-1, *self.group, features.shape[-1])

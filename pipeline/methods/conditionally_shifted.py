@@ -15,6 +15,7 @@ from pipeline.functional.losses import PADDING, summed_cross_entropy
 from pipeline.functional.precision import in_float32
 from pipeline.functional.prototypes import one_hot
 from pipeline.methods.base import Method, State, embed
+from pipeline.nets.blocks import per_coordinate
 from pipeline.nets.by_name import choose
 from pipeline.nets.copies import fresh_copy
 from pipeline.nets.stages import OtherStatistics, stages
@@ -72,13 +73,7 @@ class ConditionallyShifted(Method):
         self.first = depth - (depth if shifted is None else shifted)  # of the shifted layers
         self.keys = nn.Sequential(fresh_copy(backbone), nn.Linear(self.width, key_features))
         self.head = nn.Linear(self.width, way)
-        self.value = nn.Sequential(
-            nn.Linear(way if self.direct else 1, units),
-            nn.ReLU(),
-            nn.Linear(units, units),
-            nn.ReLU(),
-            nn.Linear(units, 1),
-        )
+        self.value = per_coordinate(way if self.direct else 1, units)
         above = {str(t): norm for t in range(self.first + 1, depth) if (norm := layers.norm(t)) is not None}
         self.statistics = nn.ModuleDict({t: OtherStatistics(norm) for t, norm in above.items()})
 
@@ -110,10 +105,10 @@ class ConditionallyShifted(Method):
     def _values_of_direct_feedback(self, support: Tensor, labels: Tensor) -> State:
         layers, logits = self._unshifted(support)
         error, slope = output_error(logits, labels), stages(self.backbone).slope
+        # sigma'(a_t) is 1 above 0 and the ReLU's slope below: there are two values for all neurons of an image
         active, silent = self.value(error), self.value(slope * error)
-        values = {
-            f"{VALUES}{t}": direct_feedback(a.flatten(2), active, silent) for t, a in layers.items() if t >= self.first
-        }
+        shifted = {f"{VALUES}{t}": a.flatten(2) for t, a in layers.items() if t >= self.first}
+        values = {name: torch.where(a > 0, active, silent) for name, a in shifted.items()}
         values[OUTPUT] = self.value(error.unsqueeze(-1) * error.unsqueeze(-2)).squeeze(-1)
         return values
 
@@ -154,16 +149,3 @@ def output_error(logits: Tensor, labels: Tensor) -> Tensor:
     """dL/da_T of the cross-entropy of every item alone: softmax(a_T) - y, [..., S, way]; 0 for padding."""
     error = logits.softmax(-1) - one_hot(labels, logits.shape[-1], logits.dtype)
     return error * (labels != PADDING).unsqueeze(-1)
-
-
-def direct_feedback(pre: Tensor, active: Tensor, silent: Tensor) -> Tensor:
-    """What a function g makes of the direct feedback sigma'(a) dL/da_T of every neuron.
-
-    sigma' is 1 above 0 and the slope of the ReLU below (0 unless it is leaky), so that g takes two values for all
-    neurons of an image: ``active`` = g(dL/da_T) and ``silent`` = g(slope dL/da_T).
-
-    Args:
-        pre: pre-activations [..., n].
-        active, silent: broadcast to [..., n].
-    """
-    return torch.where(pre > 0, active, silent)

@@ -143,13 +143,11 @@ class ClassicalMethod(HeadMethod):
         return -logits if isinstance(self.new_classes, Prototype) else None  # Nearest is one too
 
     def class_means(self) -> ClassMeans | None:
-        own = (getattr(type(self), name) for name in ("fit", "scores", "represent"))
-        usual = (getattr(ClassicalMethod, name) for name in ("fit", "scores", "represent"))
-        means = type(self.new_classes) is Prototype and list(own) == list(usual)
-        if not means:
+        own = any(getattr(type(self), f) is not getattr(ClassicalMethod, f) for f in ("fit", "scores", "represent"))
+        if own or type(self.new_classes) is not Prototype:
             return None
         centre = self.mean if self.centred else None
-        return ClassMeans(self.new_classes.distance, centre=centre, unit=self.normalised)  # type: ignore[attr-defined]
+        return ClassMeans(self.new_classes.distance, centre=centre, unit=self.normalised)
 
     def summarise(self, features: Tensor, labels: Tensor) -> Tensor | None:
         return features.double().sum(0) if self.keeps_mean else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -86,7 +86,7 @@ class MAML(_FastWeights):
         """One task: support [S, C, H, W] and labels [S] to parameters and statistics without the task dimension."""
         state: State = {}
         if self._head_only:  # the features do not change while the head is fitted
-            with self._statistics(state):
+            with nullcontext() if self.transductive else self._recording(state):
                 features = self._features(start, support)
 
         def loss(parameters: Parameters) -> tuple[Tensor, State]:
@@ -100,14 +100,10 @@ class MAML(_FastWeights):
         for _ in range(steps):
             gradients, _ = gradient(loss, adapted, mapped, second_order)
             adapted = {name: value - self.inner_lr * gradients[name] for name, value in adapted.items()}
-        if not self._head_only and not self.transductive:
-            with self._statistics(state):
-                self._features({**start, **adapted}, support)
-        return {**adapted, **state}
+        return adapted | (state if self._head_only else self._statistics({**start, **adapted}, support))
 
-    def _statistics(self, state: State) -> AbstractContextManager[None]:
-        """Within: batch-norm statistics of the support go into ``state``, where queries will need them."""
-        return nullcontext() if self.transductive else self._recording(state)
+    def _statistics(self, parameters: Parameters, support: Tensor) -> State:
+        return {} if self.transductive else super()._statistics(parameters, support)
 
     def _start(self) -> Parameters:
         """theta: in training the parameters themselves, otherwise values.

@@ -139,13 +139,14 @@ class MAMLPlusPlus(MAML):
         """One task: logits [last, Q, way] of the queries after each of the ``last`` last inner steps."""
         answers = []
         for parameters in list(self._trajectory(start, mapped, support, labels))[-last:]:
-            answers.append(self._classify_one(self._with_statistics(parameters, support), query))
+            state = parameters | self._statistics(parameters, support)
+            answers.append(self._classify_one(state, query))
         return torch.stack(answers)
 
     def _adapt_one(self, start: Parameters, mapped: bool, support: Tensor, labels: Tensor) -> State:
         *_, end = self._trajectory(start, mapped, support, labels)
         kept = {name: value for name, value in end.items() if name in self._adapted | self._rows}
-        return self._with_statistics(kept, support)
+        return kept | self._statistics(end, support)
 
     def _trajectory(self, start: Parameters, mapped: bool, support: Tensor, labels: Tensor) -> Iterator[Parameters]:
         """One task: all parameters after every inner step, with that step's rows of batch-norm."""
@@ -161,14 +162,6 @@ class MAMLPlusPlus(MAML):
             found, _ = gradient(loss, adapted, mapped, second_order)
             adapted = {n: value - start[f"rates.{_rate(n)}"][step] * found[n] for n, value in adapted.items()}
             yield {**fixed, **adapted}
-
-    def _with_statistics(self, parameters: Parameters, support: Tensor) -> State:
-        """One task: the parameters and, where not transductive, the statistics of the support under them."""
-        state = dict(parameters)
-        with self._statistics(state):
-            if not self.transductive:
-                self._features(parameters, support)
-        return state
 
     def _give_every_step_its_norm(self) -> frozenset[str]:
         """Make gain and bias of every batch-norm layer [inner_steps, C]; their names."""

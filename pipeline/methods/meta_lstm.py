@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -128,22 +127,16 @@ class MetaLSTM(_FastWeights):
 
         def loss(parameters: Parameters) -> tuple[Tensor, dict[str, Tensor]]:
             statistics: State = {}
-            with nullcontext() if self.training else self._unbiased(statistics):
+            values: dict[str, int] = {}  # behind each mean
+            with nullcontext() if self.training else self._recording(statistics, values):
                 logits = self._logits(parameters, support)
+            for name, n in values.items():  # running averages take unbiased variances
+                statistics[f"{STATISTICS}{name}.var"] = statistics[f"{STATISTICS}{name}.var"] * n / (n - 1)
             value = summed_cross_entropy(logits, labels) / labelled(labels)
             return value, {"loss": value, **statistics}
 
         gradients, found = gradient(loss, unflatten(weights, self._shapes()), mapped)
         return {"gradient": flatten(gradients), **found}
-
-    @contextmanager
-    def _unbiased(self, statistics: State) -> Iterator[None]:
-        """Within: the statistics of the images that are seen go into ``statistics``, as running averages take them."""
-        values: dict[str, int] = {}  # behind each mean
-        with self._recording(statistics, values):
-            yield
-        for name, n in values.items():
-            statistics[f"{STATISTICS}{name}.var"] = statistics[f"{STATISTICS}{name}.var"] * n / (n - 1)
 
     def _average(self, running: Statistics, new: Statistics) -> None:
         """Exponential averages, in place, from mean 0 and variance 1."""

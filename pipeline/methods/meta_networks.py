@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +11,13 @@ from pipeline.errors import PipelineError
 from pipeline.functional.attention import mixture, recall
 from pipeline.functional.distances import euclidean
 from pipeline.functional.inner_loop import out_of_inference
-from pipeline.functional.losses import PADDING, summed_cross_entropy
+from pipeline.functional.losses import PADDING, labelled, summed_cross_entropy
+from pipeline.functional.meta_lstm import preprocess as log_and_sign
 from pipeline.functional.precision import in_float32
 from pipeline.functional.sequences import reordered, sequence_order
+from pipeline.functional.triplets import negatives, positives
 from pipeline.methods.base import Method, State, embed
+from pipeline.nets.blocks import per_coordinate
 from pipeline.nets.by_name import choose
 from pipeline.nets.copies import fresh_copy
 from pipeline.nets.fast_layers import FastLayers
@@ -144,7 +146,9 @@ class MetaNetworks(Method):
         """Fast weights [T, O, K] of u from gradients [T, S, O, K] in the order in which the LSTM reads them."""
         shapes = [gradient.shape[2:] for gradient in gradients]
         found: list[Tensor] = []
-        for kind, part in self._by_kind(gradients):
+        parts = {"convolution": gradients[: self.convolutions], "linear": gradients[self.convolutions :]}
+        for kind in self.lstm:
+            part = parts[kind]
             sequence, last = in_steps(torch.cat([g.flatten(2) for g in part], dim=2), present, self.steps)
             tasks, _, coordinates = sequence.shape
             inputs = log_and_sign(sequence, self.precision).transpose(0, 1).flatten(1, 2)  # [steps, T * P, 2]
@@ -159,27 +163,12 @@ class MetaNetworks(Method):
         """[steps, N, 2] -> [steps, N, units]; not every processor has a recurrent layer in half precision."""
         return self.lstm[kind](inputs)[0]
 
-    def _by_kind(self, gradients: list[Tensor]) -> Iterator[tuple[str, list[Tensor]]]:
-        parts = {"convolution": gradients[: self.convolutions], "linear": gradients[self.convolutions :]}
-        return ((kind, part) for kind, part in parts.items() if part)
-
     def _kind(self, index: int) -> str:
         """Of a layer with fast weights."""
         return "convolution" if index < self.convolutions else "linear"
 
     def _maps(self, backbone: nn.Module, images: Tensor) -> Tensor:
         return embed(backbone, images).unflatten(-1, self.map_shape)
-
-
-@in_float32
-def log_and_sign(x: Tensor, p: float) -> Tensor:
-    """Numbers of any size as two of moderate size: (log|x| / p, sign x) if |x| >= e^-p, otherwise (-1, e^p x).
-
-    Continuous, [...] to [..., 2] (Andrychowicz et al. 2016, appendix A).
-    """
-    large = x.abs() >= math.exp(-p)
-    log = x.abs().where(large, 1).log() / p
-    return torch.stack([log.where(large, -1), x.sign().where(large, math.exp(p) * x)], dim=-1)
 
 
 @in_float32
@@ -206,14 +195,7 @@ def in_steps(gradients: Tensor, present: Tensor, steps: int) -> tuple[Tensor, Te
 def contrastive_loss(embeddings: Tensor, labels: Tensor, margin: float) -> Tensor:
     """Every image's mean, over the others of its task, of d^2 for its class and max(0, margin - d)^2 for other classes,
     halved and summed over images and tasks. [T, S, D] and labels [T, S] (-1 is padding)."""
-    valid = labels != PADDING
-    pair = valid.unsqueeze(1) & valid.unsqueeze(2) & ~torch.eye(labels.shape[1], dtype=torch.bool, device=labels.device)
-    same = labels.unsqueeze(1) == labels.unsqueeze(2)
+    same, other = positives(labels), negatives(labels)
     distance = euclidean(embeddings, embeddings)
-    losses = distance.square().where(same, (margin - distance).relu().square()).where(pair, 0)
-    return 0.5 * (losses.sum((1, 2)) / (valid.sum(1) - 1).clamp(min=1)).sum()
-
-
-def per_coordinate(inputs: int, units: int) -> nn.Sequential:
-    """Three layers with ReLU between them: [..., inputs] to [..., 1]."""
-    return nn.Sequential(nn.Linear(inputs, units), nn.ReLU(), nn.Linear(units, units), nn.ReLU(), nn.Linear(units, 1))
+    losses = distance.square().where(same, (margin - distance).relu().square()).where(same | other, 0)
+    return 0.5 * (losses.sum((1, 2)) / (labelled(labels) - 1).clamp(min=1)).sum()

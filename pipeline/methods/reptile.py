@@ -137,12 +137,12 @@ class Reptile(_FastWeights):
         steps, size = self.inner_steps, self.inner_batch
         if not self.training:
             steps, size = self.inner_steps_eval, self.inner_batch_eval
-        with out_of_inference(support, labels) as (support, labels):
+        with out_of_inference(support, labels) as (support, labels), torch.no_grad():
             index = task_minibatches(labels, size, steps, seed=0)
             result, _ = self._train([_pick(support, labels, i) for i in index], self._moments().expand(len(support)))
             state: State = {name: value.clone() for name, value in unflatten(result.after, self._shapes()).items()}
             if self.query_statistics == "support":
-                state |= self._each_task(support)(self._statistics_one, state, support)
+                state |= self._each_task(support)(self._statistics, state, support)
             if self.query_statistics == "support_and_query" and batch_norms(self.backbone):
                 state["support"] = support
         return state
@@ -183,16 +183,15 @@ class Reptile(_FastWeights):
 
     def _minibatches(self, batch: Episodes) -> list[Minibatch]:
         """One for every inner step, from all images of the tasks."""
+
+        def drawn(images: Tensor, labels: Tensor, steps: int) -> list[Minibatch]:
+            return [_pick(images, labels, i) for i in task_minibatches(labels, self.inner_batch, steps)]
+
         if self.displacement == "last_on_query":
-            images, labels, steps = batch.support, batch.support_labels, self.inner_steps - 1
-        else:
-            images = torch.cat([batch.support, batch.query], dim=1)
-            labels = torch.cat([batch.support_labels, batch.query_labels], dim=1)
-            steps = self.inner_steps
-        minibatches = [_pick(images, labels, i) for i in task_minibatches(labels, self.inner_batch, steps)]
-        if self.displacement == "last_on_query":
-            minibatches.append((batch.query, batch.query_labels))
-        return minibatches
+            before = drawn(batch.support, batch.support_labels, self.inner_steps - 1)
+            return [*before, (batch.query, batch.query_labels)]
+        labels = torch.cat([batch.support_labels, batch.query_labels], dim=1)
+        return drawn(torch.cat([batch.support, batch.query], dim=1), labels, self.inner_steps)
 
     @torch.no_grad()
     def _train(
@@ -285,13 +284,6 @@ class Reptile(_FastWeights):
             self.moment_steps.copy_(moments.steps)
         if self.first_moment is not None and moments.first is not None:
             self.first_moment.copy_(moments.first)
-
-    def _statistics_one(self, state: State, support: Tensor) -> State:
-        """One task: what its support set's batch-norm statistics are at its weights."""
-        statistics: State = {}
-        with torch.no_grad(), self._recording(statistics):
-            self._features(state, support)
-        return statistics
 
     def _classify_one(self, state: State, query: Tensor) -> Tensor:
         support = state.get("support")

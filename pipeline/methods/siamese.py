@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from pipeline.batch import Batch, Episodes
 from pipeline.errors import PipelineError
 from pipeline.functional.distances import euclidean
-from pipeline.functional.losses import PADDING
 from pipeline.functional.neighbours import class_logsumexp, class_max
 from pipeline.functional.precision import in_float32
 from pipeline.functional.prototypes import one_hot
+from pipeline.functional.sequences import reordered
+from pipeline.functional.triplets import negatives, positives
 from pipeline.methods.base import State
 from pipeline.methods.head import HeadMethod
 from pipeline.nets.by_name import choose
@@ -79,7 +80,7 @@ class Siamese(HeadMethod):
         assert isinstance(batch, Episodes)
         h, labels = self.together(batch)
         first, second, same = draw_pairs(labels, self.pairs)
-        h1, h2 = (h.gather(1, drawn.unsqueeze(-1).expand(-1, -1, h.shape[-1])) for drawn in (first, second))
+        h1, h2 = reordered(h, first), reordered(h, second)
         if self.contrastive:
             distance = euclidean(h1.unsqueeze(-2), h2.unsqueeze(-2)).flatten(1)
             loss, evidence = contrastive(distance, same, self.margin), self.margin / 2 - distance
@@ -150,10 +151,7 @@ def draw_pairs(labels: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
         positions in N of the first and of the second images, int64 [T, P], and whether they are of one class, bool
         [T, P].
     """
-    n = labels.shape[-1]
-    valid = labels != PADDING
-    pair = (valid.unsqueeze(-1) & valid.unsqueeze(-2)).tril(-1)
-    alike = labels.unsqueeze(-1) == labels.unsqueeze(-2)
-    drawn = [(pair & kind).flatten(1).float().multinomial(count // 2, True) for kind in (alike, ~alike)]
-    chosen = torch.cat(drawn, dim=1)
+    n, alike = labels.shape[-1], positives(labels)
+    kinds = (alike.tril(-1), negatives(labels).tril(-1))
+    chosen = torch.cat([kind.flatten(1).float().multinomial(count // 2, True) for kind in kinds], dim=1)
     return chosen // n, chosen % n, alike.flatten(1).gather(1, chosen)

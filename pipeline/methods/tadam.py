@@ -23,7 +23,8 @@ from pipeline.nets.task_embedding import TaskEmbedding
 @in_float32
 def direction_distance(x: Tensor, y: Tensor, eps: float = 1e-6) -> Tensor:
     """||x / (||x|| + eps) - y / (||y|| + eps)||^2, twice one minus the cosine: x [..., Q, D], y [..., W, D]."""
-    return squared_euclidean_exact(_direction(x, eps), _direction(y, eps))
+    x, y = (v / (v.norm(dim=-1, keepdim=True) + eps) for v in (x, y))
+    return squared_euclidean_exact(x, y)
 
 
 METRICS = {"euclidean": euclidean, "squared_euclidean": squared_euclidean_exact, "cosine": direction_distance}
@@ -40,10 +41,6 @@ def co_training_probability(step: int, steps: int, start: float = 0.9, decay: fl
     The official code starts at .9, as the paper's text says; the paper's formula starts at 1.
     """
     return start * decay ** (times * step // steps)
-
-
-def _direction(x: Tensor, eps: float) -> Tensor:
-    return x / (x.norm(dim=-1, keepdim=True) + eps)
 
 
 class TADAM(Method):
@@ -146,7 +143,7 @@ class TADAM(Method):
         """Weights of layers decay as the optimizer says; multipliers by their own; biases, batch-norm, the classifier
         and the scale not. It is the code's L2 terms, but for being added after gradients are clipped.
         """
-        decayed = self._decayed()
+        decayed = self._kernels() if self.task_embedding is None else [*self._kernels(), *self.task_embedding.weights()]
         multipliers = [] if self.task_embedding is None else self.task_embedding.multipliers()
         special = {id(p) for p in [*decayed, *multipliers]}
         yield {"params": decayed}
@@ -161,9 +158,6 @@ class TADAM(Method):
             terms["task_embedding"] = l2_penalty(self.task_embedding.weights(), weight_decay)
             terms["multipliers"] = l2_penalty(self.task_embedding.multipliers(), self.multiplier_decay)
         return terms
-
-    def _decayed(self) -> list[nn.Parameter]:
-        return self._kernels() if self.task_embedding is None else [*self._kernels(), *self.task_embedding.weights()]
 
     def _kernels(self) -> list[nn.Parameter]:
         """Weights of the backbone that are neither biases nor batch-norm's."""

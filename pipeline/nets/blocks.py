@@ -67,6 +67,11 @@ def drop_block(x: Tensor, rate: Tensor | float, size: int) -> Tensor:
     return x * kept * (kept.numel() / left.clamp(min=1))
 
 
+def per_coordinate(inputs: int, units: int) -> nn.Sequential:
+    """Three layers with ReLU between them: [..., inputs] to [..., 1]."""
+    return nn.Sequential(nn.Linear(inputs, units), nn.ReLU(), nn.Linear(units, units), nn.ReLU(), nn.Linear(units, 1))
+
+
 def to_format(images: Tensor, channels_last: bool) -> Tensor:
     """Images in the memory format that convolutions are fastest with; ``vmap`` knows no memory formats."""
     return images.to(memory_format=torch.channels_last) if channels_last and not inside_transform() else images

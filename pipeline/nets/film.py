@@ -20,7 +20,8 @@ def modulate(h: Tensor, pairs: Pairs) -> Tensor:
     gamma, beta = next(pairs, (None, None))
     if gamma is None or beta is None:
         return h
-    return torch.addcmul(_per_channel(beta, h), h, _per_channel(1 + gamma, h))
+    gain, shift = (v.to(h.dtype)[..., None, None] for v in (1 + gamma, beta))
+    return torch.addcmul(shift, h, gain)
 
 
 def film_of(gamma: Tensor, beta: Tensor, widths: Sequence[int], images: int) -> Film:
@@ -31,7 +32,3 @@ def film_of(gamma: Tensor, beta: Tensor, widths: Sequence[int], images: int) -> 
     """
     gammas, betas = (x.repeat_interleave(images, 0).split(list(widths), dim=1) for x in (gamma, beta))
     return list(zip(gammas, betas, strict=True))
-
-
-def _per_channel(v: Tensor, h: Tensor) -> Tensor:
-    return v.to(h.dtype)[..., None, None]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from pipeline.errors import PipelineError
 from pipeline.functional.attention import attention, lstm_step
 from pipeline.functional.precision import in_float32
+from pipeline.functional.sequences import reordered
 from pipeline.nets.by_name import choose
 
 READINGS = ("concat", "added", "closer", "ravi")
@@ -42,11 +43,11 @@ class SupportContext(nn.Module):
         # Reversed within the images that are there: its own inverse, whatever their number.
         position = torch.arange(items.shape[1], device=items.device)
         back = (present.sum(1, keepdim=True) - 1 - position) % items.shape[1]
-        read = _taken(items, order)
+        read = reordered(items, order)
         forward, _ = self.forwards(read)
-        backward, _ = self.backwards(_taken(read, back))
-        found = forward + (_taken(backward, back) if self.aligned else backward) + read
-        return _taken(found, order.argsort(1))
+        backward, _ = self.backwards(reordered(read, back))
+        found = forward + (reordered(backward, back) if self.aligned else backward) + read
+        return reordered(found, order.argsort(1))
 
 
 class QueryContext(nn.Module):
@@ -105,11 +106,6 @@ class QueryContext(nn.Module):
             else:
                 h, cell = hidden + queries, kept
         return h
-
-
-def _taken(x: Tensor, order: Tensor) -> Tensor:
-    """Rows of [T, S, D] in the order [T, S]."""
-    return x.gather(1, order.unsqueeze(-1).expand_as(x))
 
 
 def _uniform(rows: int, *columns: int) -> nn.Parameter:

@@ -11,10 +11,11 @@ import math
 from collections.abc import Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.functional.inner_loop import part
-from pipeline.functional.sequences import causal_attention, gated_units, last_attention, shifted
+from pipeline.functional.sequences import causal_attention, gated_units, last_attention
 from pipeline.nets.by_name import choose
 
 Memory = dict[str, Tensor]  # every tensor leads with the tasks [T, ...]
@@ -36,7 +37,8 @@ class DenseBlock(nn.Module):
 
     def forward(self, x: Tensor, present: Tensor, memory: Memory | None = None) -> Tensor:
         """[T, N, C] to [T, N, C + filters]; positions that are not ``present`` [T, N] are zero, as before the first."""
-        added = gated_units(shifted(x, self.dilation), x, self.units.weight, self.units.bias)
+        earlier = F.pad(x, (0, 0, self.dilation, 0))[:, : x.shape[1]]
+        added = gated_units(earlier, x, self.units.weight, self.units.bias)
         return torch.cat([x, added * present.unsqueeze(-1)], dim=-1)
 
     def remember(self, x: Tensor) -> Memory:

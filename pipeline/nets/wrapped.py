@@ -120,9 +120,5 @@ class Wrapped(Backbone, ABC):
         for name, parameter in self.network.named_parameters():
             if name in names:
                 parameter.requires_grad_(False)
-        found = []
-        for prefix, module in self.network.named_modules():
-            own = [f"{prefix}.{name}".lstrip(".") for name, _ in module.named_parameters()]
-            if own and names.issuperset(own):
-                found.append(prefix)
-        return found
+        inside = {p: [name for name, _ in m.named_parameters(prefix=p)] for p, m in self.network.named_modules()}
+        return [prefix for prefix, own in inside.items() if own and names.issuperset(own)]
