@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
@@ -79,16 +79,14 @@ class Clustering(ClassicalMethod):
                 figures[name] = penalty.detach()
         return loss, figures
 
-    def _penalties(self, groups: Tensor) -> list[tuple[str, float, Tensor]]:
+    def _penalties(self, groups: Tensor) -> Iterator[tuple[str, float, Tensor]]:
         """(name, coefficient, mean over groups) of the penalties in use, of features [G, classes, images, D]."""
-        found = []
         if self.feature_weight:
             each = official_feature_clustering(groups) if self.official else feature_clustering(groups, self.prefactor)
-            found.append(("feature_clustering", self.feature_weight, each.mean()))
+            yield "feature_clustering", self.feature_weight, each.mean()
         if self.hyperplane_weight:
             each = official_hyperplane_variation(groups) if self.official else hyperplane_variation(groups)
-            found.append(("hyperplane_variation", self.hyperplane_weight, each.mean()))
-        return found
+            yield "hyperplane_variation", self.hyperplane_weight, each.mean()
 
     def _groups(self, features: Tensor, labels: Tensor) -> Tensor:
         """[B, D] -> [G, classes, images, D]; the first batch's labels are looked at."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ class MLP(Backbone):
     def __init__(self, shape: Shape, widths: Sequence[int] = (64,)) -> None:
         super().__init__()
         inputs = shape[0] * shape[1] * shape[2]
-        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in zip([inputs, *widths], widths, strict=False))
+        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise([inputs, *widths]))
         self.out_features = widths[-1] if widths else inputs
 
     def forward(self, images: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -59,10 +60,8 @@ class R2D2Net(Backbone):
                 f"r2d2_net pools images of {shape[1]}x{shape[2]} to nothing: resize them to at least 16x16"
             )
         self.channels_last = channels_last
-        inputs = [shape[0], *widths]
-        self.convs = nn.ModuleList(
-            nn.Conv2d(i, o, 3, padding=1, bias=bias) for i, o in zip(inputs, widths, strict=False)
-        )
+        channels = pairwise([shape[0], *widths])
+        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1, bias=bias) for i, o in channels)
         self.norms = nn.ModuleList(BatchNorm(width, eps=eps, momentum=momentum) for width in widths)
         self.film_widths = tuple(widths)
         third = sizes_after(shape[1:], 3)

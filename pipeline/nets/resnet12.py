@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -61,10 +62,8 @@ class ResNet12(Backbone):
             )
         self.drop, self.drop_size, self.drop_ramp = drop, drop_size, drop_ramp
         self.average, self.channels_last = average, channels_last
-        inputs = [shape[0], *widths]
-        self.blocks = nn.ModuleList(
-            ResidualBlock(i, o, leaky_relu, eps, momentum) for i, o in zip(inputs, widths, strict=False)
-        )
+        channels = pairwise([shape[0], *widths])
+        self.blocks = nn.ModuleList(ResidualBlock(i, o, leaky_relu, eps, momentum) for i, o in channels)
         normal_fan_out(self)
         self.register_buffer("forwards", torch.zeros((), dtype=torch.int64))  # in training: where the ramp has got to
         self.film_widths = tuple(width for width in widths for _ in range(3))

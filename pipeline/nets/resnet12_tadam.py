@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -41,10 +42,8 @@ class ResNet12Tadam(Backbone):
         if not 0 <= num_max_pools <= len(widths):
             raise PipelineError(f"num_max_pools={num_max_pools}: give a number of 0..{len(widths)}, the blocks")
         self.num_max_pools, self.channels_last = num_max_pools, channels_last
-        inputs = [shape[0], *widths]
-        self.blocks = nn.ModuleList(
-            ResidualBlock(i, o, F.silu, eps, momentum) for i, o in zip(inputs, widths, strict=False)
-        )
+        channels = pairwise([shape[0], *widths])
+        self.blocks = nn.ModuleList(ResidualBlock(i, o, F.silu, eps, momentum) for i, o in channels)
         normal_fan_out(self, gain=0.1)
         self.film_widths = tuple(width for width in widths for _ in range(3))
         self.out_features = widths[-1]
