@@ -135,7 +135,7 @@ def remove_files(uri: str, names: Iterable[str]) -> None:
     """Delete files of a folder."""
     fs, path = open_store(uri)
     for name in names:
-        fs.delete_file(join(path, name))
+        asking(uri, partial(fs.delete_file, join(path, name)))
 
 
 def rename(uri: str, name: str) -> None:

@@ -97,6 +97,8 @@ def evaluate_job(raw: Config) -> dict[str, Any]:
         raise PipelineError("give one of run=NAME and model=models:/NAME@ALIAS; see: python -m jobs.evaluate --help")
     if config.protocol == "generalized" and (config.compare or config.untrained):
         raise PipelineError("protocol=generalized measures one run: leave out compare and untrained")
+    if config.compare and config.protocol == "episodic" and config.episodes < 2:
+        raise PipelineError("compare needs at least 2 episodes: one alone has no interval; give episodes=1000")
     if config.record and config.run is None:
         raise PipelineError("record needs run=NAME, whose configuration it keeps")
     for key, file in (("output", config.output), ("record", config.record)):

@@ -15,6 +15,7 @@ from docs.studies.scale import scale
 from jobs._main import run
 from pipeline import store
 from pipeline.config import compose
+from pipeline.data.dataset import Dataset, _fetch
 from pipeline.errors import PipelineError, Unavailable
 from pipeline.pages.report import report
 from pipeline.registry.classify import classify
@@ -50,6 +51,8 @@ def test_the_jobs_refuse_before_they_look_for_anything_else(tmp_path: Path) -> N
         evaluate_job(compose("evaluate", ["run=nowhere", f"storage={tmp_path}", "record=/proc/nope/x"]))
     with pytest.raises(PipelineError, match="record needs run=NAME"):
         evaluate_job(compose("evaluate", ["model=models:/x/1", f"record={tmp_path}/x"]))
+    with pytest.raises(PipelineError, match="compare needs at least 2 episodes"):
+        evaluate_job(compose("evaluate", ["run=one", "compare=other", "episodes=1", f"storage={tmp_path}"]))
     with pytest.raises(PipelineError, match="output=/proc/nope cannot be written"):
         report(compose("report", ["what=pages", "output=/proc/nope"]))
 
@@ -61,6 +64,12 @@ def test_a_storage_that_cannot_be_written_is_refused_in_one_line(glyphs: str, pl
         prepare(compose("train", [f"data.root={root}", f"data.name={name}", f"storage={place}", "tracking=none"]))
     with pytest.raises(PipelineError, match=f"{place}/x.json cannot be written"):
         store.write_bytes(f"{place}/x.json", b"")
+
+
+def test_a_cache_that_cannot_be_written_is_refused_in_one_line(glyphs: str) -> None:
+    shard = Dataset(glyphs).manifest.shards[0]
+    with pytest.raises(PipelineError, match="/proc/nope/0123 cannot be written .*; give another PIPELINE_CACHE"):
+        _fetch(glyphs, shard.file, shard.sha256, "/proc/nope", "0123")
 
 
 def test_a_disk_that_fails_for_a_while_may_be_tried_again() -> None:

@@ -110,7 +110,7 @@ def test_a_run_begins_with_them_and_goes_on_without(tmp_path, small_run, kind, m
     assert run.spec["backbone"]["weights"] is None and run.spec["backbone"]["weights_sha256"] == digest
     assert run.spec["input"]["size"] == ([160, 160] if kind == "timm" else [32, 32])
     learner, saved = Learner(config, run.spec), []
-    learner.begin()
+    learner.begin(run)
     train(learner, iter(()), Dataset(config.dataset_uri), 4, hooks=Hooks(save=saved.append))
     weights = with_weights(config.backbone, (3, *run.spec["input"]["size"])).state_dict()
     assert all(torch.equal(learner.method.backbone.state_dict()[name], tensor) for name, tensor in weights.items())
@@ -119,7 +119,7 @@ def test_a_run_begins_with_them_and_goes_on_without(tmp_path, small_run, kind, m
         timm_file(tmp_path, seed=1)
         os.rename(tmp_path / "test_resnet-1.safetensors", file)
         with pytest.raises(PipelineError, match="are other weights"):
-            Learner(config, run.spec).begin()
+            Learner(config, run.spec).begin(run)
         file.unlink()
     again = Learner(config, run.spec)  # goes on from a checkpoint: nothing is read
     again.restore(saved[0].checkpoint(raw, run.dataset))

@@ -215,9 +215,11 @@ def _check(path: str, expected: str) -> None:
 def _fetch(uri: str, name: str, expected: str, cache: str, fingerprint: str) -> str:
     """Copy a shard to the node's cache, once for all processes of the node, and return its path."""
     folder = Path(cache) / fingerprint[:16]
-    folder.mkdir(parents=True, exist_ok=True)
     target = folder / name
-    with open(folder / f"{name}.lock", "w") as lock:
+    with store.writing(str(folder), "PIPELINE_CACHE"):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / f"{name}.lock", "w")  # noqa: SIM115 (closed below)
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if target.exists():
             if file_sha256(str(target)) == expected:

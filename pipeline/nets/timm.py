@@ -77,9 +77,9 @@ class Timm(Wrapped):
     def library_weights(self) -> dict[str, Tensor]:
         return self._create(True).state_dict()
 
-    def stages(self) -> list[list[str]]:
+    def stage_parameters(self) -> list[list[str]]:
         if not hasattr(self.network, "group_matcher"):
-            return super().stages()
+            return super().stage_parameters()
         from timm.models import group_parameters
 
         groups = group_parameters(self.network, self.network.group_matcher(coarse=True))  # type: ignore[operator]

@@ -85,7 +85,7 @@ class Wrapped(Backbone, ABC):
                 module.eval()
         return self
 
-    def stages(self) -> list[list[str]]:
+    def stage_parameters(self) -> list[list[str]]:
         """The names of the network's parameters, stage by stage from the input on.
 
         A stage is an entry of the outermost list or sequence of modules, what comes before that is the first; without
@@ -113,7 +113,7 @@ class Wrapped(Backbone, ABC):
         if freeze == "all":
             self.network.requires_grad_(False)
             return [""]
-        stages = self.stages()
+        stages = self.stage_parameters()
         if not isinstance(freeze, int) or isinstance(freeze, bool) or not 0 <= freeze <= len(stages):
             raise PipelineError(f"freeze={freeze!r}: give all, none, or how many of its {len(stages)} stages")
         names = {name for stage in stages[:freeze] for name in stage}

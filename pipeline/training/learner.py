@@ -81,14 +81,18 @@ class Learner:
         self.history: list[dict[str, float]] = []
         self.embeddings: Embeddings | None = None  # of the validation images, by a backbone that stays as it is
 
-    def begin(self) -> None:
-        """Take the weights from elsewhere that a run begins with, which one that goes on from a checkpoint has."""
+    def begin(self, run: Run) -> None:
+        """Take the weights from elsewhere that a run begins with, which one that goes on from a checkpoint has: those
+        of its configuration, or of another run's checkpoint, which its folder may hold."""
         found = give(self.method.backbone, self.config.backbone)
         drawn = [name for name in self.method.state_dict() if not name.startswith(BACKBONE)]
         if self.config.initial is not None:
             drawn = begin_with(self.method, self.config.initial)
         if found is not None or self.config.initial is not None:
             self.method.begun_elsewhere(drawn)
+        start = store.join(run.uri, START)
+        if store.exists(store.join(start, STATE)):
+            self.inherit(load_checkpoint(start))
 
     def train_step(self, batch: Batch) -> Figures:
         """One step on a batch of uint8 images; figures as tensors, so that nothing waits for the device."""
@@ -223,13 +227,11 @@ def set_up(
     make_deterministic(config.cluster.threads_per_worker, config.deterministic)
     if dataset.manifest.fingerprint != run.dataset["fingerprint"]:
         raise PipelineError(f"{config.dataset_uri} on this node is not the dataset that the run began with")
-    learner, start = Learner(config, run.spec, workers.rank, device), store.join(run.uri, START)
+    learner = Learner(config, run.spec, workers.rank, device)
     if newest is not None:
         learner.restore(newest_whole(run.uri, newest, workers, say))
     else:
-        learner.begin()
-        if store.exists(store.join(start, STATE)):
-            learner.inherit(load_checkpoint(start))
+        learner.begin(run)
     if config.compile:
         learner.module = torch.compile(learner.module)  # type: ignore[assignment]
     return learner

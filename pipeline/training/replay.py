@@ -149,6 +149,7 @@ def _restore_before(learner: Learner, run: Run, step: int) -> None:
         if checkpoint.step < step:
             learner.restore(checkpoint)
             return
+    learner.begin(run)
 
 
 def _episodes(plan: AnyPlan) -> list[AnyPlan]:

@@ -356,6 +356,21 @@ def test_incomplete_mini_imagenet_is_refused(tmp_path: Path) -> None:
         MiniImagenet(str(tmp_path / "cached")).plan(10, print)
 
 
+def test_tables_of_mini_imagenet_as_people_save_them(tmp_path: Path) -> None:
+    """A byte-order mark, as spreadsheets write it, is no part of a name; other encodings are refused in one line."""
+    table = tmp_path / "train.csv"
+    save(tmp_path / "images" / "n0153282900000001.jpg")
+    table.write_bytes("\ufefffilename,label\nn0153282900000001.jpg,n01532829\n".encode())
+    with pytest.raises(PipelineError, match="lacks 99 classes"):
+        MiniImagenet(str(tmp_path)).plan(10, print)
+    table.write_bytes("filename,label\nn0153282900000001.jpg,caf\u00e9\n".encode("latin-1"))
+    with pytest.raises(PipelineError, match=r"train.csv is no UTF-8 text"):
+        MiniImagenet(str(tmp_path)).plan(10, print)
+    table.write_bytes(b"")
+    with pytest.raises(PipelineError, match=r"train.csv is zero_size; fetch it again"):
+        MiniImagenet(str(tmp_path)).plan(10, print)
+
+
 # --- real archives ----------------------------------------------------------------------------------------------------
 
 

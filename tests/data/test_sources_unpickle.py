@@ -186,6 +186,20 @@ def test_a_hostile_batch_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / MARKER).exists()
 
 
+@pytest.mark.parametrize("where", [0.2, 0.5, 0.8])
+def test_altered_archives_are_refused(tmp_path: Path, where: float) -> None:
+    """What unpacks all the same, to other pixels, does not have the archive's checksum."""
+    path = python_archive(tmp_path)
+    content = bytearray(path.read_bytes())
+    begin = int(where * len(content))
+    content[begin : begin + 400] = bytes(byte ^ 0x55 for byte in content[begin : begin + 400])
+    path.write_bytes(content)
+    source = Cifar100(str(tmp_path), "cifar_fs")
+    with pytest.raises(PipelineError, match="not a readable tar archive") as refused:
+        list(source.read(source.plan(64, print).orders[0], 64))
+    assert "\n" not in str(refused.value)
+
+
 def test_broken_archives_are_refused(tmp_path: Path) -> None:
     (tmp_path / "cifar-100-python.tar.gz").write_bytes(python_archive(tmp_path).read_bytes()[:-50_000])
     source = Cifar100(str(tmp_path), "cifar_fs")

@@ -245,9 +245,15 @@ def test_refusals_are_one_line(change, message):
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_backbones_that_cannot_be_taken_apart():
-    spec = {"method": {"name": "conditionally_shifted"}, "backbone": {"name": "snail_resnet"}, "way": 3}
-    with pytest.raises(PipelineError, match="choose backbone=conv4 or mlp"):
-        build_model({**spec, "input": {"shape": [1, 16, 16]}})
+def test_backbones_that_cannot_be_taken_apart(tmp_path):
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\nclass Net(nn.Sequential):\n"
+        "  def __init__(self): super().__init__(nn.Flatten(), nn.Linear(256, 8), nn.ReLU(), nn.Linear(8, 4))\n"
+    )
+    for backbone in ({"name": "snail_resnet"}, {"name": "module", "path": str(tmp_path / "net.py")}):
+        for options in ({}, {"shifted": 1}):
+            spec = {"method": {"name": "conditionally_shifted", **options}, "backbone": backbone, "way": 3}
+            with pytest.raises(PipelineError, match="choose backbone=conv4 or mlp"):
+                build_model({**spec, "input": {"shape": [1, 16, 16]}})
     with pytest.raises(PipelineError, match="built for 3 classes"):
         build().eval().adapt(batch().support, LABELS, 4)

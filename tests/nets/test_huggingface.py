@@ -44,7 +44,7 @@ def test_the_folder_is_needed_once(tmp_path):
     shutil.rmtree(folder)
     again = build_backbone(described(settled), SHAPE)
     again.load_state_dict(weights)
-    assert len(again.stages()) == 4  # what comes before the blocks, the three blocks; the norm after them is none
+    assert len(again.stage_parameters()) == 4  # what comes before the blocks and the three; the norm after is none
 
 
 def test_images_of_another_size_than_that_of_training(tmp_path):

@@ -149,7 +149,7 @@ for number, folder in enumerate(sys.argv[1:]):
 
 def trained(config, raw, run) -> FewShotClassifier:
     learner, saved = Learner(config, run.spec), []
-    learner.begin()
+    learner.begin(run)
     train(learner, iter(()), Dataset(config.dataset_uri), 4, hooks=Hooks(save=saved.append))
     return FewShotClassifier.from_weights(run.spec, saved[0].checkpoint(raw, run.dataset).model)
 

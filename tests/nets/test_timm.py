@@ -50,19 +50,20 @@ def test_a_transformer_is_built_for_the_size_of_the_images():
 @pytest.mark.parametrize("model", ["test_resnet", "test_vit", "test_efficientnet"])
 def test_frozen_stages_stay_as_they_are(model):
     free = build_backbone({**PLAIN, "model": model}, (3, 160, 160))
-    count = len(free.stages())
+    count = len(free.stage_parameters())
     whole = build_backbone({**PLAIN, "model": model, "freeze": "all"}, (3, 160, 160)).train()
     assert not any(p.requires_grad for p in whole.parameters())
     assert not any(m.training for m in whole.network.modules())
     part = build_backbone({**PLAIN, "model": model, "freeze": 2}, (3, 160, 160)).train()
     trained = [name for name, p in part.network.named_parameters() if p.requires_grad]
-    assert trained == [n for n, _ in free.network.named_parameters() if n in sum(free.stages()[2:], [])] and trained
+    last = sum(free.stage_parameters()[2:], [])
+    assert trained == [name for name, _ in free.network.named_parameters() if name in last] and trained
     before = {name: tensor.clone() for name, tensor in part.network.state_dict().items()}
     optimizer = torch.optim.SGD([p for p in part.parameters() if p.requires_grad], lr=0.1)
     part(torch.rand(4, 3, 160, 160)).square().sum().backward()
     optimizer.step()
     changed = {name for name, tensor in part.network.state_dict().items() if not torch.equal(tensor, before[name])}
-    stages = [{name.rpartition(".")[0] for name in stage} for stage in part.stages()]
+    stages = [{name.rpartition(".")[0] for name in stage} for stage in part.stage_parameters()]
     assert not {name.rpartition(".")[0] for name in changed} & set.union(*stages[:2]), "averages of batch-norm too"
     assert changed
     with pytest.raises(PipelineError, match=rf"freeze=99: give all, none, or how many of its {count} stages"):

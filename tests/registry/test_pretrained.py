@@ -70,7 +70,7 @@ def saved(folder: Path, small_run, kind: str, method: list[str], real_data: Path
     options += ["steps=0", "validation.episodes=2", "validation.way=2"]
     config, raw, run = prepare(small_run(method[0], *method[1:], *options))
     learner, states = Learner(config, run.spec), []
-    learner.begin()
+    learner.begin(run)
     train(learner, iter(()), Dataset(config.dataset_uri), 4, hooks=Hooks(save=states.append))
     own = FewShotClassifier.from_weights(run.spec, states[0].checkpoint(raw, run.dataset).model)
     save_model(own, folder / "model", Model())

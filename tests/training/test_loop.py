@@ -112,7 +112,7 @@ def test_a_run_that_answers_by_guessing_says_so_once(small_run, monkeypatch, lr,
     options = ("steps=24", "log_every=8", "validation.every=24", "checkpoint.every=24")
     config, _, run = prepare(small_run("prototypical", *options, f"optimizer.lr={lr}"))
     learner, dataset = Learner(config, run.spec), Dataset(config.dataset_uri)
-    learner.begin()
+    learner.begin(run)
     if lines:  # a network that tells nothing from anything
         for weight in learner.method.backbone.parameters():
             torch.nn.init.zeros_(weight)
@@ -128,7 +128,7 @@ def test_a_run_that_begins_with_other_weights_says_where_its_logits_are_saturate
     learn(small_run("prototypical"), stop_at=8, folder=start)
     config, _, run = prepare(small_run("prototypical", f"initial={start}", f"method.scale={scale}", "steps=2"))
     learner, dataset = Learner(config, run.spec), Dataset(config.dataset_uri)
-    learner.begin()
+    learner.begin(run)
     planner = make_planner(config, dataset.manifest, learner.method)
     batches = local_batches(dataset, planner, 0, 2)
     train(learner, batches, dataset, planner.per_step, hooks=Hooks(say=said.append))
@@ -141,7 +141,7 @@ def test_a_head_that_did_not_come_with_the_weights_begins_at_zero(small_run, tmp
     def begun(*initial: str) -> Learner:
         config, _, run = prepare(small_run(method, *initial, *network))
         learner = Learner(config, run.spec)
-        learner.begin()
+        learner.begin(run)
         return learner
 
     network = ["backbone=conv4_strided", "backbone.width=8"]

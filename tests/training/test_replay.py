@@ -91,6 +91,25 @@ def test_a_replay_takes_the_steps_that_the_run_took(small_run, method):
     assert began == 8 and all(one.finite for one in looked)
 
 
+def test_a_replay_begins_as_the_run_began(small_run):
+    """With the weights of another run, where no checkpoint was written yet. Without batch-norm, for which an episode
+    alone is another batch."""
+    plain = ["backbone=mlp", "cluster.workers=1"]
+    first, _ = run_here(small_run("prototypical", "name=first", *plain))
+    raw = small_run("prototypical", "name=second", f"initial={first.uri}", *plain)
+    config, _, run = prepare(raw)
+    learner, dataset = Learner(config, run.spec), Dataset(config.dataset_uri)
+    learner.begin(run)
+    ((_, batch),) = local_batches(dataset, make_planner(config, dataset.manifest, learner.method), 0, 1)
+    loss = float(learner.train_step(batch)["loss"])
+    run, _ = run_here(raw)
+    for checkpoint in checkpoints(run.uri):
+        store.remove(checkpoint)
+    looked, began = replay(run, 1)
+    assert began == 0
+    assert sum(one.loss for one in looked) / len(looked) == pytest.approx(loss, rel=1e-5)
+
+
 def test_a_step_that_the_run_does_not_have_is_refused(small_run):
     run, _ = run_here(small_run("prototypical", "name=short", "cluster.workers=1"))
     with pytest.raises(PipelineError, match="step=13: run short has 12 steps"):

@@ -16,16 +16,15 @@ import io
 import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 
-from pipeline.data.archives import open_zip
 from pipeline.data.sources import splits
 from pipeline.data.sources.arrays import chunks
 from pipeline.data.sources.base import Chunk, Plan, Report, Skip
-from pipeline.data.sources.files import FileSource, Rule
+from pipeline.data.sources.files import FileSource, Rule, Unusable, content_of
 from pipeline.data.sources.tree import Classes, Entry, folder_of, grouped, list_tree
 from pipeline.data.sources.unpickle import read_arrays
 from pipeline.errors import PipelineError
@@ -77,7 +76,7 @@ def _by_tables(listed: list[Entry], tables: list[Entry]) -> tuple[Classes, list[
     found: Classes = {}
     skipped = []
     for table in tables:
-        reader = csv.DictReader(io.StringIO(_text(table)))
+        reader = csv.DictReader(io.StringIO(_text(table), newline=""))
         if not reader.fieldnames or not {"filename", "label"} <= set(reader.fieldnames):
             raise PipelineError(f"{table.name} has no columns filename and label")
         for row in reader:
@@ -91,11 +90,14 @@ def _by_tables(listed: list[Entry], tables: list[Entry]) -> tuple[Classes, list[
     return {name: sorted(entries) for name, entries in found.items()}, skipped
 
 
-def _text(entry: Entry) -> str:
-    if entry.member is None:
-        return Path(entry.container).read_text("utf-8")
-    with open_zip(entry.container) as archive:
-        return archive.read(entry.member).decode("utf-8")
+def _text(table: Entry) -> str:
+    try:
+        with ExitStack() as stack:
+            return content_of(table, {}, stack).decode("utf-8-sig")
+    except Unusable as error:
+        raise PipelineError(f"{table.name} is {error.reason} {error.detail}".strip() + "; fetch it again") from error
+    except UnicodeDecodeError as error:
+        raise PipelineError(f"{table.name} is no UTF-8 text ({error.reason}); save it as such") from error
 
 
 def _cached_plan(cached: list[str], chosen: splits.Splits, source: dict[str, Any]) -> Plan:
