@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -16,7 +17,8 @@ from pipeline.evaluation.embedded import Embeddings, batch_size, embed_part, pos
 from pipeline.evaluation.model import Built, Model, build_on_worker
 from pipeline.model import network_shape
 
-EMBED_PART = 1000  # images per task, at least
+EMBED_PART = 1000  # images per task, at most
+EMBED_PIXELS = 2**23  # of a channel, per task: what is done is told by tasks that have ended
 LEAST = 10  # images of every class, where a split is cut short
 PROGRESS_S = 10.0
 
@@ -103,7 +105,8 @@ class EmbeddedSplits(OnCluster):
         check_shards(dataset)
         total = int(table.counts.sum())
         batch = batch_size(self._seen, self.gpus > 0)
-        share = -(-min(EMBED_PART, -(-total // cores())) // batch) * batch
+        share = min(EMBED_PART, -(-total // cores()), EMBED_PIXELS // math.prod(self._seen[1:]))
+        share = max(1, -(-share // batch)) * batch
         ranges = parts(total, share)
         pieces = self.spread(_embed, ranges, dataset, self._shape, table)
         for done in awaited(pieces):
@@ -128,10 +131,12 @@ def fetched(references: Any) -> Any:
 
 
 def awaited(pieces: Sequence[Any]) -> Iterator[set[Any]]:
-    """Waits for Ray tasks; tells, now and then, which are done while others are not."""
-    waiting, said = list(pieces), time.monotonic()
+    """Waits for Ray tasks; tells, now and then, which are done while others are not, and more seldom that none was."""
+    waiting, said, patience, told = list(pieces), time.monotonic(), PROGRESS_S, 0
     while waiting:
         _, waiting = ray.wait(waiting, timeout=PROGRESS_S)
-        if waiting and time.monotonic() - said > PROGRESS_S:
-            said = time.monotonic()
-            yield set(pieces) - set(waiting)
+        done = set(pieces) - set(waiting)
+        if waiting and time.monotonic() - said > (PROGRESS_S if len(done) > told else patience):
+            patience = PROGRESS_S if len(done) > told else 2 * patience
+            said, told = time.monotonic(), len(done)
+            yield done
