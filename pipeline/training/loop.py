@@ -156,14 +156,21 @@ def _stays(backbone: nn.Module) -> bool:
     return bool(weights) and not moves and not any(p.requires_grad for p in weights)
 
 
-def choose_candidate(learner: Learner, dataset: Dataset, workers: Workers) -> None:
-    """Of the method's candidates, the one that answers its validation episodes best, and the first of equals."""
+def choose_candidate(learner: Learner, dataset: Dataset, workers: Workers, say: Callable[[str], None]) -> None:
+    """Of the method's candidates, the one that answers its validation episodes best, and the first of equals.
+
+    Each may take minutes, so that each is told.
+    """
     method, found = learner.method, {}
     if len(method.candidates) > 1:
+        name, episodes = learner.config.method["name"], method.candidate_episodes
         for candidate in method.candidates:
             method.settle(candidate)
-            found[candidate] = _accuracies(learner, dataset, workers, method.candidate_episodes).mean()
-        method.settle(max(found, key=lambda candidate: found[candidate]))
+            found[candidate] = _accuracies(learner, dataset, workers, episodes).mean()
+            say(f"{name}, candidate {candidate:g}: {100 * found[candidate]:.1f} % of {episodes} validation episodes")
+        best = max(found, key=lambda candidate: found[candidate])
+        method.settle(best)
+        say(f"{name} goes on with candidate {best:g}")
 
 
 @torch.no_grad()
@@ -270,7 +277,7 @@ def training(
 def _log_validation(learner: Learner, dataset: Dataset, workers: Workers, hooks: Hooks) -> None:
     accuracy = validate(learner, dataset, workers)
     hooks.log(learner.record({"val/accuracy": accuracy.mean, "val/interval": accuracy.interval}))
-    choose_candidate(learner, dataset, workers)
+    choose_candidate(learner, dataset, workers, hooks.say)
 
 
 def should_stop(history: list[dict[str, float]], patience: int | None) -> bool:

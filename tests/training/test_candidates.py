@@ -18,8 +18,10 @@ OPTIONS = ["steps=0", "method.steps=3", "method.rate_episodes=4", "validation.ep
 @pytest.mark.parametrize("rates", [[0.0, 0.003, 0.03], [0.03, 0.0]])
 def test_the_best_on_the_first_episodes(small_run, rates):
     config, _, run = prepare(small_run("pmf", *OPTIONS, f"method.rates={rates}"))
-    learner, dataset, saved = Learner(config, run.spec), Dataset(config.dataset_uri), []
-    keep = Hooks(save=lambda it: saved.append(float(it.checkpoint({}, {}).model["rate"])))
+    learner, dataset = Learner(config, run.spec), Dataset(config.dataset_uri)
+    saved: list[float] = []
+    said: list[str] = []
+    keep = Hooks(save=lambda it: saved.append(float(it.checkpoint({}, {}).model["rate"])), say=said.append)
     train(learner, [], dataset, per_step=1, hooks=keep)
     how, table, by_rate, by_all = config.validation, class_table(dataset.manifest, "val"), {}, {}
     for rate in rates:
@@ -30,6 +32,8 @@ def test_the_best_on_the_first_episodes(small_run, rates):
         by_rate[rate], by_all[rate] = accuracies[:4].mean(), accuracies.mean()
     assert len(set(by_rate.values())) > 1
     assert saved == [next(rate for rate in rates if by_rate[rate] == max(by_rate.values()))]
+    told = [f"pmf, candidate {rate:g}: {100 * by_rate[rate]:.1f} % of 4 validation episodes" for rate in rates]
+    assert said[-len(rates) - 1 : -1] == told and said[-1] == f"pmf goes on with candidate {saved[0]:g}"
     assert learner.history[-1]["val/accuracy"] == pytest.approx(by_all[rates[0]])
     learner.method.settle(rates[1])
     validate(learner, dataset, Alone())
