@@ -85,10 +85,12 @@ def _about(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _anywhere(config: Config) -> Config:
-    """The configuration without the folders of one machine; a file of weights keeps its name."""
+    """The configuration without the folders of one machine: files of a backbone keep their names, a teacher its run."""
     kept = {key: value for key, value in config.items() if key not in _HERE}
-    if kept["backbone"].get("weights"):
-        kept["backbone"] = kept["backbone"] | {"weights": kept["backbone"]["weights"].rpartition("/")[2]}
+    files = {key: kept["backbone"][key] for key in ("weights", "path") if kept["backbone"].get(key)}
+    kept["backbone"] = kept["backbone"] | {key: value.rpartition("/")[2] for key, value in files.items()}
+    if kept["method"].get("teacher"):  # RUN/step_NUMBER
+        kept["method"] = kept["method"] | {"teacher": kept["method"]["teacher"].split("/")[-2]}
     return kept
 
 

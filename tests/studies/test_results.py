@@ -14,7 +14,7 @@ from pipeline.config import Config, validate
 from pipeline.data.dataset import class_table, read_manifest
 from pipeline.evaluation.evaluate import EpisodicProtocol, Result
 from pipeline.evaluation.model import Model
-from pipeline.pages.record import record
+from pipeline.pages.record import _anywhere, record
 from pipeline.renamed import current
 from pipeline.training.checkpoint import save_checkpoint
 from pipeline.training.config import TrainConfig
@@ -67,6 +67,14 @@ def check(config: Config) -> None:
     config = current(config)  # files of before keys were renamed
     filled = {**config, "train": {**compose("train")["train"], **config["train"]}}
     validate(TrainConfig, {**filled, **rest, "data": {"name": "x", "root": "y"}})
+
+
+def test_a_record_knows_no_folder_of_one_machine():
+    method = {"name": "rfs", "teacher": "/home/me/runs/first/step_00000100"}
+    backbone = {"name": "module", "path": "/home/me/net.py", "weights": None}
+    kept = _anywhere({"method": method, "backbone": backbone, "storage": "/home/me/runs"})
+    assert kept["method"]["teacher"] == "first" and kept["backbone"]["path"] == "net.py"
+    assert "/home" not in json.dumps(kept) and kept["backbone"]["weights"] is None
 
 
 def test_a_record_is_rendered(tmp_path, monkeypatch, glyphs):
