@@ -5,15 +5,33 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
+_WHOLE: ContextVar[str | None] = ContextVar("whole", default=None)
 _SQLITE, _SCHEME = "sqlite:///", re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 
 
 def command(job: str, *arguments: str) -> str:
     """``python -m jobs.JOB ...``, quoted for a shell."""
     return f"python -m jobs.{job} {shlex.join(arguments)}"
+
+
+@contextmanager
+def part_of(whole: str | None) -> Iterator[None]:
+    """What is done in here is a part of a larger job, whose command goes on with it; None: it stands alone."""
+    before = _WHOLE.set(whole)
+    try:
+        yield
+    finally:
+        _WHOLE.reset(before)
+
+
+def going_on(alone: str) -> str:
+    """The command to be printed for going on: ``alone``, or that of the job which this is a part of."""
+    return _WHOLE.get() or alone
 
 
 def data_root(root: str) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pipeline import store
-from pipeline.commands import command, from_anywhere
+from pipeline.commands import command, from_anywhere, going_on
 from pipeline.config import Section, usual_choice, validate
 from pipeline.errors import PipelineError, Unavailable
 from pipeline.ray_start import in_submitted_job
@@ -107,7 +107,7 @@ def registering(run: str, tracking: Mapping[str, Any], register_as: str | None =
     """The command that brings a run's folder to the MLflow store of ``tracking``; ``register_as``: under another name
     than the run's own."""
     name = [] if register_as is None else [f"register_as={register_as}"]
-    return command("register", f"run={run}", *name, *naming(tracking))
+    return going_on(command("register", f"run={run}", *name, *naming(tracking)))
 
 
 def say_undelivered(error: PipelineError) -> dict[str, Any]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
 import time
 from dataclasses import asdict
 from typing import Any
 
 from pipeline import store
+from pipeline.commands import command
 from pipeline.registry.masking import mask_argument
 from pipeline.registry.record import conclude
 from pipeline.registry.tracking import connect, reaching
@@ -22,6 +22,7 @@ from pipeline.tables import markdown_table, percent
 
 RETRAINING_TAG = "pipeline.retraining"  # of the MLflow run: the name of the challenger's run
 PAGE = "retraining.md"
+FORCED = "retrain.force=true"
 
 
 def write_report(settings: Settings, entry: Entry) -> str:
@@ -112,10 +113,18 @@ def say_nothing(settings: Settings, journal: Journal, champion: Champion | None,
     }  # fmt: skip
 
 
-def try_again() -> str:
-    """What trains once more where nothing asks for it: the command that was given, forced."""
-    forced = "retrain.force=true"
+def same_command(*, forced: bool = False) -> str | None:
+    """The command that was given, which finishes what it began; ``forced``: and trains where nothing asks for it. None
+    where a program calls this."""
     if os.path.basename(sys.argv[0]) != "retrain.py":
-        return f"try again with the same arguments and {forced}"
-    given = [mask_argument(argument) for argument in sys.argv[1:] if not argument.startswith("retrain.force=")]
-    return f"try again with: python -m jobs.retrain {shlex.join([*given, forced])}"
+        return None
+    given = [mask_argument(argument) for argument in sys.argv[1:]]
+    if forced:
+        given = [*(argument for argument in given if not argument.startswith("retrain.force=")), FORCED]
+    return command("retrain", *given)
+
+
+def try_again() -> str:
+    """What trains once more where nothing asks for it."""
+    again = same_command(forced=True)
+    return f"try again with the same arguments and {FORCED}" if again is None else f"try again with: {again}"

@@ -18,6 +18,7 @@ from typing import Any
 from ray.exceptions import RayError, RayTaskError
 
 from pipeline import store, workflow
+from pipeline.commands import part_of
 from pipeline.config import Config, compose
 from pipeline.data.dataset import read_manifest
 from pipeline.data.ingest import ingest
@@ -31,12 +32,14 @@ from pipeline.registry.tracking_config import TRY_LATER, check_tracking
 from pipeline.retraining.champion import champion_of, keep_classes, keep_weights, refuse_seen_classes
 from pipeline.retraining.config import Settings, settings_of
 from pipeline.retraining.journal import Entry, Journal, Outcome
-from pipeline.retraining.report import say_end, say_nothing, try_again, write_report
+from pipeline.retraining.report import same_command, say_end, say_nothing, try_again, write_report
 from pipeline.retraining.trigger import find_work
 from pipeline.training.cluster import start_ray
+from pipeline.training.preemption import stopping_on_sigterm
 from pipeline.training.runs import RUN_FILE
 
 PROMOTED, UNCHANGED, BUSY = 0, 4, 5  # exit codes, beside KEPT
+SAME = "the same command"
 CODES = {"promoted": PROMOTED, "kept": KEPT, "unchanged": UNCHANGED, "busy": BUSY}
 
 
@@ -73,8 +76,13 @@ def retrain(raw: Config) -> dict[str, Any]:
     settings = settings_of(raw)
     tracking = settings.train.tracking
     check_tracking(tracking)
+    again = same_command()
     try:
-        with lease(tracking, settings.name, settings.retrain.lease) as still_held:
+        with (
+            part_of(again),
+            stopping_on_sigterm(f"retraining of {settings.name}: stopped as asked; go on with it: {again or SAME}"),
+            lease(tracking, settings.name, settings.retrain.lease) as still_held,
+        ):
             summary = _retrain(settings, still_held)
     except Busy as busy:
         print(str(busy), flush=True)

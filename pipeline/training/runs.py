@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline import store
-from pipeline.commands import command
+from pipeline.commands import command, going_on
 from pipeline.config import Config
 from pipeline.errors import PipelineError
 from pipeline.renamed import current
@@ -34,7 +34,7 @@ class Run:
     @property
     def resume(self) -> str:
         """The command that goes on with the run, from any folder."""
-        return command("train", f"resume={self.uri}", *self.again)
+        return going_on(command("train", f"resume={self.uri}", *self.again))
 
 
 def checkpoints(run_uri: str) -> list[str]:

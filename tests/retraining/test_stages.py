@@ -7,6 +7,9 @@ Here with the real journal, lease, registry and aliases, and a training and a me
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -24,11 +27,13 @@ from pipeline.model import build_model
 from pipeline.registry import aliases
 from pipeline.registry.aliases import DECISION_TAG, Decision, settle
 from pipeline.registry.promotion import PromoteConfig
+from pipeline.registry.tracking_config import registering
 from pipeline.registry.versions import register, set_alias
 from pipeline.retraining import run
 from pipeline.retraining.journal import Journal
 from pipeline.retraining.report import RETRAINING_TAG
 from pipeline.training.checkpoint import Checkpoint
+from pipeline.training.runs import Run
 from tests.data.test_write import some_classes
 from tests.retraining.conftest import arguments
 from tests.retraining.test_crash import STOPS, Stop, stopping
@@ -243,6 +248,39 @@ def test_without_its_registration_a_training_goes_on_and_that_is_no_attempt(quic
         patch.setattr(workflow, "train", lambda raw: {"undelivered": "the store is away", "exit_code": 75})
         with pytest.raises(Unavailable, match="trained but not registered, run again: the store is away"):
             retrained(quick)
+    assert retrained(quick)["outcome"] == "promoted"
+
+
+def test_what_goes_on_with_an_interrupted_retraining_is_its_own_command(
+    quick: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not that of the training or the registration which was interrupted: who followed that had no champion."""
+    make_data(quick, 0)
+    monkeypatch.setattr("sys.argv", ["/jobs/retrain.py", "register_as=people", "data.source.path=/my photos"])
+    again = "python -m jobs.retrain register_as=people 'data.source.path=/my photos'"
+
+    def undelivered(raw: Config) -> dict[str, Any]:
+        return {"undelivered": f"away; later: {registering('/runs/x', raw['tracking'])}", "exit_code": 75}
+
+    def stopped(raw: Config) -> dict[str, Any]:
+        raise Stopped(f"stopped; go on with it: {Run('x', '/runs/x', {}, {}, {}).resume}")
+
+    def asked_to_end(*_: Any) -> Decision:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+        raise AssertionError("was not stopped")
+
+    for module, name, done, error in (
+        (workflow, "train", undelivered, Unavailable),
+        (workflow, "train", stopped, Stopped),
+        (run, "measure", asked_to_end, Stopped),
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, name, done)
+            with pytest.raises(error) as raised:
+                retrained(quick)
+        assert str(raised.value).endswith(f": {again}") and str(raised.value).count("python -m") == 1
+    assert Run("x", "/runs/x", {}, {}, {}).resume == "python -m jobs.train resume=/runs/x"
     assert retrained(quick)["outcome"] == "promoted"
 
 
