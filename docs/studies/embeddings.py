@@ -51,7 +51,7 @@ def embed_classes(
     manifest, table = dataset.manifest, class_table(dataset.manifest, split)
     images = min(MOST, int(table.counts.min()) // 2) if images is None else images
     check_spec(table, EpisodeSpec(classes, max(images, 1), max(images, 1)), "embeddings")
-    plan = plan_groups(table, seed, 0, 1, classes, 2 * images)
+    plan = plan_groups(table, seed, np.arange(1), classes, 2 * images)
     features = image_features(build_on_worker(model), dataset, plan).double().view(classes, 2, images, -1)
     fitted, shown = (features[:, side].flatten(0, 1).numpy() for side in (0, 1))
     turns = len(manifest.rotations)

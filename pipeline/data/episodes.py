@@ -96,6 +96,11 @@ class ImagePlan:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def split(self, count: int) -> list[ImagePlan]:
+        """``count`` plans of equal size, one after the other."""
+        parts = (np.split(array, count) for array in (self.numbers, self.rows, self.labels, self.classes))
+        return [ImagePlan(*arrays) for arrays in zip(*parts, strict=True)]
+
 
 AnyPlan = Plan | ImagePlan
 
@@ -172,22 +177,21 @@ def plan_episodes(table: ClassTable, spec: EpisodeSpec, seed: int, numbers: np.n
     )
 
 
-def plan_images(table: ClassTable, seed: int, first: int, count: int) -> ImagePlan:
-    """Images [first, first + count) of an endless sequence in which every epoch is a new permutation of the split."""
+def plan_images(table: ClassTable, seed: int, numbers: np.ndarray) -> ImagePlan:
+    """The images ``numbers`` of an endless sequence in which every epoch is a new permutation of the split."""
     total = int(table.counts.sum())
-    number = np.arange(first, first + count, dtype=np.int64)
-    place = np.empty(count, dtype=np.int64)
-    for epoch in np.unique(number // total):
-        mine = number // total == epoch
-        place[mine] = permute(number[mine] % total, total, key_of("images", seed, table.split, int(epoch)))
+    epochs, place = np.divmod(numbers, total)
+    for epoch in np.unique(epochs):
+        mine = epochs == epoch
+        place[mine] = permute(place[mine], total, key_of("images", seed, table.split, int(epoch)))
     labels, rows = table.images(place)
-    return ImagePlan(number, rows, labels.astype(np.int64), table.ids[labels])
+    return ImagePlan(numbers, rows, labels.astype(np.int64), table.ids[labels])
 
 
-def plan_groups(table: ClassTable, seed: int, first: int, count: int, classes: int, images: int) -> ImagePlan:
-    """Groups [first, first + count), each ``images`` images of ``classes`` classes: group by group, class by class."""
+def plan_groups(table: ClassTable, seed: int, numbers: np.ndarray, classes: int, images: int) -> ImagePlan:
+    """The groups ``numbers``, each ``images`` images of ``classes`` classes: group by group, class by class."""
     spec = EpisodeSpec(classes, 1, images - 1)
-    plan = plan_episodes(table, spec, seed, np.arange(first, first + count, dtype=np.int64))
+    plan = plan_episodes(table, spec, seed, numbers)
     order = plan.labels.argsort(axis=1, kind="stable")  # support and queries of a class side by side
     rows, labels = (np.take_along_axis(array, order, axis=1) for array in (plan.rows, plan.labels))
     ids = np.take_along_axis(plan.classes, labels, axis=1).reshape(-1)

@@ -13,7 +13,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from pipeline.ray_internals import autoscaler_limits, rest_between_turns
 
 MATERIALIZE = ("worker", "cluster", "device")
 PLANNERS = 4  # tasks at once that plan for one worker
+PLANNED_HERE = 64  # steps at once, where there are none
 _AHEAD = 2, 16  # batches that wait, gathered, for the training step: at least, and at most where they are small
 _AHEAD_BYTES = 8 * 2**20  # small ones, together: a step on features takes less time than the next block of plans
 
@@ -115,8 +116,11 @@ class Stream:
 
     def _plans(self, stop: threading.Event) -> Iterator[tuple[int, int, AnyPlan, Any]]:
         if self.planned_here:
-            for step in range(self.first, self.last):
-                yield step, self.rank, self.planner.plan(step, self.rank, self.world_size), None
+            for first in range(self.first, self.last, PLANNED_HERE):
+                count = min(PLANNED_HERE, self.last - first)
+                plans: Sequence[AnyPlan] = self.planner.plans(first, count, self.rank, self.world_size)
+                for step, plan in enumerate(plans, first):
+                    yield step, self.rank, plan, None
             return
         first, said = self.first, self.rank != 0
         while first < self.last and not stop.is_set():

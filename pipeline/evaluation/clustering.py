@@ -131,5 +131,5 @@ def _seen(
     dataset = open_dataset(protocol.dataset)
     table = class_table(dataset.manifest, protocol.split)
     for first in range(numbers.start, numbers.stop, chunk):
-        plan = plan_of(table, protocol.seed, first, min(chunk, numbers.stop - first))
+        plan = plan_of(table, protocol.seed, np.arange(first, min(first + chunk, numbers.stop)))
         yield plan, image_features(built, dataset, plan)

@@ -8,8 +8,18 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from pipeline.data import planners
 from pipeline.data.dataset import ClassTable
-from pipeline.data.episodes import EpisodeSpec, check_spec, permute, plan_episodes, plan_images, shape_of
+from pipeline.data.episodes import (
+    EpisodeSpec,
+    check_spec,
+    permute,
+    plan_episodes,
+    plan_groups,
+    plan_images,
+    shape_of,
+)
+from pipeline.data.planners import ImagePlanner
 from pipeline.errors import PipelineError
 
 
@@ -88,12 +98,31 @@ def test_time_and_memory_do_not_depend_on_the_number_of_images():
 
 def test_images_are_a_new_permutation_every_epoch():
     classes = table([5, 7, 11])
-    rows = plan_images(classes, 0, 0, 23 * 3).rows.reshape(3, 23)
+    rows = plan_images(classes, 0, np.arange(23 * 3)).rows.reshape(3, 23)
     assert all(sorted(epoch) == list(range(23)) for epoch in rows)
     assert not np.array_equal(rows[0], rows[1])
-    part = plan_images(classes, 0, 30, 10)
+    part = plan_images(classes, 0, np.arange(30, 40))
     np.testing.assert_array_equal(part.rows, rows.reshape(-1)[30:40])
     np.testing.assert_array_equal(part.labels, np.searchsorted([5, 12, 23], part.rows, side="right"))
+
+
+@pytest.mark.parametrize("grouping", [None, (2, 3)])
+def test_the_images_of_many_steps_are_drawn_at_once(monkeypatch, grouping):
+    """Step by step, planning takes longer than a step on features does."""
+    planner, drawn = ImagePlanner(table([5, 7, 11]), 12, 0, grouping), []
+    for name in ("plan_images", "plan_groups"):
+        plan_of = getattr(planners, name)
+        monkeypatch.setattr(planners, name, lambda *args, plan_of=plan_of: drawn.append(plan_of(*args)) or drawn[-1])
+    ranks = [planner.plans(3, 5, rank, 2) for rank in (0, 1)]
+    assert len(drawn) == 2 and all(len(plan) == 6 for plans in ranks for plan in plans)
+    rows = np.stack([[plan.rows for plan in plans] for plans in ranks], axis=1)  # [steps, ranks, share]
+    numbers = np.arange(3 * 12, 8 * 12) if grouping is None else np.arange(3 * 2, 8 * 2)
+    together = (
+        plan_images(planner.table, 0, numbers)
+        if grouping is None
+        else plan_groups(planner.table, 0, numbers, *grouping)
+    )
+    np.testing.assert_array_equal(rows.reshape(-1), together.rows)
 
 
 def test_permute_reaches_every_permutation_alike():
