@@ -18,6 +18,7 @@ import psutil
 import pytest
 import torch
 
+from pipeline.config import compose
 from pipeline.data.augment import Augmentation, augment, step_generator
 from pipeline.data.batches import local_batches
 from pipeline.data.dataset import Dataset, class_table, read_manifest, whole_table
@@ -34,6 +35,8 @@ from pipeline.evaluation.model import Model
 from pipeline.inference import FewShotClassifier
 from pipeline.model import build_model, build_preprocess
 from pipeline.nets import build_backbone, own_code
+from pipeline.search.arguments import translate
+from pipeline.search.campaign import begin
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.models import model_for, whole_checkpoint
 from pipeline.weights import described, settle
@@ -219,6 +222,15 @@ def test_views_are_augmented_images_and_training_draws_them(ray_session, turned,
         np.testing.assert_array_equal(np.concatenate([plan.rows.reshape(-1) for plan in together]), both[0])
     step, batch_ = next(local_batches(stored, EpisodePlanner(table, EpisodeSpec(4, 2, 3, 6), 7, views=views), 0, 1))
     assert step == 0 and batch_.support.shape == (6, 8, stored.shape[0], 1, 1) and batch_.support.dtype == torch.float32
+
+
+def test_the_ready_campaign_of_heads_has_heads_that_take_features(features, tmp_path):
+    root, name = features.rsplit("/", 1)
+    arguments = ["campaign=heads", f"base.data.root={root}", f"base.data.name={name}", "base.train.query=2"]
+    campaign = begin(compose("tune", translate([*arguments, f"storage={tmp_path}", "tracking=none", "name=small"])))
+    heads = [campaign.prepare(values, f"small-{number}").spec for number, values in enumerate(campaign.first)]
+    assert len({spec["method"]["name"] for spec in heads}) == len(campaign.config.space["method"]["choices"])
+    assert all(spec["backbone"]["name"] == "features" for spec in heads)
 
 
 def test_an_actor_computes_every_shard_in_the_same_memory(turned, network, tmp_path):
