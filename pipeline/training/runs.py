@@ -33,7 +33,7 @@ class Run:
 
     @property
     def resume(self) -> str:
-        """The command that goes on with the run, from any folder."""
+        """The command that goes on with the run, from any folder, or with the job that the run is a part of."""
         return going_on(command("train", f"resume={self.uri}", *self.again))
 
 
