@@ -61,6 +61,9 @@ def _search(campaign: Campaign, ledger: Ledger, delivery: Delivery) -> None:
         searcher.replay(scheduler)
     if searcher.open():
         run_trials(searcher, scheduler, config.concurrent)
+    tried = len(ledger.search)
+    if how.kind != "pbt" and tried < config.trials:
+        print(f"\nno more than {tried} of {config.trials} trials: the space has no other values", flush=True)
 
 
 def _finals(campaign: Campaign, ledger: Ledger, delivery: Delivery) -> Verdict | None:

@@ -28,7 +28,7 @@ from pipeline.errors import PipelineError, Unavailable
 from pipeline.search.asha import ASHA
 from pipeline.search.campaign import Campaign
 from pipeline.search.ledger import Ledger, Record
-from pipeline.search.space import propose
+from pipeline.search.space import Values, propose
 from pipeline.search.trial import ACCURACY, AWAY, FAILED, FINISHED, STEP, Trial, last_line
 from pipeline.training.checkpoint import STATE
 from pipeline.training.cluster import capacity
@@ -200,12 +200,13 @@ class SearchTrials(CampaignSearcher):
         if number >= config.trials:
             return None
         if number < len(campaign.first):
-            values = campaign.first[number]
+            values: Values | None = campaign.first[number]
         else:
             known = [record.known(campaign.train.validation.select) for record in self.known()]
-            values = propose(
-                campaign.space, config.search.kind, config.search.seed, number, known, config.search.startup
-            )
+            search = config.search
+            values = propose(campaign.space, search.kind, search.seed, number, known, search.startup)
+        if values is None:
+            return None
         return Record(number, f"{campaign.name}-{number:04d}", values, began=time.time())
 
 

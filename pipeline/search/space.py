@@ -27,6 +27,7 @@ Kind = Literal["tpe", "random"]
 # Optuna's own choice, 24 candidates and a tenth of the trials as the good ones, is one for hundreds of trials: with
 # some dozens it is no better than random search (tests/search/test_tpe.py).
 CANDIDATES, GOOD = 64, 0.2
+DRAWS = 32  # of values that were tried before, until they are drawn at random, and of those, until none are left
 
 
 class Dimension(Section):
@@ -147,33 +148,51 @@ class Known:
     stopped: bool = False  # before its end, by the scheduler
 
 
-def propose(space: Space, kind: Kind, seed: int, number: int, known: Sequence[Known], startup: int = 8) -> Values:
-    """Values of trial ``number``: by Optuna's tree-structured Parzen estimator, or at random.
+def propose(
+    space: Space, kind: Kind, seed: int, number: int, known: Sequence[Known], startup: int = 8
+) -> Values | None:
+    """Values of trial ``number`` that no trial had: by Optuna's tree-structured Parzen estimator, or at random.
 
     Args:
         startup: the first trials that TPE draws at random too.
         known: all trials before. One that failed counts with its score of 0: the search keeps away from there.
+
+    Returns:
+        None where no new values are found in ``DRAWS`` draws of the sampler and as many at random.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    tried = [trial.values for trial in known]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         warnings.filterwarnings("ignore", "`gamma`", FutureWarning)
-        study = optuna.create_study(direction="maximize", sampler=_sampler(kind, seed, number, startup))
+        study = optuna.create_study(direction="maximize", sampler=_sampler(kind, _own_seed(seed, number), startup))
         study.add_trials([_frozen(space, trial) for trial in known])
-        trial = study.ask()
-        values: Values = {}
-        for key, dimension in space.dimensions.items():
-            if space.active(key, values):
-                values[key] = dimension.suggest(trial, key)
+        for sampler in (study.sampler, RandomSampler(seed=_own_seed(seed, number, 1))):
+            study.sampler = sampler
+            for _ in range(DRAWS):  # what was asked for counts as running: TPE keeps away from it
+                values = _drawn(space, study.ask())
+                if values not in tried:
+                    return values
+    return None
+
+
+def _drawn(space: Space, trial: BaseTrial) -> Values:
+    values: Values = {}
+    for key, dimension in space.dimensions.items():
+        if space.active(key, values):
+            values[key] = dimension.suggest(trial, key)
     return values
 
 
-def _sampler(kind: Kind, seed: int, number: int, startup: int) -> BaseSampler:
-    own = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+def _own_seed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def _sampler(kind: Kind, seed: int, startup: int) -> BaseSampler:
     if kind == "random":
-        return RandomSampler(seed=own)
+        return RandomSampler(seed=seed)
     return TPESampler(
-        seed=own,
+        seed=seed,
         n_startup_trials=startup,
         n_ei_candidates=CANDIDATES,
         gamma=lambda trials: max(2, math.ceil(GOOD * trials)),

@@ -98,6 +98,15 @@ def test_an_interrupted_search_ends_as_an_untouched_one(campaign):
     assert {record.status for record in resumed} == {"finished"}
 
 
+def test_a_search_ends_when_all_of_its_space_was_tried(campaign):
+    small = campaign("trials=9", space={"method.distance": {"choices": ["cosine", "squared_euclidean"]}}, first=[{}])
+    plan = SearchTrials(small, Ledger(small.uri))
+    while (found := plan.next()) is not None:
+        plan.end(replace(found[0].with_point(12, 0.5), status="finished"))
+    assert sorted(r.values["method.distance"] for r in plan.known()) == ["cosine", "squared_euclidean"]
+    assert not plan.open()
+
+
 def test_what_asks_for_the_impossible_has_failed_and_the_others_go_on(campaign):
     space = {"train.way": {"low": 2, "high": 20, "integer": True}}
     small = campaign("trials=4", space=space, first=[{}, {"train.way": 500}])

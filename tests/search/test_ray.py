@@ -69,6 +69,15 @@ def test_one_trial_diverges_one_is_stopped_and_the_best_is_registered(
     assert version.tags[RUN_TAG] == found["best"]["run"]
 
 
+def test_a_search_whose_space_is_used_up_ends_and_says_so(ray_session, arguments, capsys):
+    raw = compose("tune", translate(arguments("trials=9", "finalists={count: 0, seeds: 0}", "base.steps=6")))
+    raw["space"] = {"method.distance": {"choices": ["cosine", "squared_euclidean"]}}
+    raw["first"] = [{}]
+    found = tune(raw)
+    assert found["exit_code"] == 0 and found["finished"] == 2
+    assert "no more than 2 of 9 trials: the space has no other values" in capsys.readouterr().out
+
+
 def test_a_population_trains_on_with_other_values(ray_session, arguments):
     """Members are stopped and gone on with; a copy begins at its parent's step, with a rate of its own."""
     given = arguments(

@@ -51,6 +51,25 @@ def test_a_proposal_depends_on_seed_number_and_what_is_known_alone():
     assert propose(space, "tpe", 0, 13, known, startup=4) != again[0]
 
 
+@pytest.mark.parametrize("kind", ["tpe", "random"])
+def test_no_values_are_proposed_twice(kind):
+    """All of a space of seven are, in one order, also while trials run; then there are none."""
+    space = Space(
+        {
+            "method": {"choices": ["simple_shot", "baseline"]},
+            "method.head": {"choices": ["linear", "nearest"], "when": {"method": "baseline"}},
+            "method.epochs": {"low": 1, "high": 3, "integer": True, "when": {"method": "baseline"}},
+        }
+    )
+    known: list[Known] = []
+    while (values := propose(space, kind, 0, len(known), known, startup=3)) is not None:
+        assert values not in [trial.values for trial in known]
+        assert propose(space, kind, 0, len(known), known, startup=3) == values
+        best = values["method"] == "simple_shot"  # what there is one of
+        known.append(Known(values, None if len(known) % 3 == 1 else 0.9 if best else 0.5))
+    assert len(known) == 7
+
+
 def test_running_stopped_and_failed_trials_and_values_outside_the_range_may_be_known():
     space = Space({"lr": {"low": 1e-4, "high": 1.0, "log": True}})
     known = [
