@@ -79,9 +79,11 @@ def command(raw: Config) -> str:
 
 
 def markdown(content: dict[str, Any]) -> str:
-    """The finalists, the sentence about the best, every trial's accuracy over each searched number, the plots."""
+    """The finalists, every trial's accuracy over each of the best one's numbers, the best of each of its choices, the
+    sentence about it, the plots."""
     standing = content["finalists"]
-    varied = [key for key in standing[0]["values"] if len({str(t["values"].get(key)) for t in content["results"]}) > 1]
+    keys = dict.fromkeys(key for found in standing for key in found["values"])
+    varied = [key for key in keys if len({str(t["values"].get(key)) for t in content["results"]}) > 1]
     rows = [
         [
             *(value_text(found["values"].get(key, "")) for key in varied),
@@ -92,7 +94,7 @@ def markdown(content: dict[str, Any]) -> str:
         for found in standing
     ]
     parts = [markdown_table([*varied, "validation accuracy, %", "by seed", ""], rows)]
-    for key in varied:
+    for key in (key for key in varied if key in standing[0]["values"]):
         known = sorted(
             (float(t["values"][key]), t["accuracy"])
             for t in content["results"]
@@ -101,6 +103,14 @@ def markdown(content: dict[str, Any]) -> str:
         if len({value for value, _ in known}) > FEW:
             listed = ", ".join(f"{value_text(value)}: {percent(accuracy)}" for value, accuracy in known)
             parts.append(f"Accuracy over {key}, one seed: {listed}.")
+        named: dict[str, float] = {}
+        for trial in content["results"]:
+            if trial["status"] == "finished" and isinstance(choice := trial["values"].get(key), str):
+                named[choice] = max(trial["accuracy"], named.get(choice, 0.0))
+        if len(named) > FEW:
+            best = sorted(named.items(), key=lambda item: -item[1])
+            listed = ", ".join(f"{choice} {percent(accuracy)}" for choice, accuracy in best)
+            parts.append(f"The best of each {key}, one seed: {listed}.")
     counts = {status: sum(t["status"] == status for t in content["results"]) for status in ("stopped", "failed")}
     also = "".join(f", {number} {status}" for status, number in counts.items() if number)
     sentence = content["statement"]

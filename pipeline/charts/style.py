@@ -146,9 +146,14 @@ def number_axis(axes: Axes, log: bool, integer: bool, low: float, high: float) -
 
 
 def legend(drawn: Figure) -> None:
-    """Above the figure, of what has a label."""
-    if any(axes.get_legend_handles_labels()[0] for axes in drawn.axes):
-        drawn.legend(loc="outside upper left", ncols=3, borderpad=0)
+    """Above the figure, of what has a label, in as many columns of three as it is wide enough for."""
+    if not any(axes.get_legend_handles_labels()[0] for axes in drawn.axes):
+        return
+    for columns in (3, 2, 1):
+        made = drawn.legend(loc="outside upper left", ncols=columns, borderpad=0)
+        if columns == 1 or made.get_window_extent().width <= drawn.bbox.width:
+            return
+        made.remove()
 
 
 def limits(values: Sequence[float]) -> tuple[float, float]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from matplotlib.figure import Figure
 
+from pipeline.charts import campaign
 from pipeline.charts.campaign import Finalist, accuracy_over, groups_of, parallel_coordinates, trials_over_time
 from pipeline.search.ledger import Record
 from pipeline.search.space import Space
@@ -38,6 +40,26 @@ def test_every_plot_is_drawn(records):
     ):
         drawn = draw()
         assert drawn.startswith(b"<?xml") and drawn == draw()
+
+
+def test_a_legend_of_long_names_stays_within_the_figure(monkeypatch):
+    choices = ["soft_kmeans", "siamese", "proxy_nca", "discriminative_kshot_with_a_longer_name"]
+    space = Space({"method": {"choices": choices}, "rate": {"low": 1e-3, "high": 1.0, "log": True}})
+    records = [
+        Record(n, f"c-{n}", {"method": choice, "rate": 0.1}, "finished", "", ((5, 0.5),))
+        for n, choice in enumerate(choices)
+    ]
+    ends = []
+
+    def rendered(drawn: Figure, kind: str) -> bytes:
+        drawn.draw_without_rendering()
+        ends.append([drawn.legends[0].get_window_extent().x1, drawn.bbox.x1, len(drawn.legends)])
+        return b""
+
+    monkeypatch.setattr(campaign, "render", rendered)
+    accuracy_over("rate", space.dimensions, records, "best")
+    [(legend, figure, number)] = ends
+    assert legend <= figure and number == 1
 
 
 def test_zero_on_a_logarithmic_axis_is_a_line_of_its_own():

@@ -73,6 +73,24 @@ def test_a_campaign_is_recorded_and_rendered(storage, tmp_path, monkeypatch):
     assert f"`{found['command']}`, 5 trials, 1 failed, 2 minutes on {found['machine']['cores']} cores" in text
 
 
+def test_every_key_of_a_finalist_and_the_best_of_each_choice_are_shown(storage, tmp_path, monkeypatch):
+    """Also where the best has fewer keys than the others."""
+    found = record_campaign(tmp_path / "case.json", "small", storage)
+    methods = ["simple_shot", "rfs", "rfs", "matching", "siamese"]
+    found["results"] = [
+        {**found["results"][0], "number": n, "values": {"method": m} | ({"method.cost": n} if m == "rfs" else {}),
+         "accuracy": 0.9 - n / 10}
+        for n, m in enumerate(methods)
+    ]  # fmt: skip
+    for place, standing in enumerate(found["finalists"]):
+        standing["values"] = found["results"][place]["values"]
+    (tmp_path / "case.json").write_text(json.dumps(found))
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    text = results.render("case")
+    assert "| simple_shot |  | 81.00 ± 2.00 |" in text and "| rfs | 1 | 52.00 ± 2.00 |" in text
+    assert "The best of each method, one seed: simple_shot 90.00, rfs 80.00, matching 60.00, siamese 50.00." in text
+
+
 def test_the_recorded_command_makes_the_same_campaign():
     raw = compose("tune", translate(GIVEN))
     again = command(raw).split()[3:]
