@@ -44,7 +44,7 @@ def _cells(summary: dict[str, Any]) -> list[str]:
         _number(summary["median"]) + _suffix(unit),
         spread,
         _target(summary["target"], unit) + (", missed" if summary["met"] is False else ""),
-        f"{of} {summary['measure']}".strip(),
+        "; ".join(filter(None, [f"{of} {summary['measure']}".strip(), summary["note"]])),
     ]
 
 
