@@ -123,6 +123,45 @@ def test_a_class_keeps_the_split_that_it_has_in_the_dataset(tmp_path: Path, grow
         assert not changed or "stay in the split that they have in the dataset" in said[0]
 
 
+@pytest.mark.parametrize("grown_first", [False, True])
+def test_classes_keep_their_names_and_splits_when_the_folders_that_all_share_change(
+    tmp_path: Path, grown_first: bool
+) -> None:
+    """A second folder beside the only one, an image between its classes; and the other way round."""
+    animals = [f"animals/{number:02}" for number in range(10)]
+    root = tree(tmp_path, *animals, images=1)
+    stray = root / "animals" / "stray.png"
+
+    def grow() -> None:
+        tree(tmp_path, "plants/rose", "plants/lily", images=1)
+        stray.write_bytes(next((root / animals[0]).iterdir()).read_bytes())
+
+    def shrink() -> None:
+        shutil.rmtree(root / "plants")
+        stray.unlink()
+
+    if grown_first:
+        grow()
+    first, _ = planned(Folder(str(root)))
+    (shrink if grown_first else grow)()
+    source = Folder(str(root))
+    source.kept = {name: split for split, names in first.splits.items() for name in names}
+    again, _ = planned(source)
+    now = {name: split for split, names in again.splits.items() for name in names}
+    assert {name: now[name] for name in source.kept if name in now} == {
+        name: split for name, split in source.kept.items() if name in now
+    }
+    assert set(now) == (set(animals) if grown_first else {*source.kept, "animals", "plants/rose", "plants/lily"})
+
+
+def test_two_folders_that_would_be_one_class_are_refused(tmp_path: Path) -> None:
+    root = tree(tmp_path, "animals/cat", "animals/dog", "cat", images=1)
+    source = Folder(str(root))
+    source.kept = {"cat": "train", "dog": "test"}
+    with pytest.raises(PipelineError, match="class 'cat'"):
+        planned(source)
+
+
 def test_given_splits_that_contradict_the_dataset_are_refused(tmp_path: Path) -> None:
     root = tree(tmp_path / "in", "train/a", "val/b", "test/c")
     split = tmp_path / "s.json"

@@ -13,7 +13,7 @@ from pipeline.data.images import MAX_PIXELS
 from pipeline.data.sources import split_folders, splits
 from pipeline.data.sources.base import Plan, Report, Skip
 from pipeline.data.sources.files import FileSource, Rule
-from pipeline.data.sources.tree import Classes, absolute, by_class, common_folder, list_tree
+from pipeline.data.sources.tree import Classes, absolute, by_class, common_folder, list_tree, named_as_before
 from pipeline.errors import PipelineError
 
 FRACTIONS = {"train": 0.64, "val": 0.16, "test": 0.20}
@@ -53,7 +53,7 @@ class Folder(FileSource):
         self.rotations, self.min_images, self.same_names = tuple(rotations), min_images, same_names
 
     def plan(self, chunk_rows: int, report: Report) -> Plan:
-        entries, skipped = self._classes()
+        entries, skipped, shared = self._classes()
         if not entries:
             raise PipelineError(f"data.source.path={self.given} holds no folders with files: one a class is needed")
         given = None
@@ -65,6 +65,8 @@ class Folder(FileSource):
             where = f"data.source.path={self.given}"
             entries, given = split_folders.recognise(entries, where, self.same_names, report)
             splits.refuse_moves(given or {}, self.kept, where)
+        if given is None:
+            entries = named_as_before(entries, self.kept, shared)
         large = self.without_small(entries, skipped)
         classes = sorted(large)
         if given is None:
@@ -83,10 +85,11 @@ class Folder(FileSource):
         plan.rotations = self.rotations
         return plan
 
-    def _classes(self) -> tuple[Classes, list[Skip]]:
+    def _classes(self) -> tuple[Classes, list[Skip], str]:
+        """Files by class, those that are of none, and the folders that the names of all classes are given without."""
         listed, skipped = list_tree(self.path)
         loose = [entry for entry in listed if "/" not in entry.name]
         skipped += [Skip(entry.name, "", "no_class", "lies in no class folder") for entry in loose]
         listed = [entry for entry in listed if "/" in entry.name]
         prefix = common_folder(entry.name for entry in listed)
-        return by_class(listed, slice(prefix.count("/"), -1)), skipped
+        return by_class(listed, slice(prefix.count("/"), -1)), skipped, prefix

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -142,6 +143,35 @@ def common_folder(names: Iterable[str]) -> str:
     while shared and any(len(folder.split("/")) <= shared for folder in folders):
         shared -= 1  # images lie directly in the shared folder: it is a class itself
     return "".join(f"{part}/" for part in first[:shared])
+
+
+def named_as_before(classes: Classes, kept: Iterable[str], shared: str) -> Classes:
+    """``classes`` under the names that they have in ``kept``, where the folders that they share are no longer those.
+
+    A folder that comes beside the only one, or goes, changes what all share, and with it every class's name.
+
+    Args:
+        shared: the folders, with a "/" at the end, that the names of ``classes`` were given without.
+    """
+    known, found = set(kept), Counter[tuple[str, str]]()  # by what is taken off, and put before
+    found["", ""] = len(known & classes.keys())
+    for name in classes:
+        parts = name.split("/")
+        found.update((f"{'/'.join(parts[:n])}/", "") for n in range(1, len(parts)) if "/".join(parts[n:]) in known)
+        above = shared.split("/")[:-1]
+        longer = ["".join(f"{part}/" for part in above[n:]) for n in range(len(above))]
+        found.update(("", folders) for folders in longer if folders + name in known)
+    [((less, more), _)] = found.most_common(1)  # of equals the first: as they are
+    named: Classes = {}
+    for name, entries in classes.items():
+        before = more + name.removeprefix(less)
+        if before in named:
+            raise PipelineError(
+                f"the folders {less + before} and {before} would both be class {before!r}, as the dataset that is "
+                "there names the first: rename the second"
+            )
+        named[before] = entries
+    return named
 
 
 def grouped(
