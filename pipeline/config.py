@@ -246,6 +246,13 @@ def _choices(overrides: Sequence[str]) -> list[str]:
     return [override for override in plain if (CONF / override.partition("=")[0]).is_dir()]
 
 
+def chosen_files(job: str, overrides: Sequence[str]) -> dict[str, str]:
+    """The file of each group, by ``overrides``, their recipe, or default: not always the name that stands in it."""
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        composed = hydra_compose(config_name=job, overrides=_choices(overrides), return_hydra_config=True)
+    return {str(group): str(file) for group, file in composed.hydra.runtime.choices.items()}
+
+
 def _one_line(message: str, job: str, overrides: Sequence[str]) -> str:
     unknown = re.search(r"Could not override '([^']+)'", message)
     if unknown:

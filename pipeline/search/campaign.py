@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field
 
 from pipeline import store
 from pipeline.commands import command, from_anywhere
-from pipeline.config import Config, Section, as_argument, compose, flat, validate
+from pipeline.config import Config, Section, as_argument, chosen_files, compose, flat, validate
 from pipeline.config_kinds import Count, Name, Positive
 from pipeline.data.dataset import read_manifest
 from pipeline.errors import PipelineError
@@ -31,7 +31,7 @@ from pipeline.search.arguments import (
 )
 from pipeline.search.space import Space, Values, as_overrides, meets
 from pipeline.training.config import TrainConfig
-from pipeline.training.launch import absolute, prepare
+from pipeline.training.launch import absolute, prepare, with_checkpoints
 from pipeline.training.runs import RUN_FILE, Run, read_run
 
 CAMPAIGN_FILE = "campaign.json"
@@ -158,19 +158,23 @@ class Campaign:
     def compose(self, values: Values, name: str | None = None, seed: int | None = None) -> Config:
         """The configuration of a trial with ``values``; only then equal to what ``jobs.train`` gets by hand."""
         config = self.config
-        arguments = [*config.base, *config.overrides]
-        for part in config.settings:
-            if meets(values, part.when):
-                arguments += part.set
-        arguments += as_overrides(values)
-        arguments += [f"validation.{key}={value}" for key, value in self._objective.items()]
-        latest = {key_of(argument): argument for argument in arguments}  # one value a key: the last
-        raw = compose("train", [*latest.values(), "evaluation=null", "register_as=null", "resume=null"])
+        raw = compose("train", [*self._arguments(values), "evaluation=null", "register_as=null", "resume=null"])
+        raw = with_checkpoints(raw, config.storage)  # of runs beside the campaign: its own folder holds its trials
         raw["name"], raw["storage"], raw["tracking"] = name, self.uri, dict(config.tracking)
         if seed is not None:
             raw["seed"] = seed
         self._share(raw)
         return raw
+
+    def _arguments(self, values: Values) -> list[str]:
+        """Of ``jobs.train``, one a key: the last that was given."""
+        arguments = [*self.config.base, *self.config.overrides]
+        for part in self.config.settings:
+            if meets(values, part.when):
+                arguments += part.set
+        arguments += as_overrides(values)
+        arguments += [f"validation.{key}={value}" for key, value in self._objective.items()]
+        return list({key_of(argument): argument for argument in arguments}.values())
 
     def prepare(self, values: Values, name: str, seed: int | None = None) -> Run:
         """A trial's run, checked.
@@ -226,7 +230,7 @@ class Campaign:
 
     def _present(self, key: str, values: Values, config: Config) -> Any:
         if isinstance(config.get(key), dict):  # a group: its choice
-            return config[key].get("name")
+            return chosen_files("train", self._arguments(values)).get(key)
         known = flat(config)
         if key not in known:
             raise PipelineError(f"space.{key}: jobs.train has no such key with {as_overrides(values) or 'the base'}")

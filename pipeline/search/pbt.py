@@ -119,7 +119,8 @@ def perturbed(space: Space, values: Values, rng: np.random.Generator) -> Values:
         moved = value * factor
         if space.dimensions[key].integer:
             moved = min(math.floor(moved), value - 1) if factor < 1 else max(math.ceil(moved), value + 1)
-        new[key] = type(value)(min(max(moved, low), high)) if value else value
+        moved = min(max(moved, low), high)
+        new[key] = (int(moved) if space.dimensions[key].integer else float(moved)) if value else value
     return new
 
 

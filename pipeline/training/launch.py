@@ -376,10 +376,16 @@ def _absolute(raw: Config) -> Config:
     if os.path.isdir(str(backbone.get("model"))):
         backbone["model"] = absolute("backbone.model", str(backbone["model"]))
     placed["backbone"] = backbone
+    return with_checkpoints(placed, placed["storage"])
+
+
+def with_checkpoints(raw: Config, storage: str) -> Config:
+    """``raw`` with the checkpoints that it begins with and is taught by, in place of names of runs in ``storage``."""
+    placed = dict(raw)
     if raw.get("initial") is not None:
-        placed["initial"] = _checkpoint("initial", str(raw["initial"]), placed["storage"])
+        placed["initial"] = _checkpoint("initial", str(raw["initial"]), storage)
     if raw["method"].get("teacher") is not None:
-        teacher = _checkpoint("method.teacher", str(raw["method"]["teacher"]), placed["storage"])
+        teacher = _checkpoint("method.teacher", str(raw["method"]["teacher"]), storage)
         placed["method"] = {**raw["method"], "teacher": teacher}
     return placed
 

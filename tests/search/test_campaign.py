@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline import store
 from pipeline.config import CONF, compose, to_yaml, validate
 from pipeline.errors import PipelineError
 from pipeline.search.arguments import translate
@@ -19,7 +20,11 @@ from pipeline.search.finalists import choose, judge
 from pipeline.search.ledger import Ledger, Record
 from pipeline.search.results import statement, summary, trials_table
 from pipeline.search.searchers import FinalistTrials, SearchTrials, room
+from pipeline.training.checkpoint import save_checkpoint
 from pipeline.training.config import TrainConfig
+from pipeline.training.launch import prepare
+from pipeline.training.learner import Learner
+from pipeline.training.runs import write_run
 
 DEFAULT = {
     "method": "prototypical", "method.distance": "squared_euclidean", "method.scale": 1.0, "method.learn_scale": False,
@@ -61,6 +66,27 @@ def test_the_first_trials_are_the_base_where_nothing_is_given(campaign):
     for wrong in ({"method.scale": "high"}, {"method.distance": "manhattan"}, {"method.scales": 1}):
         with pytest.raises(PipelineError, match=r"first\[0\]: method.*(outside the space|no key of the space)"):
             campaign(first=[wrong])
+
+
+def test_a_group_is_taken_as_it_was_chosen_and_not_by_the_name_in_its_file(campaign):
+    space = {"backbone": {"choices": ["conv4", "conv4_strided"]}}
+    small = campaign("base.backbone=conv4_strided", space=space, first=[{}])
+    assert small.default == {"backbone": "conv4_strided"} and small.compose(small.default)["backbone"]["strided"]
+
+
+def test_trials_begin_with_runs_that_lie_beside_the_campaign(campaign):
+    """As ``jobs.train`` with the same key does; a name that no run has is refused before the first trial."""
+    storage = campaign().config.storage
+    run = prepare(campaign().compose({}, "first") | {"storage": storage})[2]
+    write_run(run)
+    learner = Learner(validate(TrainConfig, run.config), run.spec)
+    save_checkpoint(store.join(run.uri, "step_00000012"), learner.checkpoint({}, {}))
+    small = campaign("base.initial=first")
+    _, trial = SearchTrials(small, Ledger(small.uri)).next()
+    assert trial.config["initial"] == store.join(run.uri, "step_00000012")
+    assert small.whole(small.default, 0)["initial"] == trial.config["initial"]
+    with pytest.raises(PipelineError, match=f"initial=firts: neither .* nor the name of a run in {storage}"):
+        campaign("base.initial=firts")
 
 
 def test_a_key_of_the_space_can_be_fixed(campaign):

@@ -53,6 +53,15 @@ def work(plan: PBT, trials: int | None = None) -> list[tuple[int, int]]:
         plan.stopped(record, step) if until else plan.end(replace(record, status="finished"))
 
 
+def test_a_number_that_was_written_whole_moves_as_a_number():
+    steps = {"low": 1, "high": 9, "integer": True}
+    space = Space({"method.scale": {"low": 0.1, "high": 100}, "method.inner_steps": steps})
+    moved = [perturbed(space, {"method.scale": 1, "method.inner_steps": 4}, np.random.default_rng(n)) for n in range(9)]
+    assert {values["method.scale"] for values in moved} == {0.8, 1.2}
+    assert {values["method.inner_steps"] for values in moved} == {3, 5}
+    assert all(isinstance(values["method.inner_steps"], int) for values in moved)
+
+
 def test_the_worst_make_room_for_copies_of_the_best(campaign):
     small = campaign(*POPULATION, space=SPACE, first=[{}])
     ledger, told = Ledger(small.uri), []
