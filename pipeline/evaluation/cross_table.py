@@ -7,7 +7,7 @@ Frozen features of an image are computed once for all classifiers that only look
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,6 @@ from pipeline.evaluation.spread import EmbeddedSplits
 from pipeline.evaluation.statistics import Comparison, Estimate, estimate, paired
 from pipeline.methods.base import Method
 from pipeline.methods.baseline import Baseline
-from pipeline.nets.norm import looks_at_the_batch
 from pipeline.nets.preprocess import Preprocess
 
 FROZEN: dict[str, dict[str, Any]] = {  # columns of the table that look at features alone
@@ -94,11 +93,9 @@ def cross_table(
         raise PipelineError("every run can be in the table once")
     cells: dict[tuple[str, str], np.ndarray] = {}
     for model in models:
-        alone = looks_at_the_batch(model.build()[0].extractor())  # sees one episode at a time
         embedded = EmbeddedSplits(under(model, "prototypes", fine_tune), gpus)
         for column in columns:
             frozen, cell = column != TUNED, under(model, column, fine_tune)
-            asked = replace(protocol, tasks=1) if alone and frozen else protocol
-            [result] = evaluate(cell, [asked], gpus, once=embedded.shared_with(cell) if frozen else None)
+            [result] = evaluate(cell, [protocol], gpus, once=embedded.shared_with(cell) if frozen else None)
             cells[model.label, column] = result.accuracies
     return CrossTable(protocol, list(models), list(columns), cells)

@@ -14,7 +14,7 @@ from pipeline.data.batches import read_batch
 from pipeline.data.dataset import ClassTable, Dataset
 from pipeline.data.episodes import EpisodeSpec, bounds, plan_episodes
 from pipeline.evaluation.embedded import Embeddings, given_embeddings
-from pipeline.methods.base import Method
+from pipeline.methods.base import Method, one_task_at_once
 from pipeline.nets.preprocess import Preprocess
 
 IMAGES = 2000  # at once: enough to keep a GPU busy, and bounded memory for large ways
@@ -46,12 +46,12 @@ def episode_accuracies(
     """Share of right answers in each of the episodes ``numbers`` [n]: float64 [n].
 
     At most ``chunk`` episodes, and about ``IMAGES`` images, go through the method at once (one episode, where the spec
-    draws their shapes from ranges): it decides speed and memory, never which episodes they are. With ``embeddings`` of
-    the split no image goes through the backbone again.
+    draws their shapes from ranges, or where answers would depend on the episodes beside it): it decides speed and
+    memory, never what comes out. With ``embeddings`` of the split no image goes through the backbone again.
     """
     spec = replace(spec, tasks=1)
     size = bounds(spec.way)[1] * (bounds(spec.shot)[1] + bounds(spec.query)[1])
-    chunk = max(1, min(chunk, IMAGES // size)) if spec.fixed else 1
+    chunk = max(1, min(chunk, IMAGES // size)) if spec.fixed and not one_task_at_once(method) else 1
     parts = []
     with evaluating(method), given_embeddings(method) if embeddings else nullcontext():
         for start in range(0, len(numbers), chunk):

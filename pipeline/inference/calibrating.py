@@ -16,7 +16,7 @@ from pipeline.inference.calibration import Calibration, CalibrationPoint
 from pipeline.inference.rates import Asked, auroc, equal_error_rate, measure_rates, oscr
 from pipeline.inference.scores import OF_BACKGROUND, SCORES, Evidence, gather_evidence, score_queries
 from pipeline.inference.temperature import fit_temperature, reliability
-from pipeline.methods.base import Method
+from pipeline.methods.base import Method, one_task_at_once
 
 ClassImages = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Class numbers int64 [N] and image numbers within the class int64 [N] to uint8 images [N, C, H, W]."""
@@ -284,7 +284,8 @@ def _evidence(
     while start < len(shown):
         part = shown[start : start + together]
         pixels = torch.from_numpy(images(*part.reshape(-1, 2).T)).to(device)
-        together = max(1, _PIXELS_AT_ONCE // (pixels.shape[-1] * pixels.shape[-2] * shown.shape[1]))
+        if not one_task_at_once(method):
+            together = max(1, _PIXELS_AT_ONCE // (pixels.shape[-1] * pixels.shape[-2] * shown.shape[1]))
         batch = preprocess(pixels.unflatten(0, (len(part), -1)))
         with torch.no_grad():
             state = method.adapt(batch[:, :support], labels.expand(len(part), -1), way)

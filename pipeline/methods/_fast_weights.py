@@ -41,6 +41,7 @@ class _FastWeights(Method):
             it takes vmap, unless vmap cannot map the network.
     """
 
+    task_by_task = True
     few_values = 200_000  # of a task's hidden maps; about where the loop overtakes vmap on CPU (measured)
 
     def __init__(self, backbone: nn.Module, way: int, inner_loop: str = "auto") -> None:

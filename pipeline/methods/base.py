@@ -12,6 +12,7 @@ from pipeline.batch import Batch, Episodes, Images
 from pipeline.errors import PipelineError
 from pipeline.functional.losses import PADDING, accuracy, cross_entropy
 from pipeline.functional.prototypes import one_hot
+from pipeline.nets.norm import looks_at_the_batch
 from pipeline.nets.pieces import in_pieces
 
 State = dict[str, Tensor]  # what a method learnt from a support set; every tensor leads with the tasks [T, ...]
@@ -32,6 +33,7 @@ class Method(nn.Module):
     regime: str = "episodic"  # "classical": trained on batches of labelled images; "both": on tasks and on images
     extendable: bool = False  # classes can be added without touching the others: state tensors are [T, way, ...]
     embeds_once: bool = False  # in evaluation, sees an image through its backbone alone, whatever images are beside it
+    task_by_task: bool = False  # in evaluation, no batch of its network holds images of two tasks
     candidates: tuple[float, ...] = ()  # of an option that validation episodes choose before a checkpoint is written
     candidate_episodes: int = 0  # which they do by
     fixed_way: int | None = None  # the only number of classes the method can answer for; None: any
@@ -171,6 +173,11 @@ class Method(nn.Module):
             if int(shots.min()) == 0:
                 raise PipelineError(f"class {int(shots.argmin())} of {way} has no support image")
         return way
+
+
+def one_task_at_once(method: Method) -> bool:
+    """Whether a task's answers would depend on the tasks beside it: batch statistics would be those of all of them."""
+    return looks_at_the_batch(method) and not method.task_by_task
 
 
 def embed(backbone: nn.Module, images: Tensor) -> Tensor:

@@ -115,6 +115,7 @@ class Baseline(ClassicalMethod):
         self._tuner = Tuner(self, start, epochs, lr, lr_decay, entropy, entropy_weight, by_batch, tasks)
         self.frozen = head in FROZEN
         self.embeds_once = self.frozen or epochs == 0
+        self.task_by_task = head == "finetune_all"  # support_initialised starts from features of all tasks at once
         if not self.embeds_once and by_batch:
             replace_native(backbone)
 

@@ -71,6 +71,10 @@ class PMF(Prototypical):
         return not self.rate
 
     @property
+    def task_by_task(self) -> bool:  # type: ignore[override]
+        return not self.embeds_once and bool(self._tunable())
+
+    @property
     def extendable(self) -> bool:  # type: ignore[override]
         return not self.rate
 

@@ -56,6 +56,7 @@ class Relation(HeadMethod):
         self.map_shape, self.transductive = tuple(map_shape), transductive
         self.extendable = not transductive  # batch statistics tie new classes to those that came before
         self.mean = choose("shots", shots, ("sum", "mean")) == "mean"
+        self.task_by_task = transductive
         if transductive:
             always_by_the_batch(backbone)
         self.tasks = choose("tasks", tasks, ("auto", "loop", "vmap"))

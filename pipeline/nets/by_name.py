@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pipeline.errors import PipelineError
+from pipeline.options import check_options
 
 T = TypeVar("T")
 MODULE_NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -38,12 +39,17 @@ def resolve(kind: str, name: object, package: str, base: type[T], foreign_base: 
     raise PipelineError(f"unknown {kind} {name!r}: choose one of {known}, or give the import path of your own class")
 
 
-def construct(kind: str, cls: type[T], options: Mapping[str, Any], given: Mapping[str, Any]) -> T:
+def construct(
+    kind: str, cls: type[T], options: Mapping[str, Any], given: Mapping[str, Any], where: str | None = None
+) -> T:
     """``cls(**options)``, with those of ``given`` that the constructor names.
 
+    Args:
+        where: the key that holds the options, for messages; None: ``kind``.
+
     Raises:
-        PipelineError: an option that the constructor does not know, a required one that is missing, or values that
-            the constructor cannot use.
+        PipelineError: an option that the constructor does not know, a required one that is missing, one of another
+            kind than its annotation says, or values that the constructor cannot use.
     """
     parameters = inspect.signature(cls).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -58,6 +64,7 @@ def construct(kind: str, cls: type[T], options: Mapping[str, Any], given: Mappin
     missing = [n for n in names if n not in arguments and parameters[n].default is inspect.Parameter.empty]
     if missing:
         raise PipelineError(f"{kind} {cls.__name__} needs {', '.join(missing)}: set it in the configuration")
+    check_options(where or kind, cls, options)
     try:
         return cls(**arguments)
     except (TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError, MemoryError) as error:

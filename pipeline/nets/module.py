@@ -49,7 +49,8 @@ class OwnModule(Wrapped):
         code_sha256: str | None = None,
     ) -> None:
         sources = own_code.find(code_sha256, path) if code_sha256 is not None else own_code.sources_at(_given(path))
-        network = construct("backbone", _class(sources, model), dict(options or {}), {"shape": shape})
+        given = {"shape": shape}
+        network = construct("backbone", _class(sources, model), dict(options or {}), given, "backbone.options")
         super().__init__(network, shape, weights, freeze, spare=False)
         said = getattr(network, "out_features", None)
         if isinstance(said, int) and said != self.out_features:

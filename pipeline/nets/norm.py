@@ -202,7 +202,16 @@ def replace_native(module: nn.Module) -> None:
 
 
 def always_by_the_batch(module: nn.Module) -> None:
-    """Every batch-norm inside ``module``, PyTorch's too, normalises by its batch from now on; averages are dropped."""
+    """Every batch-norm inside ``module``, PyTorch's too, normalises by its batch from now on; averages are dropped.
+
+    Raises:
+        PipelineError: the network was asked to go by its averages.
+    """
+    if any(getattr(part, "by_averages", False) for part in module.modules()):
+        raise PipelineError(
+            "backbone.batch_norm=averages: this method normalises by the images at hand and has no averages; give "
+            "batch, or choose a method that keeps them"
+        )
     replace_native(module)
     for layer in batch_norms(module).values():
         layer.use_batch_statistics()

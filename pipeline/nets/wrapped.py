@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from pipeline.errors import PipelineError
 from pipeline.nets.base import Backbone, Shape
 from pipeline.nets.by_name import choose
+from pipeline.nets.norm import BatchNorm
 from pipeline.nets.trial import tried
 
 Options = dict[str, Any]
@@ -44,7 +45,7 @@ class Wrapped(Backbone, ABC):
     ) -> None:
         super().__init__()
         self.network, self.weights = network, weights
-        self._averages = choose("batch_norm", batch_norm, ("batch", "averages")) == "averages"
+        self.by_averages = choose("batch_norm", batch_norm, ("batch", "averages")) == "averages"
         self._frozen: list[str] = []
         self.out_features, unused = tried(self, shape, f"backbone {type(network).__name__}")
         self.unused = {name.removeprefix("network.") for name in unused}
@@ -80,8 +81,8 @@ class Wrapped(Backbone, ABC):
         super().train(mode)
         for name in self._frozen:
             self.network.get_submodule(name).eval()
-        for module in self.network.modules() if self._averages else ():
-            if isinstance(module, _BatchNorm):
+        for module in self.network.modules() if self.by_averages else ():
+            if isinstance(module, _BatchNorm | BatchNorm):  # the package's, where a method put it in their place
                 module.eval()
         return self
 

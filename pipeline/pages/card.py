@@ -28,7 +28,7 @@ from pipeline.evaluation.embedded import Embeddings, class_features, given_embed
 from pipeline.evaluation.episodic import evaluating
 from pipeline.evaluation.evaluate import EpisodicProtocol
 from pipeline.inference.temperature import reliability
-from pipeline.methods.base import Method
+from pipeline.methods.base import Method, one_task_at_once
 from pipeline.nets.preprocess import Preprocess
 from pipeline.registry.masking import mask
 
@@ -137,6 +137,7 @@ class Looker:
         """The episodes ``numbers`` of ``protocol``, drawn from ``table``, which may be a part of the split."""
         out: list[_Answered] = []
         chunk = max(1, IMAGES // (protocol.way * (protocol.shot + protocol.query)))
+        chunk = 1 if one_task_at_once(self.method) else chunk
         for start in range(0, len(numbers), chunk):
             plan = plan_episodes(table, protocol.spec, protocol.seed, numbers[start : start + chunk])
             out += self.answers(table, plan)

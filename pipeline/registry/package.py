@@ -28,7 +28,10 @@ from pipeline.nets.own_code import FOLDER, digest_of, outside
 from pipeline.weights import own_sources
 
 ROOT = Path(pipeline.__file__).resolve().parent
-LIGHT = ("__init__.py", "errors.py", "files.py", "batch.py", "model.py", "nets", "functional", "methods", "inference")
+LIGHT = (
+    "__init__.py", "errors.py", "files.py", "options.py", "batch.py", "model.py",
+    "nets", "functional", "methods", "inference",
+)  # fmt: skip
 LIGHT_DATA = (  # what reads image files as an ingest does
     "__init__.py", "images.py", "png.py", "archives.py",
     "sources/__init__.py", "sources/base.py", "sources/files.py", "sources/tree.py",

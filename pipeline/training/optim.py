@@ -11,6 +11,7 @@ import torch
 
 from pipeline.errors import PipelineError
 from pipeline.methods.base import Method
+from pipeline.options import check_options
 
 Schedule = Callable[[int], float]  # step -> factor of the learning rate
 
@@ -46,6 +47,9 @@ def _kind(config: dict[str, Any]) -> type[torch.optim.Optimizer]:
     for key in config:
         if key not in known | {"name", BACKBONE_LR}:
             raise PipelineError(f"unknown key 'optimizer.{key}': {name} takes {', '.join(sorted(known))}")
+    if "lr" not in config:
+        raise PipelineError("key 'optimizer.lr' is missing")
+    check_options("optimizer", OPTIMIZERS[name], {key: config[key] for key in config.keys() & known})
     return OPTIMIZERS[name]
 
 
@@ -79,9 +83,13 @@ def build_schedule(config: dict[str, Any], steps: int) -> Schedule:
     name = options.pop("name")
     if name not in SCHEDULES:
         raise PipelineError(f"schedule.name={name!r}: choose one of {', '.join(SCHEDULES)}")
+    check_options("schedule", SCHEDULES[name], options)
     try:
-        return SCHEDULES[name](steps=steps, **options)
-    except TypeError as error:
+        schedule = SCHEDULES[name](steps=steps, **options)
+        if not all(math.isfinite(schedule(step)) for step in (0, steps)):
+            raise PipelineError(f"schedule={name}: its factor is not finite with {options}")
+        return schedule
+    except (TypeError, ArithmeticError) as error:
         known = ", ".join(key for key in inspect.signature(SCHEDULES[name]).parameters if key != "steps")
         raise PipelineError(f"schedule={name}: {error}; it takes {known or 'no options'}") from error
 
@@ -92,6 +100,8 @@ def constant(steps: int) -> Schedule:
 
 def step_decay(steps: int, every: int, factor: float) -> Schedule:
     """Multiplied by ``factor`` after every ``every`` steps (prototypical networks: halved every 2,000 episodes)."""
+    if every < 1:
+        raise PipelineError(f"schedule.every={every}: there is at least one step between two changes")
     return lambda step: factor ** (step // every)
 
 

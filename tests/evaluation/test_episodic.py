@@ -95,6 +95,67 @@ def test_the_number_computed_at_once_changes_nothing(glyphs, weights):
     np.testing.assert_array_equal(results[0], results[2])
 
 
+def by_the_batch(method: str, **options) -> tuple:
+    """A method of random weights on a network that normalises by the images it is given."""
+    backbone = {"name": "relation_encoder" if method == "relation" else "conv4", "width": 8, "norm": "batch_statistics"}
+    described = {**spec(method, **options), "backbone": backbone}
+    torch.manual_seed(5)
+    return build_model(described).eval(), build_preprocess(described)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("prototypical", {}),
+        ("baseline", {"head": "nearest"}),
+        ("baseline", {"head": "support_initialised", "epochs": 1}),
+        ("relation", {"transductive": False}),
+        ("pmf", {}),
+    ],
+)
+def test_a_network_that_looks_at_the_batch_sees_one_episode_at_once(glyphs, method, options):
+    """Neither the number computed at once nor how episodes are shared by workers decides what comes out."""
+    dataset = Dataset(glyphs)
+    table = class_table(dataset.manifest, "test")
+    built, preprocess = by_the_batch(method, **options)
+
+    def found(numbers: np.ndarray, chunk: int) -> np.ndarray:
+        return episode_accuracies(built, preprocess, dataset, table, EpisodeSpec(5, 1, 4), 0, numbers, chunk)
+
+    alone = found(np.arange(12), 1)
+    for chunk in (5, 12):
+        np.testing.assert_array_equal(found(np.arange(12), chunk), alone)
+    for rank in range(3):
+        np.testing.assert_array_equal(found(np.arange(12)[rank::3], 12), alone[rank::3])
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("maml", {}),
+        ("maml", {"transductive": False}),
+        ("maml_plus_plus", {}),
+        ("meta_lstm", {"inner_steps_eval": 2}),
+        ("reptile", {"inner_steps_eval": 2}),
+        ("relation", {}),
+        ("baseline", {"head": "finetune_all", "epochs": 2}),
+        ("pmf", {"rates": [0.01], "steps": 2}),
+    ],
+)
+def test_what_goes_task_by_task_may_be_given_several(method, options):
+    built, _ = by_the_batch(method, **options)
+    assert built.task_by_task
+    support, query, labels = torch.rand(3, 5, 1, 28, 28), torch.rand(3, 6, 1, 28, 28), torch.arange(5).expand(3, 5)
+
+    def answers(part: slice) -> torch.Tensor:
+        torch.manual_seed(1)  # of a classifier that begins at random
+        return built.classify(built.adapt(support[part], labels[part]), query[part]).detach()
+
+    together = answers(slice(0, 3))
+    for t in range(3):
+        torch.testing.assert_close(together[t : t + 1], answers(slice(t, t + 1)), rtol=1e-3, atol=1e-4)
+
+
 def test_spread_over_the_cluster_it_is_the_same(ray_session, glyphs, weights):
     protocol = EpisodicProtocol(glyphs, "test", 5, 1, 4, episodes=30, seed=3, tasks=4)
     [result] = evaluate(Model(spec(), weights), [protocol])

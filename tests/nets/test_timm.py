@@ -7,7 +7,9 @@ import timm
 import torch
 
 from pipeline.errors import PipelineError
+from pipeline.model import build_model
 from pipeline.nets import build_backbone
+from pipeline.nets.norm import batch_norms
 from pipeline.weights import recipe, settle, with_weights
 from tests.nets.pretrained import timm_file
 
@@ -82,6 +84,31 @@ def test_batch_norm_goes_by_its_averages_where_asked(model):
     kept(images).square().sum().backward()
     assert all(p.grad is not None for name, p in kept.named_parameters() if p.requires_grad), "they are trained"
     assert all(torch.equal(tensor, before[name]) for name, tensor in kept.state_dict().items())
+
+
+def test_averages_stay_where_a_method_puts_its_own_batch_norm_in():
+    spec = {
+        "method": {"name": "baseline", "head": "finetune_all"}, "backbone": {**PLAIN, "batch_norm": "averages"},
+        "classes": 3, "input": {"shape": SHAPE, "scaling": "unit"},
+    }  # fmt: skip
+    method = build_model(spec).train()
+    assert batch_norms(method.backbone), "the package's own"
+    before = {name: tensor.clone() for name, tensor in method.state_dict().items()}
+    images = torch.rand(4, *SHAPE)
+    in_training = method.backbone(images)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in method.state_dict().items())
+    torch.testing.assert_close(in_training, method.eval().backbone(images))
+
+
+@pytest.mark.parametrize("method", ["maml", "reptile"])
+def test_averages_are_refused_where_a_method_has_none(method):
+    spec = {
+        "method": {"name": method}, "backbone": {**PLAIN, "batch_norm": "averages"}, "way": 3,
+        "input": {"shape": SHAPE, "scaling": "unit"},
+    }  # fmt: skip
+    with pytest.raises(PipelineError, match=r"^backbone.batch_norm=averages: this method normalises by the images"):
+        build_model(spec)
+    build_model(spec | {"backbone": {**PLAIN, "freeze": 1}})  # whose frozen stages were never asked
 
 
 def test_checkpointed_activations_give_the_same_gradients():

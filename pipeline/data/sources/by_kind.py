@@ -15,6 +15,7 @@ from pipeline.data.sources.mini_imagenet import MiniImagenet
 from pipeline.data.sources.omniglot import Omniglot
 from pipeline.data.sources.photographs import Caltech101, Orl
 from pipeline.errors import PipelineError, check_choice
+from pipeline.options import check_options
 
 SOURCES: dict[str, type[Source]] = {
     "caltech101": Caltech101,
@@ -39,4 +40,5 @@ def make_source(config: Mapping[str, Any]) -> Source:
     for key in settings:
         if key not in known:
             raise PipelineError(f"unknown key 'data.source.{key}'; source {kind} has {', '.join(known)}")
+    check_options("data.source", SOURCES[kind], settings)
     return SOURCES[kind](**settings)
