@@ -232,9 +232,10 @@ def training(
     if should_stop(learner.history, config.validation.patience):
         return
     if config.steps == 0:  # a network as it is: measured, and kept
-        survey(learner, dataset, workers)
-        _log_validation(learner, dataset, workers, hooks)
-        hooks.save(learner)
+        if learner.validated is None:  # once: of a folder that is kept twice, Ray Train deletes one as the worse
+            survey(learner, dataset, workers)
+            _log_validation(learner, dataset, workers, hooks)
+            hooks.save(learner)
         return
     window = _Window()
     while learner.step < config.steps:
