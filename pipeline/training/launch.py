@@ -37,7 +37,16 @@ from pipeline.training.loop import make_planner
 from pipeline.training.models import load_teacher
 from pipeline.training.optim import build_schedule, check_optimizer
 from pipeline.training.preemption import stopping_on_sigterm
-from pipeline.training.runs import RUN_FILE, Run, best_checkpoint, find_run, read_state, steps_done, write_run
+from pipeline.training.runs import (
+    RUN_FILE,
+    Run,
+    best_checkpoint,
+    claim_run,
+    find_run,
+    read_state,
+    steps_done,
+    write_run,
+)
 from pipeline.training.telemetry import Display, Entry, Restarts, Telemetry, start_monitor
 from pipeline.training.trial import try_step
 from pipeline.training.worker import train_worker
@@ -84,7 +93,7 @@ def prepare(raw: Config) -> tuple[TrainConfig, Config, Run]:
     if not _NAME.fullmatch(name):
         raise PipelineError(f"name={name!r}: a run's name is made of letters, digits, '.', '_' and '-'")
     uri = store.join(config.storage, name)
-    if store.exists(store.join(uri, RUN_FILE)):
+    if config.name is not None and store.exists(store.join(uri, RUN_FILE)):
         raise PipelineError(f"name={name}: a run in {config.storage} has this name; go on with it: resume={uri}")
     store.check_folder(config.storage, "storage")
     seen = [] if config.initial is None else read_state(config.initial)["dataset"].get(TRAINED, [])
@@ -210,6 +219,16 @@ def _check_features(config: TrainConfig, manifest: Manifest) -> None:
         raise PipelineError(f"augmentation is of images, and {holds}: leave it out; views=5 of jobs.embed makes views")
     if config.input.scaling != "unit":
         raise PipelineError(f"input.scaling={config.input.scaling} is of images, and {holds}: leave it out")
+
+
+def begin(config: TrainConfig, run: Run) -> Run:
+    """Claim the folder of a new run, as soon as Ray is there and can serve it: who is refused before leaves none.
+
+    Of jobs that begin at once, no two train in one folder.
+    """
+    start_ray(config.cluster)
+    check_resources(config.cluster, decoding=config.materialize == "cluster")
+    return claim_run(run, named=config.name is not None)
 
 
 def launch(config: TrainConfig, run: Run, on_log: Callable[[Entry], None] | None = None, monitor: Any = None) -> Run:
