@@ -323,6 +323,7 @@ def _resumed(raw: Config) -> tuple[TrainConfig, Config, Run]:
     stored["storage"] = run.uri.removesuffix(f"/{run.name}")  # the folder of runs may have moved
     config = validate(TrainConfig, stored)
     if config.cluster.workers != run.config["cluster"]["workers"]:
+        config.check_workers(build_model(run.spec).regime)
         print(
             f"run {run.name}: {config.cluster.workers} workers from here on, {run.config['cluster']['workers']} at its "
             "beginning: every step has the same episodes, and their sums differ in the last bits; batch-norm's "

@@ -67,6 +67,13 @@ def test_a_submitted_job_resumes_by_the_folder_alone(begun: Run, monkeypatch: py
         prepare(compose("train", ["resume=begun"]))
 
 
+def test_workers_that_cannot_share_a_step_are_refused(begun: Run) -> None:
+    """As a new run refuses them, and not in the workers."""
+    assert resumed(begun, "cluster.workers=4")[0].cluster.workers == 4
+    with pytest.raises(PipelineError, match=r"train.meta_batch_size=4 cannot be shared .* by cluster.workers=3"):
+        resumed(begun, "cluster.workers=3")
+
+
 def test_weights_to_begin_with(begun: Run, small_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = f"{begun.uri}/step_00000004"
     monkeypatch.chdir(Path(begun.uri).parent)
