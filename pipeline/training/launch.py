@@ -33,7 +33,7 @@ from pipeline.training.checkpoint import STATE
 from pipeline.training.cluster import check_resources, start_ray
 from pipeline.training.config import TrainConfig
 from pipeline.training.diagnosis import cause_of
-from pipeline.training.loop import make_planner
+from pipeline.training.loop import make_planner, rounds_since_best, should_stop
 from pipeline.training.models import load_teacher
 from pipeline.training.optim import build_schedule, check_optimizer
 from pipeline.training.preemption import stopping_on_sigterm
@@ -41,6 +41,7 @@ from pipeline.training.runs import (
     RUN_FILE,
     Run,
     best_checkpoint,
+    checkpoints,
     claim_run,
     find_run,
     read_state,
@@ -348,6 +349,18 @@ def _lengthen(run: Run, stored: Config, steps: Any) -> None:
         flush=True,
     )
     stored["steps"] = steps
+    patience = stored["validation"]["patience"]
+    if patience is None or steps == done:
+        return
+    history = read_state(checkpoints(run.uri)[-1])["history"] if done else []
+    if should_stop(history, patience):  # more steps are asked for: rounds that ended it count no more
+        behind = rounds_since_best(history)
+        stored["validation"]["patience"] = patience + behind
+        print(
+            f"run {run.name}: validation.patience={patience} had ended it; {patience} more rounds without a better "
+            f"accuracy end it again (validation.patience={patience + behind} with the {behind} that are behind it)",
+            flush=True,
+        )
 
 
 def _completed(stored: Config) -> Config:

@@ -287,3 +287,9 @@ def should_stop(history: list[dict[str, float]], patience: int | None) -> bool:
     if patience is None or len(accuracies) <= patience:
         return False
     return max(accuracies[-patience:]) <= max(accuracies[:-patience])
+
+
+def rounds_since_best(history: list[dict[str, float]]) -> int:
+    """Validations after the first of the best."""
+    accuracies = [entry["val/accuracy"] for entry in history if "val/accuracy" in entry]
+    return len(accuracies) - 1 - accuracies.index(max(accuracies))

@@ -79,8 +79,13 @@ def best_checkpoint(run_uri: str) -> str:
 def write_run(run: Run) -> None:
     """Make the run's folder, unless it is there; a run that is to be longer says so there."""
     where = store.join(run.uri, RUN_FILE)
-    if not store.exists(where) or read_run(run.uri).config["steps"] != run.config["steps"]:
+    if not store.exists(where) or _length(read_run(run.uri)) != _length(run):
         store.write_bytes(where, _description(run))
+
+
+def _length(run: Run) -> tuple[Any, ...]:
+    """What decides when a run ends."""
+    return run.config["steps"], run.config["validation"].get("patience")
 
 
 def claim_run(run: Run, named: bool) -> Run:

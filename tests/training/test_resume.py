@@ -14,6 +14,7 @@ from pipeline.errors import PipelineError
 from pipeline.training.checkpoint import save_checkpoint
 from pipeline.training.launch import prepare
 from pipeline.training.learner import Learner
+from pipeline.training.loop import should_stop
 from pipeline.training.runs import RUN_FILE, Run, write_run
 
 
@@ -47,6 +48,26 @@ def test_a_run_may_become_longer(begun: Run, capsys) -> None:
 def test_but_no_shorter_than_it_is(begun: Run, steps: int) -> None:
     with pytest.raises(PipelineError, match=f"steps={steps}: run begun has 4 steps already"):
         resumed(begun, f"steps={steps}")
+
+
+def test_a_run_that_its_patience_ended_may_become_longer(small_run, capsys) -> None:
+    """More steps are more steps: the patience begins anew, and ends it again after as many rounds in vain."""
+    config, _, run = prepare(small_run("prototypical", "name=begun", "validation.patience=2", "steps=40"))
+    write_run(run)
+    learner = Learner(config, run.spec)
+    for step, accuracy in ((6, 0.4), (12, 0.5), (18, 0.5), (24, 0.4)):
+        learner.step = step
+        learner.record({"val/accuracy": accuracy})
+    assert should_stop(learner.history, 2)
+    save_checkpoint(store.join(run.uri, "step_00000024"), learner.checkpoint(run.config, run.dataset))
+    assert resumed(run)[0].validation.patience == 2, "gone on with as it is, it has ended"
+    config, _, longer = resumed(run, "steps=80")
+    assert "validation.patience=2 had ended it; 2 more rounds without a better" in capsys.readouterr().out
+    history, patience = learner.history, config.validation.patience
+    vain = [{"step": 30, "val/accuracy": 0.5}, {"step": 36, "val/accuracy": 0.3}]
+    assert [should_stop(history + vain[:rounds], patience) for rounds in range(3)] == [False, False, True]
+    write_run(longer)
+    assert resumed(run)[0].validation.patience == patience, "the run's folder says so from here on"
 
 
 def test_a_dataset_may_have_moved(begun: Run, tmp_path: Path) -> None:
