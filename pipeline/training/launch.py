@@ -304,6 +304,11 @@ def _resumed(raw: Config) -> tuple[TrainConfig, Config, Run]:
     if not (store.is_remote(name) or os.path.isabs(name)):
         storage = absolute("storage", storage)
     run = find_run(name, storage)
+    if run.uri.rpartition("/")[2] != run.name:  # Ray Train and MLflow know a run by its name
+        raise PipelineError(
+            f"resume={run.uri}: this is a copy of run {run.name}, or it was renamed: call its folder {run.name}, in "
+            "another folder of runs where that one has a run of this name"
+        )
     stored = _completed(run.config)
     if "steps" in given:
         _lengthen(run, stored, raw["steps"])

@@ -125,7 +125,7 @@ def find_run(name: str, storage: str) -> Run:
     """A run by its name in ``storage``, or by the path or URI of its folder."""
     for uri in store.places(name, storage):
         if store.exists(store.join(uri, RUN_FILE)):
-            uri = uri if store.is_remote(uri) else os.path.abspath(uri)
+            uri = uri.rstrip("/") if store.is_remote(uri) else os.path.abspath(uri)
             return read_run(uri)
     if store.is_remote(name):
         raise PipelineError(f"no run {name!r}: it has no {RUN_FILE}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,22 @@ def test_a_run_that_its_patience_ended_may_become_longer(small_run, capsys) -> N
     assert [should_stop(history + vain[:rounds], patience) for rounds in range(3)] == [False, False, True]
     write_run(longer)
     assert resumed(run)[0].validation.patience == patience, "the run's folder says so from here on"
+
+
+def test_a_copy_goes_on_under_its_name_alone(begun: Run, tmp_path: Path) -> None:
+    """Under another it would begin anew, in a folder within it."""
+    copy = shutil.copytree(begun.uri, f"{Path(begun.uri).parent}/copy")
+    with pytest.raises(PipelineError, match="resume=.*/copy: this is a copy of run begun, or it was renamed: call"):
+        prepare(compose("train", [f"resume={copy}"]))
+    moved = shutil.move(copy, f"{tmp_path}/others/begun")
+    config, _, run = prepare(compose("train", [f"resume={moved}"]))
+    assert run.uri == moved and config.storage == f"{tmp_path}/others"
+
+
+def test_a_runs_address_may_end_in_a_slash(begun: Run, moto_bucket: str) -> None:
+    write_run(replace(begun, uri=f"{moto_bucket}/slash/begun"))
+    config, _, run = prepare(compose("train", [f"resume={moto_bucket}/slash/begun/"]))
+    assert run.uri == f"{moto_bucket}/slash/begun" and config.storage == f"{moto_bucket}/slash"
 
 
 def test_a_dataset_may_have_moved(begun: Run, tmp_path: Path) -> None:
