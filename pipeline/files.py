@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,25 @@ def write_atomic(path: str | Path, content: Any) -> None:
     except OSError:
         partial.unlink(missing_ok=True)
         raise
+
+
+def create_atomic(path: str | Path, content: Any) -> bool:
+    """Write a file whole, unless there is one; whether it was written. Of many who ask at once, one is told so."""
+    whole = Path(path).with_name(f".{Path(path).name}.new-{uuid.uuid4().hex}")
+    write_atomic(whole, content)
+    try:
+        os.link(whole, path)  # unlike a renaming, this replaces nothing
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without links: there somebody may see it before it is whole
+        try:
+            with open(path, "xb") as stream:
+                stream.write(content)
+        except FileExistsError:
+            return False
+    finally:
+        whole.unlink(missing_ok=True)
+    return True
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

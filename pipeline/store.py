@@ -8,6 +8,7 @@ import os
 import random
 import re
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -19,7 +20,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from pipeline.errors import PipelineError, Unavailable
-from pipeline.files import write_atomic
+from pipeline.files import create_atomic, write_atomic
 
 PATIENCE_S = 120.0  # how long a store that answers with errors, or not at all, is asked again
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 8.0  # seconds between two askings
@@ -116,6 +117,43 @@ def write_bytes(uri: str, content: bytes | pa.Buffer) -> None:
                 stream.write(content)
 
     asking(uri, write)
+
+
+def create_bytes(uri: str, content: bytes) -> bool:
+    """Write one file whole, unless there is one; whether it was written. Of many who ask at once, one is told so."""
+    path = open_store(uri)[1]
+    if is_remote(uri):
+        claim = uuid.uuid4().hex
+        return asking(uri, lambda: _put_new(path, content, claim))
+    with writing(uri, "folder"):
+        return create_atomic(path, content)
+
+
+def _put_new(path: str, content: bytes, claim: str) -> bool:
+    """A conditional put, which pyarrow does not have. ``claim`` tells an earlier attempt, whose answer was lost, from
+    somebody else's object."""
+    import boto3  # here, since few of those who read a store create a file
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    bucket, _, key = path.partition("/")
+    try:
+        client = boto3.client("s3")
+        try:
+            client.put_object(Bucket=bucket, Key=key, Body=content, IfNoneMatch="*", Metadata={"claim": claim})
+        except ClientError as error:
+            status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+            if status == 412:
+                return bool(client.head_object(Bucket=bucket, Key=key)["Metadata"].get("claim") == claim)
+            if status != 501:
+                raise
+            client.put_object(Bucket=bucket, Key=key, Body=content)  # a store without conditions, where all may win
+    except ClientError as error:
+        status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+        told = "" if status == 409 else f" (HTTP status {status})"  # 409: another put is under way; asked again
+        raise OSError(f"{error}{told}") from error
+    except BotoCoreError as error:
+        raise OSError(str(error)) from error
+    return True
 
 
 def list_names(uri: str) -> list[str]:

@@ -32,7 +32,7 @@ from pipeline.registry.tracking_config import check_tracking, registering, say_u
 from pipeline.training.checkpoint import load_checkpoint
 from pipeline.training.cluster import check_resources, start_ray
 from pipeline.training.config import TrainConfig
-from pipeline.training.launch import launch, prepare
+from pipeline.training.launch import begin, launch, prepare
 from pipeline.training.models import model_for, model_of_run
 from pipeline.training.preemption import stopping_on_sigterm
 from pipeline.training.runs import CALIBRATION, EVALUATION, REPORT, Run, best_checkpoint, find_run
@@ -44,6 +44,8 @@ def train(raw: Config) -> dict[str, Any]:
     """Train a run (or go on with one), evaluate its chosen checkpoint, publish and register it."""
     config, _, run = prepare(raw)
     check_tracking(config.tracking)
+    if not raw.get("resume"):
+        run = begin(config, run)
     print(f"run {run.name}: {config.method['name']} on {run.dataset['name']}, {config.steps:,} steps", flush=True)
     tracker = Tracker(run.name, config.tracking, run.config, run.dataset)
     status: str | None = "FAILED"

@@ -33,11 +33,21 @@ from pipeline.training.checkpoint import STATE
 from pipeline.training.cluster import check_resources, start_ray
 from pipeline.training.config import TrainConfig
 from pipeline.training.diagnosis import cause_of
-from pipeline.training.loop import make_planner
+from pipeline.training.loop import make_planner, rounds_since_best, should_stop
 from pipeline.training.models import load_teacher
 from pipeline.training.optim import build_schedule, check_optimizer
 from pipeline.training.preemption import stopping_on_sigterm
-from pipeline.training.runs import RUN_FILE, Run, best_checkpoint, find_run, read_state, steps_done, write_run
+from pipeline.training.runs import (
+    RUN_FILE,
+    Run,
+    best_checkpoint,
+    checkpoints,
+    claim_run,
+    find_run,
+    read_state,
+    steps_done,
+    write_run,
+)
 from pipeline.training.telemetry import Display, Entry, Restarts, Telemetry, start_monitor
 from pipeline.training.trial import try_step
 from pipeline.training.worker import train_worker
@@ -84,7 +94,7 @@ def prepare(raw: Config) -> tuple[TrainConfig, Config, Run]:
     if not _NAME.fullmatch(name):
         raise PipelineError(f"name={name!r}: a run's name is made of letters, digits, '.', '_' and '-'")
     uri = store.join(config.storage, name)
-    if store.exists(store.join(uri, RUN_FILE)):
+    if config.name is not None and store.exists(store.join(uri, RUN_FILE)):
         raise PipelineError(f"name={name}: a run in {config.storage} has this name; go on with it: resume={uri}")
     store.check_folder(config.storage, "storage")
     seen = [] if config.initial is None else read_state(config.initial)["dataset"].get(TRAINED, [])
@@ -212,6 +222,16 @@ def _check_features(config: TrainConfig, manifest: Manifest) -> None:
         raise PipelineError(f"input.scaling={config.input.scaling} is of images, and {holds}: leave it out")
 
 
+def begin(config: TrainConfig, run: Run) -> Run:
+    """Claim the folder of a new run, as soon as Ray is there and can serve it: who is refused before leaves none.
+
+    Of jobs that begin at once, no two train in one folder.
+    """
+    start_ray(config.cluster)
+    check_resources(config.cluster, decoding=config.materialize == "cluster")
+    return claim_run(run, named=config.name is not None)
+
+
 def launch(config: TrainConfig, run: Run, on_log: Callable[[Entry], None] | None = None, monitor: Any = None) -> Run:
     """Train to the end under Ray Train; workers that die are replaced and go on from the last checkpoint.
 
@@ -284,6 +304,11 @@ def _resumed(raw: Config) -> tuple[TrainConfig, Config, Run]:
     if not (store.is_remote(name) or os.path.isabs(name)):
         storage = absolute("storage", storage)
     run = find_run(name, storage)
+    if run.uri.rpartition("/")[2] != run.name:  # Ray Train and MLflow know a run by its name
+        raise PipelineError(
+            f"resume={run.uri}: this is a copy of run {run.name}, or it was renamed: call its folder {run.name}, in "
+            "another folder of runs where that one has a run of this name"
+        )
     stored = _completed(run.config)
     if "steps" in given:
         _lengthen(run, stored, raw["steps"])
@@ -304,6 +329,7 @@ def _resumed(raw: Config) -> tuple[TrainConfig, Config, Run]:
     stored["storage"] = run.uri.removesuffix(f"/{run.name}")  # the folder of runs may have moved
     config = validate(TrainConfig, stored)
     if config.cluster.workers != run.config["cluster"]["workers"]:
+        config.check_workers(build_model(run.spec).regime)
         print(
             f"run {run.name}: {config.cluster.workers} workers from here on, {run.config['cluster']['workers']} at its "
             "beginning: every step has the same episodes, and their sums differ in the last bits; batch-norm's "
@@ -328,6 +354,18 @@ def _lengthen(run: Run, stored: Config, steps: Any) -> None:
         flush=True,
     )
     stored["steps"] = steps
+    patience = stored["validation"]["patience"]
+    if patience is None or steps == done:
+        return
+    history = read_state(checkpoints(run.uri)[-1])["history"] if done else []
+    if should_stop(history, patience):  # more steps are asked for: rounds that ended it count no more
+        behind = rounds_since_best(history)
+        stored["validation"]["patience"] = patience + behind
+        print(
+            f"run {run.name}: validation.patience={patience} had ended it; {patience} more rounds without a better "
+            f"accuracy end it again (validation.patience={patience + behind} with the {behind} that are behind it)",
+            flush=True,
+        )
 
 
 def _completed(stored: Config) -> Config:

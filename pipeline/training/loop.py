@@ -232,9 +232,10 @@ def training(
     if should_stop(learner.history, config.validation.patience):
         return
     if config.steps == 0:  # a network as it is: measured, and kept
-        survey(learner, dataset, workers)
-        _log_validation(learner, dataset, workers, hooks)
-        hooks.save(learner)
+        if learner.validated is None:  # once: of a folder that is kept twice, Ray Train deletes one as the worse
+            survey(learner, dataset, workers)
+            _log_validation(learner, dataset, workers, hooks)
+            hooks.save(learner)
         return
     window = _Window()
     while learner.step < config.steps:
@@ -286,3 +287,9 @@ def should_stop(history: list[dict[str, float]], patience: int | None) -> bool:
     if patience is None or len(accuracies) <= patience:
         return False
     return max(accuracies[-patience:]) <= max(accuracies[:-patience])
+
+
+def rounds_since_best(history: list[dict[str, float]]) -> int:
+    """Validations after the first of the best."""
+    accuracies = [entry["val/accuracy"] for entry in history if "val/accuracy" in entry]
+    return len(accuracies) - 1 - accuracies.index(max(accuracies))

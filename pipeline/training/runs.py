@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline import store
@@ -79,9 +79,33 @@ def best_checkpoint(run_uri: str) -> str:
 def write_run(run: Run) -> None:
     """Make the run's folder, unless it is there; a run that is to be longer says so there."""
     where = store.join(run.uri, RUN_FILE)
-    if not store.exists(where) or read_run(run.uri).config["steps"] != run.config["steps"]:
-        record = {key: getattr(run, key) for key in ("name", "config", "spec", "dataset", "arguments")}
-        store.write_bytes(where, json.dumps(record, indent=1).encode())
+    if not store.exists(where) or _length(read_run(run.uri)) != _length(run):
+        store.write_bytes(where, _description(run))
+
+
+def _length(run: Run) -> tuple[Any, ...]:
+    """What decides when a run ends."""
+    return run.config["steps"], run.config["validation"].get("patience")
+
+
+def claim_run(run: Run, named: bool) -> Run:
+    """Make the folder of a new run, which nobody else has; the run, as it is called there.
+
+    ``named``: whether the user chose its name; another one is numbered where it is taken.
+    """
+    folder, first, number = run.uri.removesuffix(f"/{run.name}"), run.name, 1
+    while not store.create_bytes(store.join(run.uri, RUN_FILE), _description(run)):
+        if named:
+            raise PipelineError(f"name={first}: another job just began a run of this name in {folder}; give another")
+        number += 1
+        name = f"{first}-{number}"
+        run = replace(run, name=name, uri=store.join(folder, name), config={**run.config, "name": name})
+    return run
+
+
+def _description(run: Run) -> bytes:
+    record = {key: getattr(run, key) for key in ("name", "config", "spec", "dataset", "arguments")}
+    return json.dumps(record, indent=1).encode()
 
 
 def read_run(uri: str) -> Run:
@@ -101,7 +125,7 @@ def find_run(name: str, storage: str) -> Run:
     """A run by its name in ``storage``, or by the path or URI of its folder."""
     for uri in store.places(name, storage):
         if store.exists(store.join(uri, RUN_FILE)):
-            uri = uri if store.is_remote(uri) else os.path.abspath(uri)
+            uri = uri.rstrip("/") if store.is_remote(uri) else os.path.abspath(uri)
             return read_run(uri)
     if store.is_remote(name):
         raise PipelineError(f"no run {name!r}: it has no {RUN_FILE}")

@@ -38,7 +38,7 @@ def trained(run: Path, tracking: dict, monkeypatch: pytest.MonkeyPatch) -> Any:
                 raise error
 
         monkeypatch.setattr(workflow, "launch", launch)
-        return workflow.train({})
+        return workflow.train({"resume": found.name})
 
     return train
 

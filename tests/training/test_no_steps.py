@@ -10,9 +10,11 @@ from pipeline.data.dataset import Dataset, class_table
 from pipeline.errors import PipelineError
 from pipeline.model import build_model
 from pipeline.training import loop
-from pipeline.training.launch import prepare
+from pipeline.training.checkpoint import load_checkpoint, name_of, save_checkpoint
+from pipeline.training.launch import launch, prepare
 from pipeline.training.learner import Learner, seed_everything
 from pipeline.training.loop import Hooks, train, validate
+from pipeline.training.runs import checkpoints
 from pipeline.training.workers import Alone
 
 
@@ -29,6 +31,33 @@ def test_no_steps(small_run, method: str, schedule: str) -> None:
     first = build_model(run.spec).state_dict()
     changed = {name for name, tensor in first.items() if not torch.equal(tensor, weights[name])}
     assert changed == ({"mean"} if method == "simple_shot" else set()), "a summary of the training images, no weights"
+
+
+def test_what_was_measured_and_kept_is_not_kept_again(small_run, tmp_path) -> None:
+    """A run that is gone on with, for its evaluation or registration, has the one checkpoint that it had."""
+    config, _, run = prepare(small_run("simple_shot", "steps=0"))
+    dataset, learners, saves = Dataset(config.dataset_uri), [], []
+
+    def save(learner: Learner) -> None:
+        save_checkpoint(tmp_path / "kept", learner.checkpoint(run.config, run.dataset))
+        saves.append(learner.step)
+
+    for _ in range(3):
+        learners.append(Learner(config, run.spec))
+        if saves:
+            learners[-1].restore(load_checkpoint(str(tmp_path / "kept")))
+        train(learners[-1], iter(()), dataset, 4, hooks=Hooks(save=save))
+    assert saves == [0] and learners[0].history == learners[2].history
+    first, last = (learner.method.state_dict() for learner in (learners[0], learners[2]))
+    assert all(torch.equal(first[name], last[name]) for name in first)
+
+
+@pytest.mark.slow
+def test_it_is_gone_on_with_again_and_again_under_ray_train(ray_session, small_run) -> None:
+    config, _, run = prepare(small_run("prototypical", "steps=0", "name=kept", "checkpoint.keep=1"))
+    for _ in range(4):
+        launch(config, run)
+        assert [name_of(uri) for uri in checkpoints(run.uri)] == ["step_00000000"]
 
 
 def test_episodes_that_nobody_draws_need_no_images(small_run) -> None:

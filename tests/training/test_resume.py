@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from pipeline.errors import PipelineError
 from pipeline.training.checkpoint import save_checkpoint
 from pipeline.training.launch import prepare
 from pipeline.training.learner import Learner
+from pipeline.training.loop import should_stop
 from pipeline.training.runs import RUN_FILE, Run, write_run
 
 
@@ -49,6 +52,42 @@ def test_but_no_shorter_than_it_is(begun: Run, steps: int) -> None:
         resumed(begun, f"steps={steps}")
 
 
+def test_a_run_that_its_patience_ended_may_become_longer(small_run, capsys) -> None:
+    """More steps are more steps: the patience begins anew, and ends it again after as many rounds in vain."""
+    config, _, run = prepare(small_run("prototypical", "name=begun", "validation.patience=2", "steps=40"))
+    write_run(run)
+    learner = Learner(config, run.spec)
+    for step, accuracy in ((6, 0.4), (12, 0.5), (18, 0.5), (24, 0.4)):
+        learner.step = step
+        learner.record({"val/accuracy": accuracy})
+    assert should_stop(learner.history, 2)
+    save_checkpoint(store.join(run.uri, "step_00000024"), learner.checkpoint(run.config, run.dataset))
+    assert resumed(run)[0].validation.patience == 2, "gone on with as it is, it has ended"
+    config, _, longer = resumed(run, "steps=80")
+    assert "validation.patience=2 had ended it; 2 more rounds without a better" in capsys.readouterr().out
+    history, patience = learner.history, config.validation.patience
+    vain = [{"step": 30, "val/accuracy": 0.5}, {"step": 36, "val/accuracy": 0.3}]
+    assert [should_stop(history + vain[:rounds], patience) for rounds in range(3)] == [False, False, True]
+    write_run(longer)
+    assert resumed(run)[0].validation.patience == patience, "the run's folder says so from here on"
+
+
+def test_a_copy_goes_on_under_its_name_alone(begun: Run, tmp_path: Path) -> None:
+    """Under another it would begin anew, in a folder within it."""
+    copy = shutil.copytree(begun.uri, f"{Path(begun.uri).parent}/copy")
+    with pytest.raises(PipelineError, match="resume=.*/copy: this is a copy of run begun, or it was renamed: call"):
+        prepare(compose("train", [f"resume={copy}"]))
+    moved = shutil.move(copy, f"{tmp_path}/others/begun")
+    config, _, run = prepare(compose("train", [f"resume={moved}"]))
+    assert run.uri == moved and config.storage == f"{tmp_path}/others"
+
+
+def test_a_runs_address_may_end_in_a_slash(begun: Run, moto_bucket: str) -> None:
+    write_run(replace(begun, uri=f"{moto_bucket}/slash/begun"))
+    config, _, run = prepare(compose("train", [f"resume={moto_bucket}/slash/begun/"]))
+    assert run.uri == f"{moto_bucket}/slash/begun" and config.storage == f"{moto_bucket}/slash"
+
+
 def test_a_dataset_may_have_moved(begun: Run, tmp_path: Path) -> None:
     root = Path(begun.config["data"]["root"])
     (tmp_path / "elsewhere").symlink_to(root)
@@ -65,6 +104,13 @@ def test_a_submitted_job_resumes_by_the_folder_alone(begun: Run, monkeypatch: py
     assert prepare(compose("train", [argument]))[2].uri == begun.uri
     with pytest.raises(PipelineError, match="storage=.*relative path"):
         prepare(compose("train", ["resume=begun"]))
+
+
+def test_workers_that_cannot_share_a_step_are_refused(begun: Run) -> None:
+    """As a new run refuses them, and not in the workers."""
+    assert resumed(begun, "cluster.workers=4")[0].cluster.workers == 4
+    with pytest.raises(PipelineError, match=r"train.meta_batch_size=4 cannot be shared .* by cluster.workers=3"):
+        resumed(begun, "cluster.workers=3")
 
 
 def test_weights_to_begin_with(begun: Run, small_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from pipeline.config import compose
 def stop(*arguments):
     sys.exit(", ".join(sorted({"mlflow", "scipy", "matplotlib", "torch._dynamo"} & set(sys.modules))))
 
+workflow.begin = lambda config, run: run  # starts Ray
 workflow.launch = stop
 workflow.train(compose("train", sys.argv[1:]))
 """
