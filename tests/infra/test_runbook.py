@@ -83,6 +83,22 @@ def follow(code: str, folder: Path, **more: str) -> tuple[int, str]:
     return done.returncode, log.read_text()
 
 
+def test_the_containers_read_their_secrets_and_other_users_of_the_host_read_none(tmp_path: Path) -> None:
+    """Alertmanager and Grafana run as users of their own, and a mounted file keeps the mode that it has on the host."""
+    [make] = [code for code in BLOCKS if "secret()" in code]
+    (tmp_path / ".meta-training").mkdir(mode=0o755)  # of before
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    subprocess.run(["bash", "-euc", make], env=environment, check=True)
+    compose = yaml.safe_load((ROOT / "infra" / "monitoring" / "compose.yaml").read_text())
+    mounted = {Path(secret["file"]).name for secret in compose["secrets"].values()}
+    for folder in (".meta-training", ".meta-training-mlflow"):
+        assert (tmp_path / folder).stat().st_mode & 0o777 == 0o700
+    made = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.glob(".meta-training*/**/*") if path.is_file()}
+    assert mounted == {"grafana_password", "alert_webhook"} and mounted < made.keys()
+    for name, mode in made.items():
+        assert mode == (0o644 if name in mounted else 0o600), name
+
+
 def test_a_copy_of_the_database_is_stored_whole_or_not_at_all(tmp_path: Path) -> None:
     [backup] = [code for code in BLOCKS if "pg_dump" in code]
     status, log = follow(backup, tmp_path / "good")
