@@ -69,8 +69,19 @@ def _check_file(path: Path, uri: str) -> None:
         raise PipelineError(f"tracking.uri={uri}: this file is no SQLite database; give another file")
 
 
-def check_tracking(tracking: Mapping[str, Any]) -> None:
+def check_model_name(name: str | None) -> None:
+    """Refuse a name under which no model can be registered; None: it is to be registered nowhere."""
+    if name is not None and not re.fullmatch(r"[\w .-]+", name):
+        raise PipelineError(
+            f"register_as={name!r}: a model's name is made of letters, digits, '.', '_', '-' and spaces"
+        )
+
+
+def check_tracking(tracking: Mapping[str, Any], register_as: str | None = None) -> None:
     """Refuse a configuration that can never work, without reaching for a store elsewhere.
+
+    Args:
+        register_as: the name of the model that is to be registered there.
 
     Raises:
         Unavailable: in a submitted job, no server listens on this very machine, which was named: it may be away.
@@ -79,6 +90,7 @@ def check_tracking(tracking: Mapping[str, Any]) -> None:
     config = validate(TrackingConfig, dict(tracking))
     if config.uri is None:
         return
+    check_model_name(register_as)
     store_uri(config)
     if config.artifacts is not None and os.path.isabs(config.artifacts):
         store.check_folder(config.artifacts, "tracking.artifacts")
