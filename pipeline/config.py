@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import PipelineError, Unavailable
+from pipeline.files import in_uri
 from pipeline.renamed import RENAMED, current, current_key, current_override
 
 CONF = Path(__file__).parent / "conf"
@@ -41,6 +42,7 @@ NAMES = frozenset(
 )
 # What is a path in some jobs, and a number in others.
 PATHS_OF_JOBS = {job: frozenset(("images",)) for job in ("export", "benchmark")}
+OmegaConf.register_new_resolver("in_uri", in_uri, replace=True)  # of conf/tracking
 _PLAIN = re.compile(r"[A-Za-z_][\w./+-]*", re.ASCII)  # text that needs no quotes
 
 
