@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+from pipeline.files import in_uri
+
 _WHOLE: ContextVar[str | None] = ContextVar("whole", default=None)
 _SQLITE, _SCHEME = "sqlite:///", re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 
@@ -45,7 +47,7 @@ def from_anywhere(tracking: Mapping[str, Any]) -> dict[str, Any]:
     found = dict(tracking)
     uri, artifacts = found.get("uri"), found.get("artifacts")
     if isinstance(uri, str) and uri.startswith(_SQLITE):
-        found["uri"] = _SQLITE + os.path.abspath(uri.removeprefix(_SQLITE))
+        found["uri"] = _SQLITE + os.path.abspath(os.path.join(in_uri(os.getcwd()), uri.removeprefix(_SQLITE)))
     if isinstance(artifacts, str) and not _SCHEME.match(artifacts):
         found["artifacts"] = os.path.abspath(artifacts)
     return found

@@ -20,7 +20,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, Unavailable
+from pipeline.files import in_uri
 from pipeline.renamed import RENAMED, current, current_key, current_override
 
 CONF = Path(__file__).parent / "conf"
@@ -41,6 +42,7 @@ NAMES = frozenset(
 )
 # What is a path in some jobs, and a number in others.
 PATHS_OF_JOBS = {job: frozenset(("images",)) for job in ("export", "benchmark")}
+OmegaConf.register_new_resolver("in_uri", in_uri, replace=True)  # of conf/tracking
 _PLAIN = re.compile(r"[A-Za-z_][\w./+-]*", re.ASCII)  # text that needs no quotes
 
 
@@ -151,14 +153,17 @@ def _quoted(text: str) -> str:
 
 def _stored(job: str, overrides: list[str]) -> Config:
     """The whole configuration in the YAML file of ``config=FILE`` as it is, but where the run runs and is kept."""
+    from pipeline import store  # here, since it loads pyarrow, and --help does without
+
     named = [override.removeprefix("config=") for override in overrides if override.startswith("config=")]
     paths = [os.path.expanduser(path) for path in named]
     rest = [override for override in overrides if not override.startswith("config=")]
     try:
-        text = Path(paths[-1]).read_text()
+        text = store.read_bytes(paths[-1]).decode("utf-8")
         config = yaml.safe_load(text)
-    except (OSError, UnicodeError, yaml.YAMLError) as error:
-        raise PipelineError(f"config={paths[-1]} cannot be read ({' '.join(str(error).split())})") from error
+    except (PipelineError, OSError, UnicodeError, yaml.YAMLError) as error:
+        kind = Unavailable if isinstance(error, Unavailable) else PipelineError
+        raise kind(f"config={paths[-1]} cannot be read ({' '.join(str(error).split())})") from error
     if not isinstance(config, dict):
         raise PipelineError(f"config={paths[-1]}: this file holds no configuration")
     config = {str(key): value for key, value in config.items()}

@@ -79,3 +79,8 @@ def file_sha256(path: str | Path) -> str:
 def file_digest(path: str | Path, algorithm: str) -> str:
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, algorithm).hexdigest()
+
+
+def in_uri(path: str) -> str:
+    """A folder's path as a part of the URI of a SQLite file, in which SQLAlchemy reads "%2F" and "?" otherwise."""
+    return path.replace("%", "%25").replace("?", "%3F")

@@ -43,7 +43,7 @@ CHALLENGER = "challenger"
 def train(raw: Config) -> dict[str, Any]:
     """Train a run (or go on with one), evaluate its chosen checkpoint, publish and register it."""
     config, _, run = prepare(raw)
-    check_tracking(config.tracking)
+    check_tracking(config.tracking, None if raw.get("resume") else config.register_as)  # a run ends under its old name
     if not raw.get("resume"):
         run = begin(config, run)
     print(f"run {run.name}: {config.method['name']} on {run.dataset['name']}, {config.steps:,} steps", flush=True)

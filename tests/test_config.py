@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from jobs._main import run
-from pipeline import renamed
+from pipeline import renamed, store
 from pipeline.config import CONF, compose, config_hash, help_text, to_yaml, validate
 from pipeline.errors import PipelineError, Stopped, Unavailable
 from pipeline.methods.base import Method
@@ -256,6 +256,25 @@ def test_a_stored_configuration_with_a_former_key_is_read(capsys, monkeypatch, t
     assert compose("train", [f"config={tmp_path}/best.yaml"]) == now
     assert "train.tasks is called" in capsys.readouterr().err
     assert renamed.current(renamed.former(now)) == now == renamed.current(now)
+
+
+def test_a_stored_configuration_is_read_from_an_object_store(moto_bucket, tmp_path):
+    """As the command asks that a campaign on one prints; what cannot be read is one line, there and here."""
+    now = compose("train", ["data.root=/données"])
+    store.write_bytes(f"{moto_bucket}/runs/best.yaml", yaml.safe_dump(now, allow_unicode=True).encode("utf-8"))
+    assert compose("train", [f"config={moto_bucket}/runs/best.yaml"]) == now
+    (tmp_path / "latin.yaml").write_bytes("name: donnée".encode("latin-1"))
+    for place, why in (
+        (f"{moto_bucket}/runs/none.yaml", "does not exist"),
+        (f"{moto_bucket}/runs", "does not exist|Path does not exist"),
+        (f"{tmp_path}/none.yaml", "does not exist"),
+        (f"{tmp_path}", "directory"),
+        (f"{tmp_path}/latin.yaml", "'utf-8' codec can't decode"),
+        ("gs://bucket/best.yaml", "give a local path or s3"),
+    ):
+        with pytest.raises(PipelineError, match=f"^config={place} cannot be read .*({why})") as refused:
+            compose("train", [f"config={place}"])
+        assert "\n" not in str(refused.value)
 
 
 def test_both_names_at_once_are_refused():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -22,7 +21,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from pipeline.config import validate
 from pipeline.registry.aliases import CHALLENGER, CHAMPION
 from pipeline.registry.tracking import RUN_TAG, STORE_ERRORS, all_models, make_client, paged
-from pipeline.registry.tracking_config import TrackingConfig, store_uri
+from pipeline.registry.tracking_config import TrackingConfig, sqlite_file, store_uri
 
 CAMPAIGN_TAG = "pipeline.campaign"
 LOCK = ".promotion-lock"  # the end of a registered model's name that is a lock
@@ -93,7 +92,8 @@ class Site:
 def read_site(tracking: Mapping[str, Any]) -> Site:
     """Read the store that ``tracking`` names. Nothing is made there, not even the store."""
     config = validate(TrackingConfig, dict(tracking))
-    if (config.uri or "").startswith("sqlite:///") and not os.path.exists(str(config.uri).removeprefix("sqlite:///")):
+    file = sqlite_file(config.uri)
+    if file is not None and not file.exists():
         return Site(Files(None), tracking)
     client = make_client(store_uri(config, make=False))
     site = Site(Files(client), tracking)

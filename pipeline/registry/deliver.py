@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.config import Config, Section, validate
 from pipeline.registry.publish import publish
-from pipeline.registry.tracking_config import TrackingConfig, registering
+from pipeline.registry.tracking_config import TrackingConfig, check_model_name, registering
 from pipeline.registry.versions import register_run, set_alias
 from pipeline.training.runs import find_run
 
@@ -27,6 +27,7 @@ def deliver(raw: Config) -> dict[str, Any]:
     config = validate(RegisterConfig, raw)
     tracking = config.tracking.model_dump()
     run = find_run(config.run, config.storage)
+    check_model_name(config.register_as or run.config.get("register_as"))
     published = publish(run.uri, tracking, ended=False)
     print(
         f"run {run.name}: {published.metrics_added} figures added to MLflow run {published.run_id} in {published.uri}"

@@ -8,9 +8,11 @@ import numpy as np
 
 from pipeline.config import Config, Section, validate
 from pipeline.config_kinds import Cluster, Count, Name, Real, Share
+from pipeline.data.dataset import read_manifest
 from pipeline.errors import PipelineError
 from pipeline.evaluation.evaluate import EpisodicProtocol, evaluate
 from pipeline.evaluation.model import Model
+from pipeline.evaluation.seen import refuse_seen
 from pipeline.evaluation.statistics import estimate, paired
 from pipeline.registry.aliases import CHAMPION, Decision, alias_version, roll_back, settle
 from pipeline.registry.tracking import connect, reaching
@@ -43,6 +45,7 @@ class PromoteConfig(Contest):
     challenger: Name
     rollback: bool
     dataset: str | None
+    seen: bool
     cluster: Cluster
     tracking: TrackingConfig
 
@@ -81,8 +84,6 @@ def promote(config: PromoteConfig) -> Decision:
 def measure(config: PromoteConfig, challenger: int, champion: int | None) -> Decision:
     """Both versions on the same episodes, and the rule; nothing is recorded or moved."""
     tracking = config.tracking.model_dump()
-    start_ray(config.cluster)
-    check_resources(config.cluster)
     first = pull(f"models:/{config.name}/{challenger}", tracking)
     uri = config.dataset or (first.origin.get("dataset") or {}).get("uri")
     if uri is None:
@@ -93,6 +94,12 @@ def measure(config: PromoteConfig, challenger: int, champion: int | None) -> Dec
     versions = {f"challenger, version {challenger}": first}
     if champion is not None:
         versions[f"champion, version {champion}"] = pull(f"models:/{config.name}/{champion}", tracking)
+    if not config.seen:  # whoever trained on the other's test classes wins by that, and the decision stays
+        manifest = read_manifest(uri)
+        for label, known in versions.items():
+            refuse_seen(label, known.origin.get("dataset") or {}, manifest, config.split)
+    start_ray(config.cluster)
+    check_resources(config.cluster)
     models = [Model(known.spec, dict(known.method.state_dict()), label) for label, known in versions.items()]
     measured = [evaluate(model, [protocol], config.cluster.gpus_per_worker)[0].accuracies for model in models]
     found = [estimate(values) for values in measured]

@@ -8,12 +8,13 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pipeline import store
 from pipeline.commands import command, from_anywhere, going_on
 from pipeline.config import Section, usual_choice, validate
 from pipeline.errors import PipelineError, Unavailable
+from pipeline.files import in_uri
 from pipeline.ray_start import in_submitted_job
 from pipeline.registry.masking import mask, mask_text
 
@@ -39,12 +40,12 @@ def store_uri(config: TrackingConfig, make: bool = True) -> str:
     """
     if config.uri is None:
         raise PipelineError("tracking.uri is null: there is no MLflow store; give tracking=embedded or tracking=server")
-    if not config.uri.startswith(_SQLITE):
+    path = sqlite_file(config.uri)
+    if path is None:
         if not re.match(r"(https?|postgresql|mysql|mssql)(\+\w+)?://", config.uri):
             shown = mask_text(config.uri)
             raise PipelineError(f"tracking.uri={shown}: give sqlite:///FILE, http(s)://SERVER or a database's URI")
         return config.uri
-    path = Path(config.uri.removeprefix(_SQLITE))
     if not path.is_absolute() and in_submitted_job():
         raise PipelineError(
             f"tracking.uri={config.uri} is a relative path, which in a submitted job leads into a folder that is "
@@ -55,7 +56,15 @@ def store_uri(config: TrackingConfig, make: bool = True) -> str:
         raise PipelineError(f"tracking.uri={config.uri}: there is no such file, and so no model; mend the path")
     if make:
         _check_file(path, config.uri)
-    return f"{_SQLITE}{path}"
+    _, question, options = config.uri.partition("?")
+    return f"{_SQLITE}{in_uri(str(path))}{question}{options}"
+
+
+def sqlite_file(uri: str | None) -> Path | None:
+    """The file that SQLAlchemy opens for the URI of a SQLite store, whose "%2F" it decodes; None: of another store."""
+    if uri is None or not uri.startswith(_SQLITE):
+        return None
+    return Path(unquote(uri.removeprefix(_SQLITE).partition("?")[0]))
 
 
 def _check_file(path: Path, uri: str) -> None:
@@ -69,8 +78,19 @@ def _check_file(path: Path, uri: str) -> None:
         raise PipelineError(f"tracking.uri={uri}: this file is no SQLite database; give another file")
 
 
-def check_tracking(tracking: Mapping[str, Any]) -> None:
+def check_model_name(name: str | None) -> None:
+    """Refuse a name under which no model can be registered; None: it is to be registered nowhere."""
+    if name is not None and not re.fullmatch(r"[\w .-]+", name):
+        raise PipelineError(
+            f"register_as={name!r}: a model's name is made of letters, digits, '.', '_', '-' and spaces"
+        )
+
+
+def check_tracking(tracking: Mapping[str, Any], register_as: str | None = None) -> None:
     """Refuse a configuration that can never work, without reaching for a store elsewhere.
+
+    Args:
+        register_as: the name of the model that is to be registered there.
 
     Raises:
         Unavailable: in a submitted job, no server listens on this very machine, which was named: it may be away.
@@ -79,6 +99,7 @@ def check_tracking(tracking: Mapping[str, Any]) -> None:
     config = validate(TrackingConfig, dict(tracking))
     if config.uri is None:
         return
+    check_model_name(register_as)
     store_uri(config)
     if config.artifacts is not None and os.path.isabs(config.artifacts):
         store.check_folder(config.artifacts, "tracking.artifacts")

@@ -29,7 +29,7 @@ from pipeline.registry.package import ARTIFACT, save_model
 from pipeline.registry.publish import evaluation_of, result_name
 from pipeline.registry.record import open_run, origin_tags
 from pipeline.registry.tracking import RUN_TAG, Store, connect, make_client, reaching, registered_model, unknown_model
-from pipeline.registry.tracking_config import TrackingConfig, registering, store_uri
+from pipeline.registry.tracking_config import TrackingConfig, check_model_name, registering, store_uri
 from pipeline.training.checkpoint import Checkpoint, load_checkpoint
 from pipeline.training.models import whole_checkpoint
 from pipeline.training.runs import CALIBRATION, REPORT, best_checkpoint, read_run
@@ -86,10 +86,7 @@ def register(
     Raises:
         PipelineError: the store is away, or refuses the name.
     """
-    if not re.fullmatch(r"[\w .-]+", name):
-        raise PipelineError(
-            f"register_as={name!r}: a model's name is made of letters, digits, '.', '_', '-' and spaces"
-        )
+    check_model_name(name)
     origin = {"run": run_name, "step": checkpoint.step, "dataset": mask(checkpoint.dataset)}
     classifier = FewShotClassifier.from_weights(checkpoint.spec, checkpoint.model, calibration, origin)
     other = None if name == checkpoint.config.get("register_as") else name

@@ -63,6 +63,7 @@ class Settings:
             challenger=str(version),
             rollback=False,
             dataset=self.train.dataset_uri,
+            seen=True,  # was asked before the training, by refuse_seen_classes: what is trained since is decided on
             cluster=self.train.cluster,
             tracking=self.train.tracking,  # type: ignore[arg-type]
             **self.retrain.promotion.model_dump(),

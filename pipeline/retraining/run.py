@@ -75,7 +75,7 @@ def retrain(raw: Config) -> dict[str, Any]:
     """Do what is due, or finish what was interrupted; what became of it."""
     settings = settings_of(raw)
     tracking = settings.train.tracking
-    check_tracking(tracking)
+    check_tracking(tracking, settings.name)
     again = same_command()
     try:
         with (

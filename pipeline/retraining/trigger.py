@@ -36,7 +36,7 @@ def find_work(
         last = max([champion.made, *(entry.ended or entry.began for entry in before)])
         if now - last > limit * DAY:
             reasons.append(f"champion {version} and the last attempt are older than {limit:g} days")
-    if word and all(entry.word != word for entry in journal.entries):
+    if word and all(entry.word != word for entry in journal.entries if entry.outcome != "superseded"):
         reasons.append(f"forced: {word}")
     elif settings.retrain.force is True:
         reasons.append("forced")

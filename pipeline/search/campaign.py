@@ -20,6 +20,7 @@ from pipeline.config_kinds import Count, Name, Positive
 from pipeline.data.dataset import read_manifest
 from pipeline.errors import PipelineError
 from pipeline.ray_start import in_submitted_job
+from pipeline.registry.tracking_config import check_tracking
 from pipeline.search.arguments import (
     OBJECTIVE,
     check_arguments,
@@ -282,6 +283,7 @@ def begin(raw: Config) -> Campaign:
     if store.exists(store.join(campaign.uri, CAMPAIGN_FILE)):
         there = f"name={name}: a campaign in {storage} has this name"
         raise PipelineError(f"{there}; go on with it: {going_on(name, storage)}")
+    check_tracking(tracking, campaign.whole(campaign.default, campaign.train.seed)["register_as"])
     record = {"config": campaign.raw, "dataset": campaign.dataset}
     store.write_bytes(store.join(campaign.uri, CAMPAIGN_FILE), json.dumps(record, indent=1).encode())
     return campaign

@@ -15,13 +15,18 @@ import pytest
 from PIL import Image
 
 from jobs._main import run as run_job
-from pipeline import store
+from pipeline import store, workflow
+from pipeline.config import compose
+from pipeline.errors import PipelineError
 from pipeline.inference import Enrolment, FewShotClassifier
 from pipeline.inference.folders import read_queries, read_support
 from pipeline.inference.rates import Rate, Share
+from pipeline.registry import deliver as registering
 from pipeline.registry.classify import classify
 from pipeline.registry.deliver import deliver
 from pipeline.registry.versions import pull
+from pipeline.retraining import run as retraining
+from pipeline.search import run as search
 from pipeline.training.checkpoint import load_checkpoint
 from tests.registry.conftest import SPEC
 from tests.registry.test_versions import CALIBRATION
@@ -46,6 +51,34 @@ def result(name: str, *arguments: str) -> dict:
 
 def options(tracking: dict) -> list[str]:
     return [f"tracking.{key}={value}" for key, value in tracking.items() if key != "timeout"]
+
+
+def test_a_name_that_no_model_can_have_is_refused_before_the_work(run, tracking, tmp_path, glyphs, monkeypatch):
+    """Not after the hours of a training, and not as a failed attempt of a retraining. A run of earlier code ends."""
+
+    def worked(*args: object, **options: object) -> None:
+        raise InterruptedError
+
+    for module, work in ((workflow, "launch"), (search, "start_ray"), (retraining, "lease"), (registering, "publish")):
+        monkeypatch.setattr(module, work, worked)
+    root, name = glyphs.rsplit("/", 1)
+    stored = [f"tracking.{key}={value}" for key, value in tracking.items()]
+    data = [f"data.name={name}", f"data.root={root}"]
+    made = [f"storage={tmp_path}/runs", *stored]
+    campaign = ["campaign=metric_scale", f"base={data}", "name=asked", *made]
+    asked = {
+        workflow.train: compose("train", ["name=asked", *data, *made, "register_as=team/products"]),
+        search.tune: compose("tune", [*campaign, "register_as=team/products"]),
+        retraining.retrain: compose("retrain", ["data=folder", "data.source.path=images", *data, *made])
+        | {"register_as": "team/products"},
+        deliver: compose("register", [f"run={run}", *stored, "register_as=team/products"]),
+    }
+    for job, raw in asked.items():
+        with pytest.raises(PipelineError, match=r"^register_as='team/products': a model's name is made of letters"):
+            job(raw)
+        with pytest.raises(InterruptedError):
+            job({**raw, "register_as": "team products"})
+    assert not (tmp_path / "runs" / "asked" / "run.json").exists()
 
 
 @pytest.fixture

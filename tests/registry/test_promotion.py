@@ -14,16 +14,21 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from pipeline import store
 from pipeline.config import compose, validate
+from pipeline.data.dataset import read_manifest
 from pipeline.errors import PipelineError
+from pipeline.evaluation.seen import trained_classes
 from pipeline.model import build_model
 from pipeline.registry import aliases, locks
 from pipeline.registry import promotion as registry_promotion
 from pipeline.registry.aliases import Decision, alias_version, promotion_lock, roll_back, settle
 from pipeline.registry.promotion import KEPT, PromoteConfig, decide, promote_job
 from pipeline.registry.versions import register, register_run, set_alias
+from pipeline.retraining.config import settings_of
 from pipeline.training.checkpoint import Checkpoint
-from tests.registry.conftest import add_checkpoint
+from tests.evaluation.test_seen import split_anew
+from tests.registry.conftest import SPEC, add_checkpoint
 
 LOCK = "people.promotion-lock"
 
@@ -199,6 +204,36 @@ def test_the_rule():
         raw = compose("promote", ["name=people", f"margin={margin}"])
         assert decide(validate(PromoteConfig, raw), 2, 1, [challenger, champion], "").promoted == promoted
     assert decide(validate(PromoteConfig, raw), 2, None, [champion], "").promoted  # there was none
+
+
+def test_neither_version_is_measured_on_classes_that_it_was_trained_on(tracking, glyphs, tmp_path, monkeypatch):
+    """The dataset was split anew between the two trainings; whoever knows it says so, as a retraining does."""
+    before, moved = read_manifest(glyphs), split_anew(read_manifest(glyphs))
+    store.write_bytes(f"{tmp_path}/anew/manifest.json", moved.to_json().encode())
+    weights = dict(build_model(SPEC).state_dict())
+    for number, (manifest, uri) in enumerate([(before, glyphs), (moved, f"{tmp_path}/anew")]):
+        trained = trained_classes(manifest, "train")
+        dataset = {"name": "glyphs", "fingerprint": manifest.fingerprint, "uri": uri, "trained": trained}
+        register(f"run-{number}", Checkpoint(number, SPEC, {}, dataset, {}, [], weights), tracking, "people")
+    set_alias(tracking, "people", "champion", 1)
+
+    def started(cluster: object) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(registry_promotion, "start_ray", started)  # what follows is of the measurement
+    says = r"^champion, version 1 was trained on 1 classes of split 'test' of dataset 'glyphs': 'glyph0059'.*seen=true"
+    with pytest.raises(PipelineError, match=says):
+        promote_job(config(tracking, "challenger=2"))
+    with pytest.raises(InterruptedError):
+        promote_job(config(tracking, "challenger=2", "seen=true"))
+    with pytest.raises(InterruptedError):
+        promote_job(config(tracking, "challenger=2", f"dataset={glyphs}"))  # nothing in its test split was trained on
+    raw = compose("retrain", ["data=folder", "data.source.path=images", "register_as=people"])
+    raw["data"] |= {"root": str(tmp_path), "name": "anew"}
+    raw["tracking"] |= tracking
+    with pytest.raises(InterruptedError):  # it asks before it trains, and then ends in a decision
+        registry_promotion.measure(settings_of(raw).promotion(2), 2, 1)
+    assert aliases_of(MlflowClient(tracking_uri=tracking["uri"])) == {"champion": 1}
 
 
 def test_the_job(ray_session, tracking, glyphs, capsys):

@@ -16,6 +16,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from pipeline import store
+from pipeline.commands import from_anywhere
 from pipeline.config import compose
 from pipeline.errors import PipelineError
 from pipeline.inference import Calibration, CalibrationPoint, FewShotClassifier
@@ -26,6 +27,7 @@ from pipeline.pages.reading import read_site
 from pipeline.registry.aliases import alias_version, roll_back
 from pipeline.registry.publish import publish
 from pipeline.registry.tracking import all_models
+from pipeline.registry.tracking_config import TrackingConfig, store_uri
 from pipeline.registry.versions import pull, register, register_run, set_alias
 from pipeline.training.checkpoint import load_checkpoint
 from pipeline.weights import settle
@@ -161,6 +163,28 @@ def test_looking_for_a_model_makes_no_store(tmp_path: Path, tracking: dict) -> N
             look()
     read_site(mistyped)
     assert not (tmp_path / "mistyped").exists()
+
+
+@pytest.mark.parametrize("folder", ["feature%2Fx", "a?b", "50%"])
+def test_a_store_is_in_its_folder_whatever_is_in_the_folders_name(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    """SQLAlchemy reads a URI, in which "%2F" is a slash and "?" the end; what the user writes as one stays one."""
+    (tmp_path / folder).mkdir()
+    monkeypatch.setenv("PIPELINE_HOME", str(tmp_path / folder))
+    usual = compose("train")["tracking"]
+    version = register_run(str(run), usual, "people").version
+    assert (tmp_path / folder / "mlflow.db").is_file() and list((tmp_path / folder / "mlartifacts").iterdir())
+    monkeypatch.delenv("PIPELINE_HOME")
+    monkeypatch.chdir(tmp_path / folder)
+    here = compose("train")["tracking"]
+    assert from_anywhere(here) == from_anywhere(usual) == usual
+    for tracking in (here, {**here, "uri": "sqlite:///mlflow.db?timeout=30"}):
+        assert pull(f"models:/people/{version}", tracking).origin["run"] == "first-run"
+    assert [model.name for model in read_site(here).models] == ["people"]
+    (tmp_path / "a b.db").touch()
+    asked = TrackingConfig(**{**here, "uri": f"sqlite:///{tmp_path}/a%20b.db"})
+    assert store_uri(asked, make=False) == f"sqlite:///{tmp_path}/a b.db"
 
 
 def test_aliases_can_only_name_what_is_there(run: Path, tracking: dict) -> None:

@@ -106,6 +106,17 @@ def test_force(tmp_path: Path) -> None:
         assert entry.reasons == (f"forced: {word}",) and due(once, journal, champion(NEW), NEW) is None
 
 
+def test_a_word_is_used_up_by_a_decision_not_by_what_was_interrupted_and_given_up(tmp_path: Path) -> None:
+    once, journal = settings(tmp_path, "retrain.force=2024-11-28"), Journal(f"{tmp_path}/journal")
+    finished(journal, due(once, journal, champion(NEW), NEW), "superseded")
+    changed = settings(tmp_path, "retrain.force=2024-11-28", "steps=9")
+    for one in (once, changed):
+        entry = due(one, journal, champion(NEW), NEW)
+        assert entry is not None and entry.reasons == ("forced: 2024-11-28",)
+    finished(journal, due(changed, journal, champion(NEW), NEW))
+    assert due(once, journal, champion(NEW), NEW) is None and due(changed, journal, champion(NEW), NEW) is None
+
+
 @pytest.mark.parametrize(
     ("argument", "says"),
     [
