@@ -107,7 +107,7 @@ def evaluate_job(raw: Config) -> dict[str, Any]:
     model, run = _subject(config.run or config.model or "", config)
     models = [model]
     if config.untrained:
-        models.append(model.untrained())
+        models.append(_untrained(model, run))
     if config.compare:
         models.append(_subject(config.compare, config, config.dataset or model.dataset)[0])
     if config.protocol != "one_shot_runs":  # which is of 800 images, computed here
@@ -160,6 +160,27 @@ def _subject(name: str, config: EvaluateConfig, dataset: str | None = None) -> t
     return model, run
 
 
+def _untrained(model: Model, run: Run | None) -> Model:
+    """The model with the weights that its run drew before its first step.
+
+    Raises:
+        PipelineError: the run began with weights from elsewhere.
+    """
+    if run is None:
+        print(
+            f"note: {model.label} does not tell the seed of its run, nor whether that began with other weights: "
+            "'untrained' is drawn by seed 0; the run's own first weights: run=NAME",
+            flush=True,
+        )
+        return model.untrained()
+    if run.config.get("initial") is not None:
+        raise PipelineError(
+            f"untrained: {run.name} began with the weights of initial={run.config['initial']}; measure them with a "
+            "run of steps=0"
+        )
+    return model.untrained(run.config["seed"])
+
+
 def _evaluate_run(config: TrainConfig, run: Run, model: Model) -> list[dict[str, Any]]:
     """Test accuracy, the calibration of 'unknown' and pictures: into the run's ``report`` folder."""
     from pipeline.pages.card import MOST_IMAGES
@@ -175,8 +196,9 @@ def _evaluate_run(config: TrainConfig, run: Run, model: Model) -> list[dict[str,
     gpus = config.cluster.gpus_per_worker
     once = EmbeddedSplits(model, gpus)
     measured = [(model, evaluate(model, protocols, gpus, once=once))]
-    if how.untrained:
-        measured.append((model.untrained(), evaluate(model.untrained(), protocols, gpus, config.seed)))
+    if how.untrained and config.initial is None:  # a run of earlier code may have both
+        before = _untrained(model, run)
+        measured.append((before, evaluate(before, protocols, gpus)))
     print_episodic(measured)
     results = [{"model": m.label, **r.summary()} for m, rs in measured for r in rs]
     trained, first = ([e for e in results if (e["model"] == model.label) == own] for own in (True, False))

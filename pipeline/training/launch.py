@@ -76,6 +76,11 @@ def prepare(raw: Config) -> tuple[TrainConfig, Config, Run]:
     config = validate(TrainConfig, raw)
     manifest = _manifest(config)
     config = config.model_copy(update={"backbone": settle(config.backbone)})
+    if config.initial is not None and config.evaluation is not None and config.evaluation.untrained:
+        raise PipelineError(
+            f"evaluation.untrained: this run begins with the weights of initial={config.initial}; measure them with "
+            "steps=0"
+        )
     method = check(config, manifest, model_spec(config, manifest))
     begins = {**_handed_down(config), **_first_weights(config, method)}
     config = config.model_copy(update={"backbone": {**config.backbone, **begins}})
