@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +27,7 @@ class Model:
     label: str = "model"
     dataset: str | None = None  # folder or URI of what it was trained on
     code: Mapping[str, str] | None = None  # the user's own, which goes where the model goes
+    fingerprint: str | None = None  # of what it was trained on; None: not known
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "code", self.code or own_sources(self.spec))
@@ -48,7 +49,7 @@ class Model:
                 f"untrained: {self.label} began with weights from elsewhere; measure them with a run of steps=0"
             )
         first, _ = Model(self.spec, None, code=self.code).build(seed=seed)
-        return Model(self.spec, dict(first.state_dict()), "untrained", self.dataset, self.code)
+        return replace(self, weights=dict(first.state_dict()), label="untrained")
 
     def build(self, device: torch.device | str = "cpu", seed: int = 0) -> tuple[Method, Preprocess]:
         """The method in evaluation mode, and what prepares its images; ``seed`` is of untrained weights."""

@@ -66,7 +66,8 @@ def test_a_run_notes_its_classes_and_the_job_asks_for_them(glyphs: str, tmp_path
     asked = ["run=one", f"storage={tmp_path}/runs", f"dataset={other}"]
     with pytest.raises(PipelineError, match="one was trained on 1 classes of split 'test'"):
         _subject("one", EvaluateConfig(**compose("evaluate", asked)))
-    assert _subject("one", EvaluateConfig(**compose("evaluate", [*asked, "seen=true"])))[0].label == "one"
+    model, _ = _subject("one", EvaluateConfig(**compose("evaluate", [*asked, "seen=true"])))
+    assert model.label == "one" and model.fingerprint == read_manifest(glyphs).fingerprint
 
 
 def test_images_of_another_shape_are_refused(glyphs: str) -> None:
