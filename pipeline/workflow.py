@@ -20,7 +20,7 @@ from pipeline.evaluation.embedded import Embeddings
 from pipeline.evaluation.evaluate import EpisodicProtocol, evaluate
 from pipeline.evaluation.model import Model
 from pipeline.evaluation.protocols import compare, figures, measure, print_episodic
-from pipeline.evaluation.seen import refuse_seen
+from pipeline.evaluation.seen import SPLIT, refuse_seen
 from pipeline.evaluation.spread import EmbeddedSplits
 from pipeline.files import to_json
 from pipeline.inference.calibration import Calibration
@@ -153,7 +153,8 @@ def _subject(name: str, config: EvaluateConfig, dataset: str | None = None) -> t
         model = Model(classifier.spec, dict(classifier.method.state_dict()), name, trained.get("uri"))
     else:
         run = find_run(name, config.storage)
-        trained, model = run.dataset, model_of_run(run)
+        trained = {SPLIT: run.config["train"]["split"], **run.dataset}
+        model = model_of_run(run)
     measured = dataset or config.dataset or model.dataset
     if measured is not None and config.protocol != "one_shot_runs" and not config.seen:
         refuse_seen(model.label, trained, read_manifest(measured), config.split)
