@@ -20,7 +20,7 @@ from pipeline.evaluation.embedded import Embeddings
 from pipeline.evaluation.evaluate import EpisodicProtocol, evaluate
 from pipeline.evaluation.model import Model
 from pipeline.evaluation.protocols import compare, figures, measure, print_episodic
-from pipeline.evaluation.seen import refuse_seen
+from pipeline.evaluation.seen import SPLIT, refuse_seen
 from pipeline.evaluation.spread import EmbeddedSplits
 from pipeline.files import to_json
 from pipeline.inference.calibration import Calibration
@@ -109,7 +109,7 @@ def evaluate_job(raw: Config) -> dict[str, Any]:
     model, run = _subject(config.run or config.model or "", config)
     models = [model]
     if config.untrained:
-        models.append(model.untrained())
+        models.append(_untrained(model, run))
     if config.compare:
         models.append(_subject(config.compare, config, config.dataset or model.dataset)[0])
     if config.protocol != "one_shot_runs":  # which is of 800 images, computed here
@@ -155,11 +155,33 @@ def _subject(name: str, config: EvaluateConfig, dataset: str | None = None) -> t
         model = Model(classifier.spec, dict(classifier.method.state_dict()), name, trained.get("uri"))
     else:
         run = find_run(name, config.storage)
-        trained, model = run.dataset, model_of_run(run)
+        trained = {SPLIT: run.config["train"]["split"], **run.dataset}
+        model = model_of_run(run)
     measured = dataset or config.dataset or model.dataset
     if measured is not None and config.protocol != "one_shot_runs" and not config.seen:
         refuse_seen(model.label, trained, read_manifest(measured), config.split)
     return model, run
+
+
+def _untrained(model: Model, run: Run | None) -> Model:
+    """The model with the weights that its run drew before its first step.
+
+    Raises:
+        PipelineError: the run began with weights from elsewhere.
+    """
+    if run is None:
+        print(
+            f"note: {model.label} does not tell the seed of its run, nor whether that began with other weights: "
+            "'untrained' is drawn by seed 0; the run's own first weights: run=NAME",
+            flush=True,
+        )
+        return model.untrained()
+    if run.config.get("initial") is not None:
+        raise PipelineError(
+            f"untrained: {run.name} began with the weights of initial={run.config['initial']}; measure them with a "
+            "run of steps=0"
+        )
+    return model.untrained(run.config["seed"])
 
 
 def _evaluate_run(config: TrainConfig, run: Run, model: Model) -> list[dict[str, Any]]:
@@ -177,8 +199,9 @@ def _evaluate_run(config: TrainConfig, run: Run, model: Model) -> list[dict[str,
     gpus = config.cluster.gpus_per_worker
     once = EmbeddedSplits(model, gpus)
     measured = [(model, evaluate(model, protocols, gpus, once=once))]
-    if how.untrained:
-        measured.append((model.untrained(), evaluate(model.untrained(), protocols, gpus, config.seed)))
+    if how.untrained and config.initial is None:  # a run of earlier code may have both
+        before = _untrained(model, run)
+        measured.append((before, evaluate(before, protocols, gpus)))
     print_episodic(measured)
     results = [{"model": m.label, **r.summary()} for m, rs in measured for r in rs]
     trained, first = ([e for e in results if (e["model"] == model.label) == own] for own in (True, False))

@@ -18,6 +18,11 @@ ENCODINGS = ("raw", "encoded", FEATURES)
 _OF_FEATURES = ("network", "views")
 
 
+def turned_name(name: str, turn: int) -> str:
+    """The name of a class of features that is another one turned."""
+    return f"{name} {turn}°" if turn else name
+
+
 @dataclass(frozen=True)
 class ShardInfo:
     """One Arrow IPC file of consecutive rows."""

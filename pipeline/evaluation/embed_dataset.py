@@ -24,7 +24,7 @@ from pipeline.data import shards
 from pipeline.data.augment import Augmentation
 from pipeline.data.dataset import check_shards, open_dataset, whole_table
 from pipeline.data.features import NETWORK, Network
-from pipeline.data.manifest import FEATURES, Manifest, ShardInfo
+from pipeline.data.manifest import FEATURES, Manifest, ShardInfo, turned_name
 from pipeline.data.write import Target, is_whole, rows_per_shard, write_shard
 from pipeline.errors import PipelineError, Unavailable
 from pipeline.evaluation.embedded import View, batch_size, embed_part
@@ -201,7 +201,7 @@ def _manifest(
 ) -> Manifest:  # fmt: skip
     """Of the features: every class that is another one turned is a class of its own, by the id that it had."""
     turns = images.rotations
-    names = [f"{known} {turn}°" if turn else known for known in images.class_names for turn in turns]
+    names = [turned_name(known, turn) for known in images.class_names for turn in turns]
     return replace(
         images,
         name=name,

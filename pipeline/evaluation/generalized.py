@@ -84,6 +84,11 @@ def evaluate_joint(model: Model, protocol: GeneralizedProtocol, gpus: float = 0.
             f"protocol=generalized needs a method with weights for its base classes, which {name} has not"
         )
     manifest = read_manifest(protocol.dataset)
+    if model.fingerprint not in (None, manifest.fingerprint):  # its weights stand for classes by their numbers there
+        raise PipelineError(
+            f"protocol=generalized measures the classes that {model.label} was trained on, and {protocol.dataset} is "
+            "another dataset, or has changed since: give dataset=FOLDER of what it was trained on, or train anew"
+        )
     check_images(model, manifest)
     check_shards(protocol.dataset)
     base = class_table(manifest, protocol.base_split, "held", protocol.holdout)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from pipeline.data.seeds import seed_everything
 from pipeline.errors import PipelineError
 from pipeline.methods.base import Method
 from pipeline.model import build_model, build_preprocess
@@ -26,6 +27,7 @@ class Model:
     label: str = "model"
     dataset: str | None = None  # folder or URI of what it was trained on
     code: Mapping[str, str] | None = None  # the user's own, which goes where the model goes
+    fingerprint: str | None = None  # of what it was trained on; None: not known
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "code", self.code or own_sources(self.spec))
@@ -36,8 +38,8 @@ class Model:
         channels, height, width = self.spec["input"]["shape"]
         return channels, height, width
 
-    def untrained(self) -> Model:
-        """The same with weights as the seed makes them.
+    def untrained(self, seed: int = 0) -> Model:
+        """The same with the weights that a run of this ``seed`` draws.
 
         Raises:
             PipelineError: it began with weights from elsewhere, which are not with it any more.
@@ -46,12 +48,16 @@ class Model:
             raise PipelineError(
                 f"untrained: {self.label} began with weights from elsewhere; measure them with a run of steps=0"
             )
-        return Model(self.spec, None, "untrained", self.dataset, self.code)
+        first, _ = Model(self.spec, None, code=self.code).build(seed=seed)
+        return replace(self, weights=dict(first.state_dict()), label="untrained")
 
     def build(self, device: torch.device | str = "cpu", seed: int = 0) -> tuple[Method, Preprocess]:
         """The method in evaluation mode, and what prepares its images; ``seed`` is of untrained weights."""
         send(self.code)
-        torch.manual_seed(seed)
+        if self.weights is None:
+            seed_everything("weights", seed)  # as a run does
+        else:
+            torch.manual_seed(seed)
         method = build_model(self.spec)
         if self.weights is not None:
             method.load_state_dict(self.weights)

@@ -27,6 +27,7 @@ from pipeline.data.manifest import FEATURES
 from pipeline.evaluation.embedded import Embeddings, class_features, given_embeddings
 from pipeline.evaluation.episodic import evaluating
 from pipeline.evaluation.evaluate import EpisodicProtocol
+from pipeline.evaluation.seen import TRAINED
 from pipeline.inference.temperature import reliability
 from pipeline.methods.base import Method, one_task_at_once
 from pipeline.nets.preprocess import Preprocess
@@ -270,7 +271,7 @@ def _data(dataset: Dataset, sheet: _Sheet) -> dict[str, Any]:
         "name": manifest.name,
         "fingerprint": manifest.fingerprint,
         "images": manifest.rows,
-        "source": mask({key: value for key, value in manifest.source.items() if key != "archives"}),
+        "source": mask({key: value for key, value in manifest.source.items() if key not in ("archives", TRAINED)}),
         "shape": list(manifest.shape),
         "rotations": list(manifest.rotations),
         "classes": {split: len(members) * turns for split, members in manifest.splits.items()},

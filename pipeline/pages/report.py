@@ -12,7 +12,6 @@ from pipeline.errors import PipelineError
 from pipeline.evaluation import clustering, cross_table
 from pipeline.evaluation.evaluate import EpisodicProtocol, check, evaluate
 from pipeline.evaluation.extractor import kind, matched
-from pipeline.evaluation.model import Model
 from pipeline.evaluation.seen import refuse_seen
 from pipeline.evaluation.spread import EmbeddedSplits
 from pipeline.pages import strangers
@@ -24,7 +23,7 @@ from pipeline.pages.record import record_comparison
 from pipeline.tables import text_table
 from pipeline.training.checkpoint import Checkpoint, load_checkpoint
 from pipeline.training.cluster import check_resources, start_ray
-from pipeline.training.models import model_for
+from pipeline.training.models import model_for, model_of
 from pipeline.training.runs import Run, best_checkpoint, find_run
 from pipeline.weights import origin_of
 
@@ -53,7 +52,7 @@ class Subjects:
             raise PipelineError(f"runs={config.runs}: every run once")
         runs = [find_run(name, config.storage) for name in config.runs]
         loaded = [(run, load_checkpoint(best_checkpoint(run.uri))) for run in runs]
-        self.models = [Model(c.spec, c.model, run.name, c.dataset["uri"]) for run, c in loaded]
+        self.models = [model_of(c, run.name) for run, c in loaded]
         self.trained: list[tuple[Run, Checkpoint, str]] = [
             (run, checkpoint, kind(model)) for (run, checkpoint), model in zip(loaded, self.models, strict=True)
         ]

@@ -181,7 +181,10 @@ def _training(settings: Settings, entry: Entry) -> Config:
     places = {key: settings.raw[key] for key in ("storage", "cluster", "tracking")}
     if store.exists(store.join(settings.train.storage, entry.run, RUN_FILE)):
         return {**compose("train"), **places, "resume": entry.run}
-    return {**settings.raw, **places, "name": entry.run, "seed": entry.seed, "initial": entry.initial}
+    raw = {**settings.raw, **places, "name": entry.run, "seed": entry.seed, "initial": entry.initial}
+    if entry.initial is not None and raw["evaluation"] is not None:  # what it begins with is a champion, not untrained
+        raw["evaluation"] = {**raw["evaluation"], "untrained": False}
+    return raw
 
 
 def _decide(settings: Settings, journal: Journal, entry: Entry) -> Entry:

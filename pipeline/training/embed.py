@@ -23,6 +23,7 @@ from pipeline.data.write import Target
 from pipeline.errors import PipelineError
 from pipeline.evaluation.embed_dataset import Embedding, embed_dataset, load_network
 from pipeline.evaluation.model import Model
+from pipeline.evaluation.seen import TRAINED, with_turns
 from pipeline.model import network_shape
 from pipeline.nets import build_backbone
 from pipeline.nets.norm import looks_at_the_batch
@@ -59,7 +60,7 @@ def embed(raw: Config) -> dict[str, Any]:
     manifest = read_manifest(config.data.uri)
     if manifest.encoding == FEATURES:
         raise PipelineError(f"data.name={config.data.name}: this dataset holds features already; give one of images")
-    network, who = _network(config, manifest)
+    network, who, trained = _network(config, manifest)
     if looks_at_the_batch(load_network(network)):
         raise PipelineError(f"{who}: its batch-norm looks at the batch, so that an image by itself has no features")
     name = config.name or f"{config.data.name}-{who}"
@@ -73,7 +74,7 @@ def embed(raw: Config) -> dict[str, Any]:
     check_resources(config.cluster)
     print(f"{target.uri}: features of {manifest.rows:,} images by {who}", flush=True)
     try:
-        source = {"kind": FEATURES, "dataset": config.data.uri, "network": who}
+        source = {"kind": FEATURES, "dataset": config.data.uri, "network": who, TRAINED: trained}
         made = embed_dataset(embedding, target, name, source, gpus, lambda line: print(line, flush=True))
     finally:
         target.leave()
@@ -87,13 +88,14 @@ def embed(raw: Config) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _network(config: EmbedConfig, manifest: Manifest) -> tuple[Network, str]:
-    """The network, and what it is called in names of datasets."""
+def _network(config: EmbedConfig, manifest: Manifest) -> tuple[Network, str, list[str]]:
+    """The network, what it is called in names of datasets, and digests of the classes that it was trained on, where it
+    is a run's."""
     if (config.run is None) == (config.backbone is None):
         raise PipelineError("give one of run=NAME and backbone=NAME: whose network embeds; see: jobs.embed --help")
     if config.run is not None:
         run = find_run(config.run, config.storage)
-        return _of_run(model_of_run(run), manifest), run.name
+        return _of_run(model_of_run(run), manifest), run.name, with_turns(run.dataset.get(TRAINED, []), manifest)
     assert config.backbone is not None
     options = settle(config.backbone)
     given = described_input(options, config.input.scaling, manifest)
@@ -102,12 +104,12 @@ def _network(config: EmbedConfig, manifest: Manifest) -> tuple[Network, str]:
     found = give(backbone, options)
     if found is None:
         print(f"backbone={options['name']}: its weights are drawn by seed={config.seed}; a trained network: run=NAME")
-        return Network(dict(options), given, dict(backbone.state_dict())), str(options["name"])
+        return Network(dict(options), given, dict(backbone.state_dict())), str(options["name"]), []
     print(f"backbone.weights={options['weights']}: SHA-256 {found.sha256[:12]}, trained on {options['trained_on']}")
     if config.input.scaling != "backbone":
         print("the weights were made with another input, perhaps: see input.scaling=backbone")
     options = {**described(options), "weights_sha256": found.sha256}
-    return Network(options, given, dict(backbone.state_dict())), Path(str(options["model"])).name
+    return Network(options, given, dict(backbone.state_dict())), Path(str(options["model"])).name, []
 
 
 def _of_run(model: Model, manifest: Manifest) -> Network:

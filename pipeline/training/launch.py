@@ -23,7 +23,7 @@ from pipeline.data.episodes import EpisodeSpec, bounds, check_spec
 from pipeline.data.manifest import FEATURES, MANIFEST_NAME, Manifest
 from pipeline.environment import bfloat16_instructions
 from pipeline.errors import PipelineError, Stopped
-from pipeline.evaluation.seen import TRAINED, trained_classes
+from pipeline.evaluation.seen import SPLIT, TRAINED, refuse_seen, seen_classes, trained_classes
 from pipeline.methods.base import Method
 from pipeline.model import build_model, build_preprocess
 from pipeline.nets import Backbone
@@ -86,6 +86,11 @@ def prepare(raw: Config) -> tuple[TrainConfig, Config, Run]:
     config = validate(TrainConfig, raw)
     manifest = _manifest(config)
     config = config.model_copy(update={"backbone": settle(config.backbone)})
+    if config.initial is not None and config.evaluation is not None and config.evaluation.untrained:
+        raise PipelineError(
+            f"evaluation.untrained: this run begins with the weights of initial={config.initial}; measure them with "
+            "steps=0"
+        )
     method = check(config, manifest, model_spec(config, manifest))
     begins = {**_handed_down(config), **_first_weights(config, method)}
     config = config.model_copy(update={"backbone": {**config.backbone, **begins}})
@@ -97,15 +102,34 @@ def prepare(raw: Config) -> tuple[TrainConfig, Config, Run]:
     if config.name is not None and store.exists(store.join(uri, RUN_FILE)):
         raise PipelineError(f"name={name}: a run in {config.storage} has this name; go on with it: resume={uri}")
     store.check_folder(config.storage, "storage")
-    seen = [] if config.initial is None else read_state(config.initial)["dataset"].get(TRAINED, [])
+    before = list(manifest.source.get(TRAINED, []))  # of features: by their network
+    if config.initial is not None:
+        before += read_state(config.initial)["dataset"].get(TRAINED, [])
     dataset = {
         "name": manifest.name,
         "fingerprint": manifest.fingerprint,
         "uri": config.dataset_uri,
-        TRAINED: trained_classes(manifest, config.train.split, seen),
+        TRAINED: trained_classes(manifest, config.train.split, before),
+        SPLIT: config.train.split,
     }
+    _check_seen(config, manifest, dataset)
     run = Run(name, uri, {**raw, "name": name}, spec, dataset, _arguments())
     return config, run.config, run
+
+
+def _check_seen(config: TrainConfig, manifest: Manifest, dataset: Config) -> None:
+    """Refuse to test on what the first weights, or the features' network, were trained on; of validation it is said."""
+    begins = "what this run begins with"
+    if config.evaluation is not None:
+        instead = "measure nothing with evaluation=null"
+        refuse_seen(begins, dataset, manifest, config.evaluation.split, instead)
+    split = config.validation.split
+    if seen := seen_classes(dataset, manifest, split):
+        print(
+            f"note: {begins} was trained on {len(seen):,} classes of split {split!r} of dataset {manifest.name!r}, "
+            "and validation is by them: its accuracies are those of classes that were seen",
+            flush=True,
+        )
 
 
 def _manifest(config: TrainConfig) -> Manifest:

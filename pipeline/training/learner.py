@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -16,6 +15,7 @@ from pipeline.batch import Batch, Episodes, Images
 from pipeline.data.augment import augment, step_generator
 from pipeline.data.dataset import Dataset
 from pipeline.data.philox import key_of, uniforms
+from pipeline.data.seeds import seed_everything
 from pipeline.errors import PipelineError
 from pipeline.evaluation.embedded import Embeddings
 from pipeline.model import build_model, build_preprocess
@@ -45,13 +45,6 @@ def make_deterministic(threads: int | None, deterministic: bool) -> None:
         torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
     torch.backends.cudnn.benchmark = not deterministic
-
-
-def seed_everything(*parts: object) -> None:
-    low, high = key_of(*parts)
-    torch.manual_seed(high << 32 | low)
-    np.random.seed(low)
-    random.seed(high << 32 | low)
 
 
 class Learner:

@@ -18,8 +18,12 @@ from pipeline.training.runs import Run, best_checkpoint
 
 
 def model_of_run(run: Run) -> Model:
-    checkpoint = load_checkpoint(best_checkpoint(run.uri))
-    return Model(checkpoint.spec, checkpoint.model, run.name, checkpoint.dataset["uri"])
+    return model_of(load_checkpoint(best_checkpoint(run.uri)), run.name)
+
+
+def model_of(checkpoint: Checkpoint, label: str) -> Model:
+    known = checkpoint.dataset
+    return Model(checkpoint.spec, checkpoint.model, label, known["uri"], fingerprint=known.get("fingerprint"))
 
 
 def takes_features(spec: dict[str, Any]) -> bool:
@@ -31,15 +35,26 @@ def model_for(model: Model, dataset: str) -> Model:
     """The model as it can be measured on ``dataset``: one on features takes images with the network that made them.
 
     Raises:
-        PipelineError: it takes images, and the dataset holds features; or their network is gone.
+        PipelineError: it takes images, and the dataset holds features; or the network of its own features is gone, or
+            is not that of those.
     """
-    holds = read_manifest(dataset).encoding == FEATURES
+    manifest = read_manifest(dataset)
+    holds = manifest.encoding == FEATURES
     if holds and not takes_features(model.spec):
         raise PipelineError(f"{model.label} takes images, and {dataset} holds features: give dataset=FOLDER of images")
-    if holds or not takes_features(model.spec):
+    if not takes_features(model.spec) or (holds and model.fingerprint in (None, manifest.fingerprint)):
         return model
-    spec, weights, _ = _whole(model.spec, model.weights or {}, str(model.dataset))
-    return Model(spec, weights if model.weights is not None else None, model.label, dataset)
+    spec, weights, own = _whole(model.spec, model.weights or {}, str(model.dataset))
+    if model.fingerprint not in (None, own.fingerprint):
+        raise PipelineError(
+            f"{model.dataset} holds other features than {model.label} was trained on: make those again, with "
+            "python -m jobs.embed, or train anew"
+        )
+    if not holds:
+        return Model(spec, weights if model.weights is not None else None, model.label, dataset)
+    if any((manifest.network or {})[key] != (own.network or {})[key] for key in ("backbone", "input", "sha256")):
+        raise PipelineError(f"{dataset} holds features by another network than those that {model.label} was trained on")
+    return model
 
 
 def whole_checkpoint(checkpoint: Checkpoint) -> Checkpoint:

@@ -21,11 +21,12 @@ from pipeline.config import Config, Section, validate
 from pipeline.data.batches import read_batch
 from pipeline.data.dataset import Dataset
 from pipeline.data.episodes import AnyPlan, ImagePlan
+from pipeline.data.seeds import seed_everything
 from pipeline.errors import PipelineError
 from pipeline.tables import text_table
 from pipeline.training.checkpoint import Corrupt, load_checkpoint
 from pipeline.training.config import Count, TrainConfig
-from pipeline.training.learner import Learner, make_deterministic, seed_everything
+from pipeline.training.learner import Learner, make_deterministic
 from pipeline.training.loop import make_planner
 from pipeline.training.runs import Run, checkpoints, find_run
 

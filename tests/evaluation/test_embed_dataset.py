@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,7 +39,7 @@ from pipeline.nets import build_backbone, own_code
 from pipeline.search.arguments import translate
 from pipeline.search.campaign import begin
 from pipeline.training.checkpoint import Checkpoint
-from pipeline.training.models import model_for, whole_checkpoint
+from pipeline.training.models import model_for, model_of, whole_checkpoint
 from pipeline.weights import described, settle
 
 BACKBONE = {"name": "conv4", "width": 8}
@@ -167,6 +168,30 @@ def test_episodes_and_accuracies_are_those_of_the_images(ray_session, turned, fe
     np.testing.assert_array_equal(*found)
     with pytest.raises(PipelineError, match="holds features: give dataset=FOLDER of images"):
         model_for(on_images, features)
+
+
+def test_features_by_another_network_are_not_taken_for_those_of_the_training(turned, features, network, tmp_path):
+    """A folder of features made again by another network of the same width is refused; those of other images by the
+    same network are not."""
+    spec = {"method": {"name": "prototypical"}, "backbone": {"name": "features"}, "way": 2, "classes": 12,
+            "input": {"shape": list(Dataset(features).shape), "scaling": "features"}}  # fmt: skip
+    again = shutil.copytree(features, tmp_path / "again")
+    trained = read_manifest(features)
+    head = model_of(Checkpoint(0, spec, {}, {"fingerprint": trained.fingerprint, "uri": str(again)}, {}, [], {}), "one")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "manifest.json").write_text(replace(trained, name="other").to_json())
+    assert model_for(head, str(again)) is head and model_for(head, str(other)) is head
+    flipped = Network(BACKBONE, INPUT, {name: -tensor for name, tensor in network.weights.items()})
+    changed = replace(trained, network={**(trained.network or {}), **flipped.description})
+    (other / "manifest.json").write_text(changed.to_json())
+    with pytest.raises(PipelineError, match="other holds features by another network than those that one was trained"):
+        model_for(head, str(other))
+    (again / "manifest.json").write_text(changed.to_json())
+    (again / NETWORK).write_bytes(flipped.content)
+    for dataset in (str(again), turned):
+        with pytest.raises(PipelineError, match="again holds other features than one was trained on: make those again"):
+            model_for(head, dataset)
 
 
 def test_a_registered_model_takes_images(turned, features, network):

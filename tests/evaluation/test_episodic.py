@@ -221,6 +221,14 @@ def test_joint_accuracy_written_out(ray_session, glyphs):
         assert result.accuracies["novel_only"][draw] == pytest.approx(only.mean(), abs=0.006)
 
 
+def test_the_joint_space_is_of_the_dataset_of_the_training(glyphs):
+    """A base class is a number there: after a class more, or on other data, every label would be another one's."""
+    protocol = GeneralizedProtocol(glyphs, "train", 0.25, "test", shot=2, query=5, draws=2, seed=4)
+    model = Model(spec("imprinted"), None, "one", glyphs, fingerprint="of another time")
+    with pytest.raises(PipelineError, match=f"one was trained on, and {glyphs} is another dataset, or has"):
+        evaluate_joint(model, protocol)
+
+
 def test_fine_tuning_helps_the_novel_classes_and_leaves_the_model_alone(ray_session, glyphs):
     torch.manual_seed(1)
     weights = dict(build_model(spec("imprinted")).state_dict())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,10 @@ from pipeline.errors import PipelineError
 from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.evaluate import EpisodicProtocol, check
 from pipeline.evaluation.model import Model
-from pipeline.evaluation.seen import refuse_seen, trained_classes
+from pipeline.evaluation.seen import refuse_seen, seen_classes, trained_classes, with_turns
 from pipeline.training.checkpoint import Checkpoint, save_checkpoint
 from pipeline.training.launch import prepare
-from pipeline.training.runs import write_run
+from pipeline.training.runs import Run, write_run
 from pipeline.workflow import _subject
 
 
@@ -46,6 +47,61 @@ def test_what_the_first_weights_were_trained_on_counts_too(glyphs: str) -> None:
     assert both == trained_classes(manifest, "train+val") and len(both) == 100
 
 
+def test_they_are_refused_in_the_splits_of_the_same_dataset_but_the_run_s_own(glyphs: str) -> None:
+    manifest = read_manifest(glyphs)
+    digests = trained_classes(manifest, "train", [trained_classes(manifest, "val")[0]])
+    for split, seen in {"train": 1, "train+val": 0}.items():
+        trained = {"fingerprint": manifest.fingerprint, "trained": digests, "split": split}
+        assert len(seen_classes(trained, manifest, "val")) == seen
+        assert not seen_classes(trained, manifest, "train") and not seen_classes(trained, manifest, "test")
+    trained.pop("split")
+    assert not seen_classes(trained, manifest, "val"), "a run of earlier code"
+
+
+def finished(run: Run) -> str:
+    """The run with a checkpoint."""
+    write_run(run)
+    save_checkpoint(f"{run.uri}/step_00000000", Checkpoint(0, run.spec, run.config, run.dataset, {}, [], {}))
+    return run.uri
+
+
+def test_a_run_that_begins_with_weights_that_saw_its_test_classes_is_refused(
+    glyphs: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They come with weights of another dataset, whose classes are split otherwise."""
+    other = tmp_path / "other"
+    store.write_bytes(f"{other}/manifest.json", split_anew(read_manifest(glyphs)).to_json().encode())
+
+    def prepared(dataset: str, name: str, *more: str) -> Run:
+        root, data = dataset.rsplit("/", 1)
+        place = ["tracking=none", f"data.root={root}", f"data.name={data}", f"storage={tmp_path}/runs", f"name={name}"]
+        return prepare(compose("train", [*place, *more]))[2]
+
+    first = finished(prepared(glyphs, "one"))
+    with pytest.raises(PipelineError, match="begins with was trained on 1 classes of split 'test'.*evaluation=null$"):
+        prepared(str(other), "two", f"initial={first}")
+    finished(prepared(str(other), "two", f"initial={first}", "evaluation=null"))
+    asked = ["run=two", f"storage={tmp_path}/runs"]
+    with pytest.raises(PipelineError, match="two was trained on 1 classes of split 'test'.*'glyph0059'.*seen=true"):
+        _subject("two", EvaluateConfig(**compose("evaluate", asked)))
+    _subject("two", EvaluateConfig(**compose("evaluate", [*asked, "seen=true"])))
+    prepared(glyphs, "again", f"initial={first}")  # the same dataset, split alike
+    assert "note: what this run begins with" not in capsys.readouterr().out
+    both = finished(prepared(glyphs, "both", "train.split=train+val"))
+    prepared(glyphs, "fast", "train.split=train+val", f"initial={both}")
+    assert "note: what this run begins with" not in capsys.readouterr().out
+    prepared(glyphs, "less", f"initial={both}")
+    assert "was trained on 40 classes of split 'val' of dataset 'glyphs', and" in capsys.readouterr().out
+
+
+def test_a_class_that_was_seen_was_seen_turned(glyphs: str) -> None:
+    manifest = replace(read_manifest(glyphs), rotations=[0, 90])
+    trained = trained_classes(manifest, "train")
+    found = with_turns([*trained, "of elsewhere"], manifest)
+    features = replace(manifest, class_names=[f"{name} 90°" for name in manifest.class_names])
+    assert len(found) == 121 and set(trained_classes(features, "train")) < set(found)
+
+
 def test_a_model_of_earlier_code_cannot_tell_and_that_is_said(glyphs: str, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = read_manifest(glyphs)
     refuse_seen("old", {"name": "glyphs", "fingerprint": manifest.fingerprint}, split_anew(manifest), "test")
@@ -66,7 +122,8 @@ def test_a_run_notes_its_classes_and_the_job_asks_for_them(glyphs: str, tmp_path
     asked = ["run=one", f"storage={tmp_path}/runs", f"dataset={other}"]
     with pytest.raises(PipelineError, match="one was trained on 1 classes of split 'test'"):
         _subject("one", EvaluateConfig(**compose("evaluate", asked)))
-    assert _subject("one", EvaluateConfig(**compose("evaluate", [*asked, "seen=true"])))[0].label == "one"
+    model, _ = _subject("one", EvaluateConfig(**compose("evaluate", [*asked, "seen=true"])))
+    assert model.label == "one" and model.fingerprint == read_manifest(glyphs).fingerprint
 
 
 def test_images_of_another_shape_are_refused(glyphs: str) -> None:

@@ -21,7 +21,7 @@ from pipeline.registry import locks
 from pipeline.retraining.champion import Champion, keep_classes, refuse_seen_classes
 from pipeline.retraining.config import Settings, settings_of
 from pipeline.retraining.journal import Entry, Journal
-from pipeline.retraining.run import CODES, Busy, lease
+from pipeline.retraining.run import CODES, Busy, _training, lease
 from pipeline.retraining.trigger import DAY, find_work
 from tests.data.test_write import some_classes
 from tests.retraining.conftest import arguments
@@ -144,6 +144,15 @@ def test_the_help_names_every_exit_code_and_key(tmp_path: Path) -> None:
         assert f" {code}: " in text
     for line in text.split("\nretrain: ")[1].splitlines():
         assert not line.strip() or "#" in line, line
+
+
+def test_a_champion_s_weights_are_not_measured_as_untrained(tmp_path: Path) -> None:
+    """The first retraining has a network without training to show; a warm start has none."""
+    found = settings(tmp_path)
+    found = replace(found, raw={**found.raw, "evaluation": {"untrained": True}})
+    entry = due(found, Journal(found.uri), None, "1" * 64)
+    assert entry is not None and _training(found, entry)["evaluation"]["untrained"]
+    assert not _training(found, replace(entry, initial="champion-1"))["evaluation"]["untrained"]
 
 
 def test_a_damaged_journal_is_named(tmp_path: Path) -> None:

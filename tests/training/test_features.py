@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config import compose
+from pipeline.config import compose, validate
 from pipeline.data.batches import local_batches
 from pipeline.data.dataset import Dataset, read_manifest
 from pipeline.data.features import NETWORK, Network
@@ -18,10 +18,14 @@ from pipeline.data.shards import raw_table
 from pipeline.data.write import write_shard
 from pipeline.errors import PipelineError
 from pipeline.evaluation.embed_dataset import _manifest
+from pipeline.evaluation.seen import trained_classes
 from pipeline.nets import build_backbone
+from pipeline.training.checkpoint import save_checkpoint
+from pipeline.training.embed import EmbedConfig, _network
 from pipeline.training.launch import prepare
 from pipeline.training.learner import Learner
 from pipeline.training.loop import make_planner, train
+from pipeline.training.runs import write_run
 from pipeline.weights import origin_of
 
 from .conftest import METHODS, SMALL
@@ -99,6 +103,31 @@ def test_what_the_network_below_was_trained_on_is_told(features, tmp_path):
     spec = {"backbone": {"name": "features"}}
     assert origin_of(spec, str(folder)) == said and origin_of(spec, features) is None
     assert origin_of(spec, str(tmp_path / "gone")) is None and origin_of({"backbone": begun}, None) == said
+
+
+def test_classes_that_the_network_was_trained_on_are_not_tested_by(glyphs, features, tmp_path):
+    """The features' source tells them, as it is told by the run whose network it is."""
+    root, name = glyphs.rsplit("/", 1)
+    place = [f"data.root={root}", f"data.name={name}", f"storage={tmp_path}/runs"]
+    config, _, run = prepare(compose("train", [*SMALL, *place, "name=other", "train.split=test"]))
+    learner = Learner(config, run.spec)
+    write_run(run)
+    save_checkpoint(f"{run.uri}/step_00000000", learner.checkpoint(run.config, run.dataset))
+    manifest = read_manifest(glyphs)
+    *_, trained = _network(validate(EmbedConfig, compose("embed", [*place, "run=other"])), manifest)
+    assert trained == trained_classes(manifest, "test")
+    folder = tmp_path / "features"
+    shutil.copytree(features, folder)
+    told = replace(read_manifest(features), source={"kind": "features", "dataset": glyphs, "trained": trained})
+    (folder / "manifest.json").write_text(told.to_json())
+    heads = [o for o in (*SMALL, "method=simple_shot", "backbone=features") if not o.startswith("backbone.")]
+    at = [f"data.root={tmp_path}", f"storage={tmp_path}/runs", "data=features", "data.name=features"]
+    given = [o for o in (*heads, *at) if o != "evaluation=null"]
+    with pytest.raises(PipelineError, match="begins with was trained on 40 classes of split 'test' of dataset 'feat"):
+        prepare(compose("train", given))
+    assert prepare(compose("train", [*given, "evaluation=null"]))[2].dataset["trained"] == trained_classes(
+        manifest, "train", trained
+    )
 
 
 def test_images_are_no_features(small_run):

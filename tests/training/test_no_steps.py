@@ -6,16 +6,20 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline.config import compose
 from pipeline.data.dataset import Dataset, class_table
+from pipeline.data.seeds import seed_everything
 from pipeline.errors import PipelineError
+from pipeline.evaluation.model import Model
 from pipeline.model import build_model
 from pipeline.training import loop
-from pipeline.training.checkpoint import load_checkpoint, name_of, save_checkpoint
+from pipeline.training.checkpoint import Checkpoint, load_checkpoint, name_of, save_checkpoint
 from pipeline.training.launch import launch, prepare
-from pipeline.training.learner import Learner, seed_everything
+from pipeline.training.learner import Learner
 from pipeline.training.loop import Hooks, train, validate
 from pipeline.training.runs import checkpoints
 from pipeline.training.workers import Alone
+from pipeline.workflow import _untrained
 
 
 @pytest.mark.parametrize("method", ["prototypical", "simple_shot", "maml"])
@@ -58,6 +62,33 @@ def test_it_is_gone_on_with_again_and_again_under_ray_train(ray_session, small_r
     for _ in range(4):
         launch(config, run)
         assert [name_of(uri) for uri in checkpoints(run.uri)] == ["step_00000000"]
+
+
+def test_what_is_measured_as_untrained_is_what_the_run_began_with(small_run) -> None:
+    config, _, run = prepare(small_run("prototypical", "seed=5"))
+    begun = Learner(config, run.spec).method.state_dict()
+    trained = Model(run.spec, {name: tensor + 1 for name, tensor in begun.items()}, "run")
+    for method, _ in (_untrained(trained, run).build(), Model(run.spec, None).build(seed=5)):
+        assert all(torch.equal(tensor, begun[name]) for name, tensor in method.state_dict().items())
+
+
+def test_a_run_that_begins_with_another_s_weights_was_never_untrained(small_run, tmp_path) -> None:
+    config, _, first = prepare(small_run("prototypical"))
+    weights = dict(Learner(config, first.spec).method.state_dict())
+    save_checkpoint(tmp_path / "begun", Checkpoint(0, first.spec, first.config, first.dataset, {}, [], weights))
+    later = ["evaluation.untrained=true", f"initial={tmp_path}/begun"]
+    raw = {**small_run("prototypical", *later[1:]), "evaluation": compose("train", later[:1])["evaluation"]}
+    with pytest.raises(PipelineError, match="evaluation.untrained: this run begins with the weights of .*begun"):
+        prepare(raw)
+    run = prepare(small_run("prototypical", *later[1:]))[2]
+    with pytest.raises(PipelineError, match="untrained: .* began with the weights of initial=.*begun; measure them"):
+        _untrained(Model(run.spec, weights, "run"), run)
+
+
+def test_a_registered_model_s_first_weights_are_not_known_and_that_is_said(small_run, capsys) -> None:
+    spec = prepare(small_run("prototypical"))[2].spec
+    _untrained(Model(spec, None, "models:/one/1"), None)
+    assert "note: models:/one/1 does not tell the seed of its run" in capsys.readouterr().out
 
 
 def test_episodes_that_nobody_draws_need_no_images(small_run) -> None:
