@@ -56,7 +56,7 @@ def classify(raw: Config) -> dict[str, Any]:
     classifier = load_classifier(config.model, config.tracking.model_dump(), _device(config.device))
     enrolment, skipped = _enrolment(config, classifier)
     if config.save_enrolment:
-        enrolment.save(config.save_enrolment)
+        store.write_bytes(config.save_enrolment, enrolment.to_bytes())
     what = enrolment.note if config.support else f"{enrolment.way} classes from {config.enrolment}"
     summary: dict[str, Any] = {
         "model": config.model,
@@ -114,12 +114,16 @@ def _device(name: str) -> str:
 def _enrolment(config: ClassifyConfig, classifier: FewShotClassifier) -> tuple[Enrolment, list[tuple[Path, str]]]:
     """What is enrolled: the file's classes, the folder's, or the file's extended by the folder's."""
     if config.support is None:
-        return Enrolment.load(str(config.enrolment)), []
+        return _read(str(config.enrolment)), []
     pictures, labels = read_support(config.support, classifier.shape, config.invert)
     _compare_brightness(classifier, pictures.images)
     if config.enrolment is None:
         return classifier.enrol(pictures.images, labels, config.keep_images), pictures.skipped
-    return classifier.extend(Enrolment.load(config.enrolment), pictures.images, labels), pictures.skipped
+    return classifier.extend(_read(config.enrolment), pictures.images, labels), pictures.skipped
+
+
+def _read(place: str) -> Enrolment:
+    return Enrolment.from_bytes(store.read_bytes(place), place)
 
 
 def _compare_brightness(classifier: FewShotClassifier, images: np.ndarray) -> None:

@@ -118,6 +118,30 @@ def test_enrol_once_and_ask_often(model: Path, album: Path, tmp_path: Path) -> N
     assert len(right) == 11 and sum(right) >= 9
 
 
+@pytest.mark.parametrize("kind", ["bucket", "file"])
+def test_an_enrolment_lies_where_it_was_said_to(
+    kind: str, model: Path, album: Path, tmp_path: Path, moto_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also at an address, and where that is no place of this machine: nothing is made in the working directory."""
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    place = f"{moto_bucket}/enrolments/people" if kind == "bucket" else f"file://{tmp_path}/kept/people"
+    made = result("classify", f"model={model}", f"support={album}/support", f"save_enrolment={place}")
+    assert made["saved"] == place and store.exists(place) and list(work.iterdir()) == []
+    (tmp_path / "copy").write_bytes(store.read_bytes(place))
+    assert Enrolment.load(tmp_path / "copy").classes == made["classes"]
+    asked = [f"model={model}", f"queries={album}/queries", "threshold=none"]
+    there = result("classify", *asked, f"enrolment={place}")
+    assert there["answers"] == result("classify", *asked, f"enrolment={tmp_path}/copy")["answers"]
+    for content, said in ((b"no tensors", "is not a readable safetensors file"), (b"", "enrol the classes again")):
+        store.write_bytes(place, content)
+        status, _, err = job("classify", *asked, f"enrolment={place}")
+        assert status == 2 and err.startswith(f"error: {place} ") and said in err and err.count("\n") == 1
+    status, _, err = job("classify", *asked, f"enrolment={place}s")
+    assert status == 2 and err == f"error: {place}s does not exist\n"
+
+
 def test_the_table_says_what_was_done(model: Path, album: Path) -> None:
     asked = [f"model={model}", f"support={album}/support", f"queries={album}/queries"]
     command = [sys.executable, "-m", "jobs.classify", *asked, "threshold=-1e-9"]
