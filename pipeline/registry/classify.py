@@ -157,10 +157,11 @@ def _rows(pictures: Pictures, answers: Answers, top_k: int) -> list[dict[str, An
 
 def _show(rows: Sequence[dict[str, Any]], top_k: int) -> None:
     header = ["file", "answer", "probability", "score", "nearest" if top_k == 1 else f"nearest {top_k}"]
-    shared = os.path.commonpath([os.path.dirname(row["file"]) for row in rows]) if rows else ""
+    files = [os.path.abspath(row["file"]) for row in rows]  # relative and absolute ones have no path in common
+    shared = os.path.commonpath([os.path.dirname(file) for file in files]) if rows else ""
     cells = [
         [
-            os.path.relpath(row["file"], shared or os.curdir),
+            os.path.relpath(file, shared),
             str(row["label"]) if row["known"] else "unknown",
             f"{100 * row['probability']:.1f} %",
             f"{row['score']:.2f}",
@@ -168,7 +169,7 @@ def _show(rows: Sequence[dict[str, Any]], top_k: int) -> None:
             if top_k > 1
             else str(row["nearest"]),
         ]
-        for row in rows
+        for file, row in zip(files, rows, strict=True)
     ]
     console = Console(file=sys.stdout)
     if not console.is_terminal:

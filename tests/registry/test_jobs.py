@@ -157,6 +157,20 @@ def test_the_table_says_what_was_done(model: Path, album: Path) -> None:
     assert "calibrated for 5 classes of 1 images: 5.0 % of strangers pass, 20.0 % of enrolled fail" in calibrated
 
 
+@pytest.mark.parametrize("told", ["", "--json"])
+def test_queries_may_be_relative_and_absolute(
+    told: str, model: Path, album: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(album / "queries")
+    queries = f"queries=[person 0,{album}/queries/person 1/2.png]"
+    status, out, err = job("classify", f"model={model}", f"support={album}/support", queries, *filter(None, [told]))
+    assert status == 0, err
+    files = [line.partition(".png")[0] for line in (err if told else out).splitlines() if ".png" in line]
+    assert files == ["person 0/2", "person 0/3", "person 1/2"]
+    if told:
+        assert json.loads(out)["answers"][0]["file"] == "person 0/2.png"
+
+
 def test_the_rate_of_strangers_is_asked_for(run: Path, album: Path, tmp_path: Path) -> None:
     """The answer tells what the threshold did in validation, how sure that is, and what it cannot promise."""
     rates = tuple(
