@@ -14,6 +14,7 @@ from pydantic import Field
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipeline import store
 from pipeline.config import Config, Section, validate
@@ -178,8 +179,8 @@ def _show(rows: Sequence[dict[str, Any]], top_k: int) -> None:
     table = Table(box=SIMPLE_HEAD, header_style="bold")
     for name in header:
         table.add_column(name, overflow="fold", justify="right" if name in ("probability", "score") else "left")
-    for row, line in zip(rows, cells, strict=True):
-        table.add_row(*line, style=None if row["known"] else "yellow")
+    for row, line in zip(rows, cells, strict=True):  # as text: names are no markup, whatever brackets they have
+        table.add_row(*map(Text, line), style=None if row["known"] else "yellow")
     console.print(table)
 
 

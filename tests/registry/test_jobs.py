@@ -16,6 +16,7 @@ from PIL import Image
 
 from jobs._main import run as run_job
 from pipeline import store
+from pipeline.config import compose
 from pipeline.inference import Enrolment, FewShotClassifier
 from pipeline.inference.folders import read_queries, read_support
 from pipeline.inference.rates import Rate, Share
@@ -155,6 +156,28 @@ def test_the_table_says_what_was_done(model: Path, album: Path) -> None:
     assert lines[-1].startswith("1 file could not be read:") and "broken.png" in lines[-1]
     _, calibrated, _ = job("classify", *asked)
     assert "calibrated for 5 classes of 1 images: 5.0 % of strangers pass, 20.0 % of enrolled fail" in calibrated
+
+
+def test_a_terminal_shows_names_as_they_are(model: Path, album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No brackets are markup, and no colons an emoji's."""
+    queries = album / "queries" / "person 0"
+    (queries / "2.png").rename(queries / "img[final].png")
+    (queries / "3.png").rename(queries / ":apple:[bold].png")
+    closing = queries / "x[" / "a].png"
+    closing.parent.mkdir()
+    (album / "queries" / "person 1" / "2.png").rename(closing)
+    for person, name in enumerate(("[red]apple", "a:apple:b", "[")):
+        (album / "support" / f"person {person}").rename(album / "support" / name)
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setenv("COLUMNS", "200")
+    with contextlib.redirect_stdout(terminal):
+        asked = ["threshold=none", "top_k=5", f"support={album}/support", f"queries={queries}"]
+        classify(compose("classify", [f"model={model}", *asked]))
+    shown = terminal.getvalue()
+    for name in ("img[final].png", ":apple:[bold].png", "x[/a].png", "[red]apple", "a:apple:b", "[ "):
+        assert shown.count(name) >= (1 if name.endswith("png") else 3), name
+    assert "\x1b[" in shown, "it was drawn for a terminal"
 
 
 @pytest.mark.parametrize("told", ["", "--json"])
