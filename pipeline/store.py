@@ -30,6 +30,7 @@ _PERMANENT = re.compile(
     "TOKEN_EXPIRED|EXPIRED_TOKEN|MISSING_AUTH|OPT_IN|HTTP status 4(?!08|29)"
 )
 _PASSING = (errno.EIO, errno.ESTALE, errno.EDQUOT, errno.ETIMEDOUT)  # of a disk: another time it may be written
+_MISTAKEN = (errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG)  # of a place: it stays so
 _logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -87,7 +88,8 @@ def places(name: str, folder: str) -> list[str]:
 
 def exists(uri: str) -> bool:
     fs, path = open_store(uri)
-    return asking(uri, lambda: fs.get_file_info(path).type != pafs.FileType.NotFound)
+    with _reading(uri, path):
+        return asking(uri, lambda: fs.get_file_info(path).type != pafs.FileType.NotFound)
 
 
 def read_bytes(uri: str) -> bytes:
@@ -99,7 +101,8 @@ def read_bytes(uri: str) -> bytes:
             return content
 
     try:
-        return asking(uri, read)
+        with _reading(uri, path):
+            return asking(uri, read)
     except FileNotFoundError as error:
         raise PipelineError(f"{uri} does not exist") from error
 
@@ -160,7 +163,8 @@ def list_names(uri: str) -> list[str]:
     """Names of the files and folders directly under ``uri``, sorted; empty when there is no such folder."""
     fs, path = open_store(uri)
     selector = pafs.FileSelector(path, allow_not_found=True)
-    return asking(uri, lambda: sorted(info.base_name for info in fs.get_file_info(selector)))
+    with _reading(uri, path):
+        return asking(uri, lambda: sorted(info.base_name for info in fs.get_file_info(selector)))
 
 
 def remove(uri: str) -> None:
@@ -211,6 +215,18 @@ def asking(uri: str, action: Callable[[], T], patience: float | None = None) -> 
                 _logger.warning("%s: %s; asking again for up to %g s", uri, reason, patience)
             time.sleep(wait * random.SystemRandom().uniform(0.5, 1))  # the shared generator is the training step's
             wait = min(2 * wait, _LONGEST_WAIT)
+
+
+@contextmanager
+def _reading(uri: str, path: str) -> Iterator[None]:
+    """A local place of the wrong kind, or that may not be read, ends in one line; what may pass is left as it is."""
+    try:
+        yield
+    except OSError as error:
+        number = errno.EISDIR if error.errno is None and os.path.isdir(path) else error.errno  # pyarrow gives it none
+        if is_remote(uri) or number not in _MISTAKEN:
+            raise
+        raise PipelineError(f"{uri} cannot be read ({os.strerror(number)})") from error
 
 
 @contextmanager

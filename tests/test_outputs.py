@@ -72,6 +72,47 @@ def test_a_cache_that_cannot_be_written_is_refused_in_one_line(glyphs: str) -> N
         _fetch(glyphs, shard.file, shard.sha256, "/proc/nope", "0123")
 
 
+def test_a_place_that_cannot_be_read_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    long = tmp_path / ("x" * 300)
+    for action, place, why in (
+        (store.read_bytes, tmp_path, "Is a directory"),
+        (store.read_bytes, f"file://{tmp_path}", "Is a directory"),
+        (store.read_bytes, tmp_path / "file" / "below", "Not a directory"),
+        (store.read_bytes, tmp_path / "loop", "Too many levels of symbolic links"),
+        (store.list_names, tmp_path / "file", "Not a directory"),
+        (store.exists, long, "File name too long"),
+    ):
+        with pytest.raises(PipelineError) as refused:
+            action(str(place))
+        assert str(refused.value) == f"{place} cannot be read ({why})" and not isinstance(refused.value, Unavailable)
+    assert store.list_names(str(tmp_path / "nothing")) == [] and not store.exists(str(tmp_path / "file" / "below"))
+    arguments = ["what=pages", f"published={tmp_path}", f"output={tmp_path}/html"]
+    with pytest.raises(PipelineError, match=f"{tmp_path} cannot be read"):
+        report(compose("report", arguments))
+    with pytest.raises(PipelineError, match=f"{tmp_path}/file cannot be read"):
+        evaluate_job(compose("evaluate", ["run=any", f"storage={tmp_path}/file"]))
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOSPC, None])
+def test_a_reading_that_may_succeed_another_time_is_no_mistake(
+    number: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Failing:
+        def fail(self, _: object) -> None:
+            raise OSError("of the disk") if number is None else OSError(number, os.strerror(number))
+
+        open_input_stream = get_file_info = fail
+
+    monkeypatch.setattr(store, "open_store", lambda uri: (Failing(), uri))
+    expected = Unavailable if number == errno.ENOSPC else OSError
+    for action in (store.read_bytes, store.list_names, store.exists):
+        with pytest.raises(expected) as raised:
+            action(str(tmp_path / "file"))
+        assert number == errno.ENOSPC or raised.value.errno == number
+
+
 def test_a_disk_that_fails_for_a_while_may_be_tried_again() -> None:
     with pytest.raises(Unavailable, match="cannot be written"), store.writing("/mnt/share", "folder"):
         raise OSError(errno.ESTALE, "Stale file handle")

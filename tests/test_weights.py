@@ -67,6 +67,7 @@ def test_what_is_no_file_of_weights_is_refused_and_runs_nothing(tmp_path):
         assert "is no file of weights" in refusal({**options, "weights": str(tmp_path / name)}), name
     assert not Path("/tmp/this-must-not-be-there").exists()
     assert "does not exist" in refusal({**options, "weights": str(tmp_path / "nothing.safetensors")})
+    assert refusal({**options, "weights": str(tmp_path)}) == f"{tmp_path} cannot be read (Is a directory)"
 
 
 def test_the_hash_is_that_of_the_file(tmp_path):

@@ -22,8 +22,9 @@ OVER = "accuracy_over_"
 FEW = 3  # different values of a number, up to which there is no curve to show
 
 
-def record_campaign(target: Path, name: str, storage: str) -> dict[str, Any]:
+def record_campaign(target: str | Path, name: str, storage: str) -> dict[str, Any]:
     """Write what a finished campaign found, and its plots of accuracy beside, as ``NAME_KEY.png``."""
+    target = str(target)  # no Path, which would make s3:/ of s3://
     uri = store.join(storage, name)
     if not store.exists(store.join(uri, SUMMARY)):
         raise PipelineError(f"{uri} is not a campaign that has ended; go on with it: python -m jobs.tune resume={name}")
@@ -56,10 +57,10 @@ def record_campaign(target: Path, name: str, storage: str) -> dict[str, Any]:
     for plot in store.list_names(store.join(uri, PLOTS)):
         key = plot.removeprefix(OVER).removesuffix(".png")
         if plot == f"{OVER}{key}.png" and len({str(trial["values"].get(key)) for trial in trials}) > FEW:
-            content["plots"][key] = f"{target.stem}_{key.rpartition('.')[2]}.png"
+            content["plots"][key] = f"{Path(target).stem}_{key.rpartition('.')[2]}.png"
             image = store.read_bytes(store.join(uri, PLOTS, plot))
-            store.write_bytes(str(target.with_name(content["plots"][key])), image)
-    store.write_bytes(str(target), (json.dumps(content, indent=1) + "\n").encode())
+            store.write_bytes(target[: target.rfind("/") + 1] + content["plots"][key], image)
+    store.write_bytes(target, (json.dumps(content, indent=1) + "\n").encode())
     return content
 
 

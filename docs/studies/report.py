@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,7 +52,7 @@ def _reproduction(config: ReportConfig) -> dict[str, Any]:
 def _campaign(config: ReportConfig) -> dict[str, Any]:
     if len(config.runs) != 1 or config.record is None:
         raise PipelineError("campaign needs runs=[NAME], a campaign's name, and record=FILE for what it found")
-    found = campaigns.record_campaign(Path(config.record), config.runs[0], config.storage)
+    found = campaigns.record_campaign(config.record, config.runs[0], config.storage)
     print(f"{found['statement']}\nrecorded in {config.record}", flush=True)
     return found
 

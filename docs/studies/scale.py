@@ -18,7 +18,6 @@ from pipeline.batch import Episodes
 from pipeline.config import Config, Section, compose, validate
 from pipeline.data.episodes import EpisodeSpec
 from pipeline.errors import PipelineError
-from pipeline.files import write_atomic
 from pipeline.model import build_model
 from pipeline.tables import markdown_table
 from pipeline.training.config import Count, Positive
@@ -82,7 +81,7 @@ def scale(raw: Config) -> dict[str, Any]:
     page = _page(config, device, steps, simulated)
     print(page)
     if config.output:
-        write_atomic(config.output, page.encode())
+        store.write_bytes(config.output, page.encode())
     return {
         "device": device,
         "steps": {k: vars(v) for k, v in steps.items()},

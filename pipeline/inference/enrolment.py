@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipeline.errors import PipelineError
 from pipeline.files import tensors_to_bytes, write_atomic
-from pipeline.inference.files import read_tensors
+from pipeline.inference.files import read_tensors, tensors_of
 from pipeline.methods.base import State
 
 SCHEMA_VERSION = 1
@@ -45,6 +45,10 @@ class Enrolment:
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, whole or not at all."""
+        write_atomic(path, self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """What :meth:`save` writes, for places that are no local file."""
         tensors: dict[str, Tensor] = {f"state.{name}": tensor for name, tensor in self.state.items()}
         if self.images is not None and self.positions is not None:
             tensors["support.images"] = torch.from_numpy(self.images)
@@ -56,12 +60,20 @@ class Enrolment:
             "model": self.model,
             "note": self.note,
         }
-        write_atomic(path, tensors_to_bytes(tensors, {"enrolment": json.dumps(content)}))
+        return tensors_to_bytes(tensors, {"enrolment": json.dumps(content)})
 
     @classmethod
     def load(cls, path: str | Path) -> Enrolment:
         """Read a file that :meth:`save` wrote. Which model it belongs to is checked when it is used."""
-        tensors, metadata = read_tensors(path, _REMEDY)
+        return cls._of(*read_tensors(path, _REMEDY), path)
+
+    @classmethod
+    def from_bytes(cls, content: bytes, name: str) -> Enrolment:
+        """The enrolment of :meth:`to_bytes`; ``name``: where it was read, for messages."""
+        return cls._of(*tensors_of(content, name, _REMEDY), name)
+
+    @classmethod
+    def _of(cls, tensors: dict[str, Tensor], metadata: dict[str, str], path: str | Path) -> Enrolment:
         try:
             content = json.loads(metadata["enrolment"])
             if content["schema"] != SCHEMA_VERSION:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Hashable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -70,7 +71,7 @@ class Classifier:
         return self._learn(getattr(self, "enrolment_", None), images, labels)
 
     def predict(self, images: Any) -> np.ndarray:
-        """The most probable class of every image: [N] labels, as they were given to ``fit``.
+        """The most probable class of every image: [N] labels, as they were given to ``fit``; names as Unicode's NFC.
 
         Raises:
             PipelineError: not fitted yet, or an image that cannot be read.
@@ -99,7 +100,7 @@ class Classifier:
 
     def score(self, images: Any, labels: Iterable[Hashable]) -> float:
         """The fraction of images that ``predict`` names as ``labels`` do."""
-        return float(np.mean([a == b for a, b in zip(self.predict(images), labels, strict=True)]))
+        return float(np.mean([a == b for a, b in zip(self.predict(images), map(_label, labels), strict=True)]))
 
     def _ask(self, images: Any, threshold: float | str = "none", unknown_pass: float | None = None) -> Answers:
         if not self._labels:
@@ -107,7 +108,7 @@ class Classifier:
         return self.model.classify(self.enrolment_, read(images, self.model.shape), threshold, unknown_pass)
 
     def _learn(self, before: Enrolment | None, images: Any, labels: Iterable[Hashable]) -> Classifier:
-        given = [label.item() if hasattr(label, "item") else label for label in labels]
+        given = [_label(label) for label in labels]
         known = [] if before is None else self._labels
         try:
             index = {label: position for position, label in enumerate(dict.fromkeys([*known, *given]))}
@@ -142,6 +143,12 @@ def read(images: Any, shape: Shape) -> np.ndarray:
         images = images.transpose(0, 2, 3, 1)  # channels first, of another size
     pictures = [_one(image, number, shape) for number, image in enumerate(images)]
     return np.stack(pictures) if pictures else np.empty((0, *shape), dtype=np.uint8)
+
+
+def _label(given: Any) -> Any:
+    """A label as Python has it; a name in the one Unicode form that enrolments keep, unlike a Mac's folders."""
+    plain = given.item() if hasattr(given, "item") else given
+    return unicodedata.normalize("NFC", plain) if type(plain) is str else plain
 
 
 def _one(image: Any, number: int, shape: Shape) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load
 from torch import Tensor
 
 from pipeline.errors import PipelineError
@@ -24,6 +25,16 @@ def read_tensors(path: str | Path, remedy: str) -> tuple[dict[str, Tensor], dict
         raise PipelineError(f"{path} does not exist; {remedy}") from error
     except (SafetensorError, OSError) as error:
         raise PipelineError(f"{path} is not a readable safetensors file ({error}); {remedy}") from error
+
+
+def tensors_of(content: bytes, name: str, remedy: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The same from a file's content; ``name`` is the file's, for messages."""
+    try:
+        tensors = load(content)
+    except SafetensorError as error:
+        raise PipelineError(f"{name} is not a readable safetensors file ({error}); {remedy}") from error
+    length = int.from_bytes(content[:8], "little")  # of the header, whose metadata the library gives of paths alone
+    return tensors, json.loads(content[8 : 8 + length]).get("__metadata__") or {}
 
 
 def read_json(path: str | Path, remedy: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pydantic import Field
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipeline import store
 from pipeline.config import Config, Section, validate
@@ -56,7 +57,7 @@ def classify(raw: Config) -> dict[str, Any]:
     classifier = load_classifier(config.model, config.tracking.model_dump(), _device(config.device))
     enrolment, skipped = _enrolment(config, classifier)
     if config.save_enrolment:
-        enrolment.save(config.save_enrolment)
+        store.write_bytes(config.save_enrolment, enrolment.to_bytes())
     what = enrolment.note if config.support else f"{enrolment.way} classes from {config.enrolment}"
     summary: dict[str, Any] = {
         "model": config.model,
@@ -114,12 +115,16 @@ def _device(name: str) -> str:
 def _enrolment(config: ClassifyConfig, classifier: FewShotClassifier) -> tuple[Enrolment, list[tuple[Path, str]]]:
     """What is enrolled: the file's classes, the folder's, or the file's extended by the folder's."""
     if config.support is None:
-        return Enrolment.load(str(config.enrolment)), []
+        return _read(str(config.enrolment)), []
     pictures, labels = read_support(config.support, classifier.shape, config.invert)
     _compare_brightness(classifier, pictures.images)
     if config.enrolment is None:
         return classifier.enrol(pictures.images, labels, config.keep_images), pictures.skipped
-    return classifier.extend(Enrolment.load(config.enrolment), pictures.images, labels), pictures.skipped
+    return classifier.extend(_read(config.enrolment), pictures.images, labels), pictures.skipped
+
+
+def _read(place: str) -> Enrolment:
+    return Enrolment.from_bytes(store.read_bytes(place), place)
 
 
 def _compare_brightness(classifier: FewShotClassifier, images: np.ndarray) -> None:
@@ -153,10 +158,11 @@ def _rows(pictures: Pictures, answers: Answers, top_k: int) -> list[dict[str, An
 
 def _show(rows: Sequence[dict[str, Any]], top_k: int) -> None:
     header = ["file", "answer", "probability", "score", "nearest" if top_k == 1 else f"nearest {top_k}"]
-    shared = os.path.commonpath([os.path.dirname(row["file"]) for row in rows]) if rows else ""
+    files = [os.path.abspath(row["file"]) for row in rows]  # relative and absolute ones have no path in common
+    shared = os.path.commonpath([os.path.dirname(file) for file in files]) if rows else ""
     cells = [
         [
-            os.path.relpath(row["file"], shared or os.curdir),
+            os.path.relpath(file, shared),
             str(row["label"]) if row["known"] else "unknown",
             f"{100 * row['probability']:.1f} %",
             f"{row['score']:.2f}",
@@ -164,7 +170,7 @@ def _show(rows: Sequence[dict[str, Any]], top_k: int) -> None:
             if top_k > 1
             else str(row["nearest"]),
         ]
-        for row in rows
+        for file, row in zip(files, rows, strict=True)
     ]
     console = Console(file=sys.stdout)
     if not console.is_terminal:
@@ -173,8 +179,8 @@ def _show(rows: Sequence[dict[str, Any]], top_k: int) -> None:
     table = Table(box=SIMPLE_HEAD, header_style="bold")
     for name in header:
         table.add_column(name, overflow="fold", justify="right" if name in ("probability", "score") else "left")
-    for row, line in zip(rows, cells, strict=True):
-        table.add_row(*line, style=None if row["known"] else "yellow")
+    for row, line in zip(rows, cells, strict=True):  # as text: names are no markup, whatever brackets they have
+        table.add_row(*map(Text, line), style=None if row["known"] else "yellow")
     console.print(table)
 
 

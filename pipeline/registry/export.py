@@ -56,7 +56,7 @@ def export(raw: Config) -> dict[str, Any]:
     config = validate(ExportConfig, raw)
     if store.is_remote(config.output):
         raise PipelineError(f"output={config.output}: a model is exported to a folder of this machine; copy it there")
-    output = Path(config.output)
+    output = Path(config.output.removeprefix("file://"))
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise PipelineError(f"output={output} is there already: give a new folder")
     store.check_output(f"{output}.new", "output")  # the folder that it will lie in

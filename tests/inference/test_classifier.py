@@ -120,6 +120,8 @@ def test_enrolment_file_gives_the_same_answers(
     np.testing.assert_array_equal(
         classifier.logits(enrolment, pictures[:, 5]), classifier.logits(loaded, pictures[:, 5])
     )
+    content = (tmp_path / "deep" / "people.safetensors").read_bytes()
+    assert Enrolment.from_bytes(content, "people").to_bytes() == content == enrolment.to_bytes()
     more = support_of(pictures, [1, 9], 3)
     np.testing.assert_array_equal(
         classifier.logits(classifier.extend(enrolment, *more), pictures[:, 5]),

@@ -70,6 +70,23 @@ def test_classes_can_be_added(classifier: FewShotClassifier, pictures: np.ndarra
     assert whole.fit(images[:8], labels[:8]).classes_.tolist() == ["apple", "pear"]  # fitted anew
 
 
+def test_a_name_is_one_class_in_every_unicode_form(classifier: FewShotClassifier, pictures: np.ndarray) -> None:
+    """'caf\u00e9' as a Mac's folders have it and as it is typed elsewhere."""
+    images, _ = support(pictures)
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    labels = [apart] * 4 + ["b"] * 4
+    whole = Classifier(classifier).fit(images, [composed, composed, apart, apart] + ["b"] * 4 + ["c"] * 4)
+    assert sorted(whole.enrolment_.classes) == whole.classes_.tolist() == ["b", "c", composed]
+    grown = Classifier(classifier).fit(images[:8], np.asarray(labels))
+    grown.partial_fit(images[8:], ["c"] * 4)
+    np.testing.assert_array_equal(grown.predict_proba(queries(pictures)), whole.predict_proba(queries(pictures)))
+    answers = whole.predict(queries(pictures)).tolist()
+    assert composed in answers
+    for name in (composed, apart):
+        assert whole.score(queries(pictures), [name if a == composed else a for a in answers]) == 1.0
+    assert grown.partial_fit(images[:1], [composed]).enrolment_.counts == [5, 4, 4]
+
+
 def test_an_enrolment_keeps_the_names(classifier: FewShotClassifier, pictures: np.ndarray, tmp_path: Path) -> None:
     fitted = Classifier(classifier).fit(*support(pictures))
     fitted.enrolment_.save(tmp_path / "fruit")

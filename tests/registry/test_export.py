@@ -210,6 +210,15 @@ def test_a_method_that_learns_by_more_than_means_is_refused(name: str, tmp_path:
         exported(FewShotClassifier.from_weights(spec, method.state_dict()), tmp_path, photographs)
 
 
+def test_the_folder_may_be_given_as_an_address(
+    tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    classifier_of(METHODS[0]).save(tmp_path / "model")
+    export(compose("export", ["model=model", f"output=file://{tmp_path}/out", f"images={photographs}"]))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
+
+
 def test_what_cannot_be_is_refused_in_a_line(tmp_path: Path, photographs: Path) -> None:
     classifier = classifier_of(METHODS[0])
     with pytest.raises(PipelineError, match="1 images are too few"):

@@ -151,6 +151,30 @@ def test_enrol_once_and_ask_often(model: Path, album: Path, tmp_path: Path) -> N
     assert len(right) == 11 and sum(right) >= 9
 
 
+@pytest.mark.parametrize("kind", ["bucket", "file"])
+def test_an_enrolment_lies_where_it_was_said_to(
+    kind: str, model: Path, album: Path, tmp_path: Path, moto_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also at an address, and where that is no place of this machine: nothing is made in the working directory."""
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    place = f"{moto_bucket}/enrolments/people" if kind == "bucket" else f"file://{tmp_path}/kept/people"
+    made = result("classify", f"model={model}", f"support={album}/support", f"save_enrolment={place}")
+    assert made["saved"] == place and store.exists(place) and list(work.iterdir()) == []
+    (tmp_path / "copy").write_bytes(store.read_bytes(place))
+    assert Enrolment.load(tmp_path / "copy").classes == made["classes"]
+    asked = [f"model={model}", f"queries={album}/queries", "threshold=none"]
+    there = result("classify", *asked, f"enrolment={place}")
+    assert there["answers"] == result("classify", *asked, f"enrolment={tmp_path}/copy")["answers"]
+    for content, said in ((b"no tensors", "is not a readable safetensors file"), (b"", "enrol the classes again")):
+        store.write_bytes(place, content)
+        status, _, err = job("classify", *asked, f"enrolment={place}")
+        assert status == 2 and err.startswith(f"error: {place} ") and said in err and err.count("\n") == 1
+    status, _, err = job("classify", *asked, f"enrolment={place}s")
+    assert status == 2 and err == f"error: {place}s does not exist\n"
+
+
 def test_the_table_says_what_was_done(model: Path, album: Path) -> None:
     asked = [f"model={model}", f"support={album}/support", f"queries={album}/queries"]
     command = [sys.executable, "-m", "jobs.classify", *asked, "threshold=-1e-9"]
@@ -164,6 +188,42 @@ def test_the_table_says_what_was_done(model: Path, album: Path) -> None:
     assert lines[-1].startswith("1 file could not be read:") and "broken.png" in lines[-1]
     _, calibrated, _ = job("classify", *asked)
     assert "calibrated for 5 classes of 1 images: 5.0 % of strangers pass, 20.0 % of enrolled fail" in calibrated
+
+
+def test_a_terminal_shows_names_as_they_are(model: Path, album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No brackets are markup, and no colons an emoji's."""
+    queries = album / "queries" / "person 0"
+    (queries / "2.png").rename(queries / "img[final].png")
+    (queries / "3.png").rename(queries / ":apple:[bold].png")
+    closing = queries / "x[" / "a].png"
+    closing.parent.mkdir()
+    (album / "queries" / "person 1" / "2.png").rename(closing)
+    for person, name in enumerate(("[red]apple", "a:apple:b", "[")):
+        (album / "support" / f"person {person}").rename(album / "support" / name)
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setenv("COLUMNS", "200")
+    with contextlib.redirect_stdout(terminal):
+        asked = ["threshold=none", "top_k=5", f"support={album}/support", f"queries={queries}"]
+        classify(compose("classify", [f"model={model}", *asked]))
+    shown = terminal.getvalue()
+    for name in ("img[final].png", ":apple:[bold].png", "x[/a].png", "[red]apple", "a:apple:b", "[ "):
+        assert shown.count(name) >= (1 if name.endswith("png") else 3), name
+    assert "\x1b[" in shown, "it was drawn for a terminal"
+
+
+@pytest.mark.parametrize("told", ["", "--json"])
+def test_queries_may_be_relative_and_absolute(
+    told: str, model: Path, album: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(album / "queries")
+    queries = f"queries=[person 0,{album}/queries/person 1/2.png]"
+    status, out, err = job("classify", f"model={model}", f"support={album}/support", queries, *filter(None, [told]))
+    assert status == 0, err
+    files = [line.partition(".png")[0] for line in (err if told else out).splitlines() if ".png" in line]
+    assert files == ["person 0/2", "person 0/3", "person 1/2"]
+    if told:
+        assert json.loads(out)["answers"][0]["file"] == "person 0/2.png"
 
 
 def test_the_rate_of_strangers_is_asked_for(run: Path, album: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from docs.studies import results as files
 from docs.studies.benchmark import photographs, rows, run, table
 from docs.studies.benchmark.apart import Apart, Together
 from docs.studies.benchmark.lstm_loop import LoopForm
+from docs.studies.benchmark.profile import profile
 from docs.studies.benchmark.rows import Bench, Finding, NotHere, Row, measured, ratio, select
 from docs.studies.benchmark.timing import interleaved
 from docs.studies.benchmark.usage import Peak, cpu_seconds, private_bytes
@@ -186,6 +187,11 @@ def test_the_command_leaves_out_what_is_of_the_machine(monkeypatch):
     assert run._command() == "python -m jobs.benchmark stream"
 
 
+def test_a_trace_is_written_to_this_machine(bench, tmp_path):
+    with pytest.raises(PipelineError, match="profile=s3://bucket/trace.json: a trace is written to a file of this"):
+        profile("s3://bucket/trace.json", [], tmp_path, bench.cluster)
+
+
 def test_an_impossible_folder_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(PipelineError, match="folder="), run._folder(str(tmp_path / "file" / "below")):
@@ -226,7 +232,7 @@ def _gates(form: LoopForm) -> list[torch.Tensor]:
 @pytest.mark.slow
 def test_a_row_from_the_command_line_with_its_record(tmp_path):
     record = tmp_path / "found.json"
-    arguments = ["step_limit", "repetitions=1", "scale=0.01", f"record={record}", "--json"]
+    arguments = ["step_limit", "repetitions=1", "scale=0.01", f"record=file://{record}", "--json"]
     done = subprocess.run(
         [sys.executable, "-m", "jobs.benchmark", *arguments], cwd=Path(run.__file__).parents[3], capture_output=True
     )
@@ -255,7 +261,7 @@ def test_a_profile_names_the_parts_of_a_step(tmp_path):
     trace = tmp_path / "trace.json"
     done = subprocess.run(
         [
-            sys.executable, "-m", "jobs.benchmark", f"profile={trace}", "base.train.meta_batch_size=2",
+            sys.executable, "-m", "jobs.benchmark", f"profile=file://{trace}", "base.train.meta_batch_size=2",
             "base.train.query=1",
         ],  # fmt: skip
         cwd=Path(run.__file__).parents[3],

@@ -8,6 +8,7 @@ import pytest
 
 from docs.studies import results
 from docs.studies.campaigns import command, record_campaign
+from docs.studies.report import report
 from pipeline.config import compose
 from pipeline.errors import PipelineError
 from pipeline.search.arguments import translate
@@ -71,6 +72,16 @@ def test_a_campaign_is_recorded_and_rendered(storage, tmp_path, monkeypatch):
     )
     assert "![Validation accuracy over method.scale](case_scale.png)" in text
     assert f"`{found['command']}`, 5 trials, 1 failed, 2 minutes on {found['machine']['cores']} cores" in text
+
+
+def test_a_record_and_its_plots_lie_where_they_were_said_to(storage, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["what=campaign", "runs=[small]", f"storage={storage}", f"record=file://{tmp_path}/kept/case.json"]
+    report(compose("report", arguments))
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["case.json", "case_scale.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "runs"]
+    record_campaign("case.json", "small", storage)
+    assert (tmp_path / "case_scale.png").exists()
 
 
 def test_every_key_of_a_finalist_and_the_best_of_each_choice_are_shown(storage, tmp_path, monkeypatch):

@@ -56,7 +56,7 @@ def test_the_table_is_that_of_equal_classes():
 def test_a_page_of_everything(tmp_path, capsys):
     small = ["shape=[1,28,28]", "backbones=[conv4_strided]", "tasks=1", "query=2", "repetitions=1", "device=cpu",
              "gpus=[1,8]", "images=[10000]", "simulation.classes=[100,10000]", "simulation.images=[10000,1000000]",
-             "simulation.episodes=64", f"output={tmp_path}/scale.md"]  # fmt: skip
+             "simulation.episodes=64", f"output=file://{tmp_path}/scale.md"]  # fmt: skip
     found = scale(compose("scale", small))
     page = (tmp_path / "scale.md").read_text()
     assert page in capsys.readouterr().out

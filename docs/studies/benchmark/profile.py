@@ -11,6 +11,7 @@ import torch
 from torch.profiler import ProfilerActivity, record_function
 
 from docs.studies.benchmark import made
+from pipeline import store
 from pipeline.batch import Batch
 from pipeline.config import compose
 from pipeline.data.dataset import Dataset
@@ -30,6 +31,8 @@ def profile(target: str, overrides: list[str], folder: Path, cluster: Cluster) -
 
     ``overrides`` are those of ``jobs.train``; without data among them, random images of Omniglot's size are made.
     """
+    if store.is_remote(target):
+        raise PipelineError(f"profile={target}: a trace is written to a file of this machine; copy it there")
     if not any(override.startswith(("data=", "data.")) for override in overrides):
         uri = Path(made.dataset(folder, made.SMALL))
         overrides = [f"data.root={uri.parent}", f"data.name={uri.name}", *overrides]
@@ -54,7 +57,7 @@ def profile(target: str, overrides: list[str], folder: Path, cluster: Cluster) -
     with _named(learner):
         train(learner, _waiting(stream), data, planner.per_step, hooks=Hooks(step=after))
     try:
-        tracer.export_chrome_trace(target)
+        tracer.export_chrome_trace(target.removeprefix("file://"))
     except OSError as error:
         raise PipelineError(f"profile={target}: {error.strerror}") from error
     by = f"self_{device.type}_time_total"

@@ -22,7 +22,6 @@ from pipeline import store
 from pipeline.config import Config, validate
 from pipeline.environment import code_version, machine
 from pipeline.errors import PipelineError
-from pipeline.files import write_atomic
 from pipeline.training.cluster import start_ray
 
 # Every theme registers its rows when it is imported.
@@ -48,7 +47,7 @@ def benchmark(raw: Config) -> dict[str, Any]:
     content = {"protocol": "benchmark", **about, "rows": found}
     print(f"\n{text(content)}", flush=True)
     if config.record:
-        write_atomic(config.record, (json.dumps(content, indent=1) + "\n").encode())
+        store.write_bytes(config.record, (json.dumps(content, indent=1) + "\n").encode())
         print(f"recorded in {config.record}")
     return content
 
