@@ -276,17 +276,23 @@ def begin(raw: Config) -> Campaign:
     config = validate(CampaignConfig, raw)
     if not config.campaign and not config.space:
         raise PipelineError("give campaign=NAME, a FILE.yaml, or resume=CAMPAIGN; see: python -m jobs.tune --help")
-    name = config.name or f"{config.campaign or 'campaign'}-{time.strftime('%Y%m%d-%H%M%S')}"
+    first, number = config.name or f"{config.campaign or 'campaign'}-{time.strftime('%Y%m%d-%H%M%S')}", 1
     storage = absolute("storage", config.storage)
     tracking = raw["tracking"] if in_submitted_job() else from_anywhere(raw["tracking"])
-    campaign = Campaign({**copy.deepcopy(raw), "name": name, "storage": storage, "tracking": tracking})
-    if store.exists(store.join(campaign.uri, CAMPAIGN_FILE)):
-        there = f"name={name}: a campaign in {storage} has this name"
-        raise PipelineError(f"{there}; go on with it: {going_on(name, storage)}")
-    check_tracking(tracking, campaign.whole(campaign.default, campaign.train.seed)["register_as"])
-    record = {"config": campaign.raw, "dataset": campaign.dataset}
-    store.write_bytes(store.join(campaign.uri, CAMPAIGN_FILE), json.dumps(record, indent=1).encode())
-    return campaign
+    name = first
+    while True:
+        campaign = Campaign({**copy.deepcopy(raw), "name": name, "storage": storage, "tracking": tracking})
+        where = store.join(campaign.uri, CAMPAIGN_FILE)
+        if not store.exists(where):
+            check_tracking(tracking, campaign.whole(campaign.default, campaign.train.seed)["register_as"])
+            record = {"config": campaign.raw, "dataset": campaign.dataset}
+            if store.create_bytes(where, json.dumps(record, indent=1).encode()):  # of two that begin at once, one
+                return campaign
+        if config.name is not None:
+            there = f"name={name}: a campaign in {storage} has this name"
+            raise PipelineError(f"{there}; go on with it: {going_on(name, storage)}")
+        number += 1
+        name = f"{first}-{number}"
 
 
 def _resumed(raw: Config) -> Campaign:

@@ -169,6 +169,18 @@ def test_a_campaign_is_begun_once_and_keeps_its_configuration(arguments, tmp_pat
         begin(compose("tune", ["resume=other", place]))
 
 
+def test_campaigns_that_begin_in_one_second_have_folders_of_their_own(arguments, monkeypatch):
+    """Also where both looked before one of them wrote."""
+    monkeypatch.setattr("pipeline.search.campaign.time.strftime", lambda form: "now")
+    given = [argument for argument in arguments() if argument != "name=small"]
+    names = [begin(compose("tune", translate(given))).name for _ in range(2)]
+    monkeypatch.setattr(store, "exists", lambda uri, _exists=store.exists: "campaign.json" not in uri and _exists(uri))
+    names.append(begin(compose("tune", translate(given))).name)
+    assert names == ["metric_scale-now", "metric_scale-now-2", "metric_scale-now-3"]
+    with pytest.raises(PipelineError, match="name=metric_scale-now: a campaign in .* has this name; go on with it"):
+        begin(compose("tune", translate([*given, "name=metric_scale-now"])))
+
+
 def test_halving_goes_on_where_it_was():
     """Successive halving by hand: at steps 1, 3 and 9 the best third go on; replayed, it decides the same."""
     rng = np.random.default_rng(0)
