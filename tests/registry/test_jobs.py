@@ -59,7 +59,7 @@ def test_a_name_that_no_model_can_have_is_refused_before_the_work(run, tracking,
     def worked(*args: object, **options: object) -> None:
         raise InterruptedError
 
-    for module, work in ((workflow, "launch"), (search, "start_ray"), (retraining, "lease"), (registering, "publish")):
+    for module, work in ((workflow, "begin"), (search, "start_ray"), (retraining, "lease"), (registering, "publish")):
         monkeypatch.setattr(module, work, worked)
     root, name = glyphs.rsplit("/", 1)
     stored = [f"tracking.{key}={value}" for key, value in tracking.items()]
