@@ -55,7 +55,7 @@ def startup(bench: Bench) -> Iterator[Finding]:
 
 
 def another_ray() -> bool:
-    """Whether an agent of a Ray that was started before listens where this machine's would: a start then takes 3 s
+    """Whether an agent of a Ray that was started before listens where this one's would: a start then takes seconds
     more, in which it tries that port again and again."""
     import ray
 
