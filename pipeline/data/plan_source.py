@@ -74,7 +74,7 @@ def _blocks(first: int, last: int, largest: int) -> list[range]:
 
 
 def _plan_block(planner: Any, uri: str | None, first: int, count: int, rank: int, world_size: int) -> list[pa.Table]:
-    plans: Sequence[AnyPlan] = _fetch_planner(planner).plans(first, count, rank, world_size)
+    plans: Sequence[AnyPlan] = ray.get(planner).plans(first, count, rank, world_size)
     columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA.names}
     for offset, plan in enumerate(plans):
         columns["step"].append(first + offset)
@@ -84,11 +84,6 @@ def _plan_block(planner: Any, uri: str | None, first: int, count: int, rank: int
         columns["plan"].append(content)
         columns["pixels"].append(open_dataset(uri).gather(plan.pixel_rows).tobytes() if uri else None)
     return [pa.table(columns, schema=_SCHEMA)]
-
-
-def _fetch_planner(reference: ray.ObjectRef) -> Planner:
-    planner: Planner = ray.get(reference)
-    return planner
 
 
 def _image_bytes(uri: str) -> int:

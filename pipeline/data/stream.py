@@ -9,6 +9,7 @@ dataset on the ``device``. The bytes are the same.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import queue
 import threading
@@ -88,7 +89,8 @@ class Stream:
         finally:
             stop.set()
             while thread.is_alive():  # it may wait for room in the queue
-                _drain(ready)
+                with contextlib.suppress(queue.Empty):
+                    ready.get_nowait()
                 thread.join(timeout=0.05)
 
     def _ahead(self) -> int:
@@ -174,15 +176,6 @@ def _room_to_gather() -> bool:
     """
     nodes = sum(bool(node["Alive"]) for node in ray.nodes())
     return ray.available_resources().get("CPU", 0.0) >= TASK_CPUS * nodes or bool(autoscaler_limits())
-
-
-def _drain(ready: queue.Queue[Any]) -> None:
-    """Take what waits in a queue, so that its producer can see that it is to stop."""
-    try:
-        while True:
-            ready.get_nowait()
-    except queue.Empty:
-        return
 
 
 class _Ring:

@@ -12,16 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from pipeline.functional import fine_tuning
 from pipeline.functional.distances import cosine, euclidean, squared_euclidean
-from pipeline.functional.fine_tuning import (
-    Descent,
-    cosine_scale,
-    cosine_scores,
-    epoch_orders,
-    fine_tune_cosine,
-    fine_tune_linear,
-    initial_weights,
-)
 from pipeline.functional.gram import linear_scores
 from pipeline.functional.logistic import multinomial_weights
 from pipeline.functional.neighbours import recall, remember
@@ -76,13 +68,13 @@ class Votes:
 class Linear:
     """A linear layer from a fixed start, trained on the support (Chen et al. 2019, "Baseline")."""
 
-    descent: Descent = Descent()
+    descent: fine_tuning.Descent = fine_tuning.Descent()
 
     def fit(self, features: Tensor, labels: Tensor, way: int) -> Fitted:
         """weight [T, way, D] and bias [T, way]."""
-        weight, bias = (_for_each_task(w, features) for w in initial_weights(way, features.shape[-1]))
-        orders = epoch_orders(labels, self.descent.epochs)
-        weight, bias = fine_tune_linear(features, labels, weight, bias, orders, self.descent)
+        weight, bias = (_for_each_task(w, features) for w in fine_tuning.initial_weights(way, features.shape[-1]))
+        orders = fine_tuning.epoch_orders(labels, self.descent.epochs)
+        weight, bias = fine_tuning.fine_tune_linear(features, labels, weight, bias, orders, self.descent)
         return {"weight": weight, "bias": bias}
 
     def scores(self, state: Fitted, query: Tensor) -> Tensor:
@@ -93,23 +85,24 @@ class Linear:
 class Cosine:
     """A layer of cosines, trained likewise ("Baseline++"); ``scale`` None: by the number of classes."""
 
-    descent: Descent = Descent()
+    descent: fine_tuning.Descent = fine_tuning.Descent()
     scale: float | None = None
 
     def fit(self, features: Tensor, labels: Tensor, way: int) -> Fitted:
         """direction [T, way, D] and length [T, way, 1]."""
-        direction = _for_each_task(initial_weights(way, features.shape[-1])[0], features)
-        orders = epoch_orders(labels, self.descent.epochs)
-        direction, length = fine_tune_cosine(
+        direction = _for_each_task(fine_tuning.initial_weights(way, features.shape[-1])[0], features)
+        orders = fine_tuning.epoch_orders(labels, self.descent.epochs)
+        direction, length = fine_tuning.fine_tune_cosine(
             features, labels, direction, direction.norm(dim=-1, keepdim=True), self._scale(way), orders, self.descent
         )
         return {"direction": direction, "length": length}
 
     def scores(self, state: Fitted, query: Tensor) -> Tensor:
-        return cosine_scores(query, state["direction"], state["length"], self._scale(state["length"].shape[-2]))
+        length = state["length"]
+        return fine_tuning.cosine_scores(query, state["direction"], length, self._scale(length.shape[-2]))
 
     def _scale(self, way: int) -> float:
-        return cosine_scale(way) if self.scale is None else self.scale
+        return fine_tuning.cosine_scale(way) if self.scale is None else self.scale
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from pipeline.model import build_model, build_preprocess
 from pipeline.nets import Backbone
 from pipeline.nets.wrapped import Wrapped
 from pipeline.ray_start import in_submitted_job
+from pipeline.training import runs
 from pipeline.training.checkpoint import STATE
 from pipeline.training.cluster import check_resources, start_ray
 from pipeline.training.config import TrainConfig
@@ -37,17 +38,7 @@ from pipeline.training.loop import make_planner, rounds_since_best, should_stop
 from pipeline.training.models import load_teacher
 from pipeline.training.optim import build_schedule, check_optimizer
 from pipeline.training.preemption import stopping_on_sigterm
-from pipeline.training.runs import (
-    RUN_FILE,
-    Run,
-    best_checkpoint,
-    checkpoints,
-    claim_run,
-    find_run,
-    read_state,
-    steps_done,
-    write_run,
-)
+from pipeline.training.runs import Run
 from pipeline.training.telemetry import Display, Entry, Restarts, Telemetry, start_monitor
 from pipeline.training.trial import try_step
 from pipeline.training.worker import train_worker
@@ -99,12 +90,12 @@ def prepare(raw: Config) -> tuple[TrainConfig, Config, Run]:
     if not _NAME.fullmatch(name):
         raise PipelineError(f"name={name!r}: a run's name is made of letters, digits, '.', '_' and '-'")
     uri = store.join(config.storage, name)
-    if config.name is not None and store.exists(store.join(uri, RUN_FILE)):
+    if config.name is not None and store.exists(store.join(uri, runs.RUN_FILE)):
         raise PipelineError(f"name={name}: a run in {config.storage} has this name; go on with it: resume={uri}")
     store.check_folder(config.storage, "storage")
     before = list(manifest.source.get(TRAINED, []))  # of features: by their network
     if config.initial is not None:
-        before += read_state(config.initial)["dataset"].get(TRAINED, [])
+        before += runs.read_state(config.initial)["dataset"].get(TRAINED, [])
     dataset = {
         "name": manifest.name,
         "fingerprint": manifest.fingerprint,
@@ -144,7 +135,7 @@ def _handed_down(config: TrainConfig) -> dict[str, Any]:
     """Of a run that begins with another's weights, and with none of a library: what that one's were trained on."""
     if config.initial is None or config.backbone.get("weights") is not None:
         return {}
-    before = read_state(config.initial)["spec"]["backbone"]
+    before = runs.read_state(config.initial)["spec"]["backbone"]
     if before.get("name") != config.backbone["name"] or not before.get("weights_sha256"):
         return {}
     return {key: before.get(key) for key in ("weights_sha256", "trained_on")}
@@ -253,7 +244,7 @@ def begin(config: TrainConfig, run: Run) -> Run:
     """
     start_ray(config.cluster)
     check_resources(config.cluster, decoding=config.materialize == "cluster")
-    return claim_run(run, named=config.name is not None)
+    return runs.claim_run(run, named=config.name is not None)
 
 
 def launch(config: TrainConfig, run: Run, on_log: Callable[[Entry], None] | None = None, monitor: Any = None) -> Run:
@@ -264,9 +255,9 @@ def launch(config: TrainConfig, run: Run, on_log: Callable[[Entry], None] | None
     """
     start_ray(config.cluster)
     check_resources(config.cluster, decoding=config.materialize == "cluster")
-    write_run(run)
+    runs.write_run(run)
     monitor = monitor or start_monitor()
-    done = steps_done(run.uri)
+    done = runs.steps_done(run.uri)
     telemetry = Telemetry(run.name, str(config.method["name"]), str(run.dataset["name"]), config.steps, done)
     needs = {"CPU": config.cluster.cpus_per_worker, "GPU": config.cluster.gpus_per_worker}
     needs = {kind: share for kind, share in needs.items() if share}  # of a worker
@@ -327,7 +318,7 @@ def _resumed(raw: Config) -> tuple[TrainConfig, Config, Run]:
     name, storage = str(raw["resume"]), str(raw["storage"])
     if not (store.is_remote(name) or os.path.isabs(name)):
         storage = absolute("storage", storage)
-    run = find_run(name, storage)
+    run = runs.find_run(name, storage)
     if run.uri.rpartition("/")[2] != run.name:  # Ray Train and MLflow know a run by its name
         raise PipelineError(
             f"resume={run.uri}: this is a copy of run {run.name}, or it was renamed: call its folder {run.name}, in "
@@ -368,7 +359,7 @@ def _resumed(raw: Config) -> tuple[TrainConfig, Config, Run]:
 
 def _lengthen(run: Run, stored: Config, steps: Any) -> None:
     """Another number of steps for a run that is resumed: what has been trained stays, the schedule is the new one's."""
-    done = steps_done(run.uri)
+    done = runs.steps_done(run.uri)
     if not isinstance(steps, int) or steps < done:
         raise PipelineError(f"steps={steps}: run {run.name} has {done:,} steps already; give as many or more")
     schedule = stored["schedule"]["name"]
@@ -381,7 +372,7 @@ def _lengthen(run: Run, stored: Config, steps: Any) -> None:
     patience = stored["validation"]["patience"]
     if patience is None or steps == done:
         return
-    history = read_state(checkpoints(run.uri)[-1])["history"] if done else []
+    history = runs.read_state(runs.checkpoints(run.uri)[-1])["history"] if done else []
     if should_stop(history, patience):  # more steps are asked for: rounds that ended it count no more
         behind = rounds_since_best(history)
         stored["validation"]["patience"] = patience + behind
@@ -457,8 +448,8 @@ def _checkpoint(key: str, given: str, storage: str) -> str:
     if store.exists(store.join(given, STATE)):
         return absolute(key, given)
     for uri in store.places(given, storage):
-        if store.exists(store.join(uri, RUN_FILE)):
-            return absolute(key, best_checkpoint(uri))
+        if store.exists(store.join(uri, runs.RUN_FILE)):
+            return absolute(key, runs.best_checkpoint(uri))
     message = f"{key}={given}: neither a checkpoint's folder, nor a run's, nor the name of a run in {storage}"
     if given in (recipe.stem for recipe in (CONF / "recipe").glob("*.yaml")):  # recipes that begin with another's run
         message += f"; train it first: {command('train', f'recipe={given}', f'name={given}')}"

@@ -10,17 +10,12 @@ import numpy as np
 from pipeline.data.sources.base import Chunk
 
 
-def chunks(
-    images: np.ndarray, classes: np.ndarray, names: Sequence[str], chunk_rows: int, channels_last: bool
-) -> Iterator[Chunk]:
-    """Chunks of ``images`` uint8 [N, C, H, W] (or [N, H, W, C]) in the order of classes [N], then of names [N]."""
+def chunks(images: np.ndarray, classes: np.ndarray, names: Sequence[str], chunk_rows: int) -> Iterator[Chunk]:
+    """Chunks of ``images`` uint8 [N, C, H, W] in the order of classes [N], then of names [N]."""
     order = sorted(range(len(names)), key=lambda row: (classes[row], names[row]))
     for start in range(0, len(order), chunk_rows):
         rows = order[start : start + chunk_rows]
-        part = images[rows]
-        if channels_last:
-            part = part.transpose(0, 3, 1, 2)
-        part = np.ascontiguousarray(part)
+        part = np.ascontiguousarray(images[rows])
         yield Chunk(part, classes[rows].astype(np.int32), [names[row] for row in rows], content_digests(part))
 
 

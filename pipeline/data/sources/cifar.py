@@ -63,7 +63,7 @@ class Cifar100(FileSource):
         """An order is a list of files or, of the official archive, all classes."""
         if not is_tar(self.path):
             return super().read(order, chunk_rows)
-        return chunks(*read_python_archive(self.path, order), chunk_rows, channels_last=False)
+        return chunks(*read_python_archive(self.path, order), chunk_rows)
 
 
 def read_python_archive(path: str, classes: list[str]) -> tuple[np.ndarray, np.ndarray, list[str]]:

@@ -125,4 +125,4 @@ def _read_cached(order: tuple[str, int, list[str]], chunk_rows: int) -> Iterator
     except (KeyError, TypeError, ValueError) as error:
         raise PipelineError(f"{path} is no cached archive of mini-ImageNet ({error})") from error
     names = [f"{classes[label - first]}/{row:06d}" for label, row in zip(labels, rows, strict=True)]
-    yield from chunks(images[rows], labels, names, chunk_rows, channels_last=True)
+    yield from chunks(images[rows].transpose(0, 3, 1, 2), labels, names, chunk_rows)

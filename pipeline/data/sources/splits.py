@@ -7,13 +7,13 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pipeline.data.philox import key_of, uniforms
 from pipeline.data.sources.base import Report
 from pipeline.errors import PipelineError
+from pipeline.options import fits
 
 Splits = dict[str, list[str]]
 
@@ -35,7 +35,7 @@ def from_file(path: str) -> Splits:
     except (OSError, ValueError) as error:
         raise PipelineError(f"data.source.splits={path} is not a JSON file ({error})") from error
     splits = content.get("classes", content) if isinstance(content, dict) else content
-    if not isinstance(splits, dict) or not all(_is_names(names) for names in splits.values()):
+    if not fits(splits, Splits):
         raise PipelineError(f'data.source.splits={path} does not hold {{"train": [class names], ...}}')
     splits = {split: [unicodedata.normalize("NFC", name) for name in names] for split, names in splits.items()}
     owner: dict[str, str] = {}
@@ -138,10 +138,6 @@ def _counts(total: int, fractions: Mapping[str, float]) -> dict[str, int]:
 def draw(name: str, seed: int) -> float:
     """A number in [0, 1) that depends on the name and the seed alone, not on the other names."""
     return float(uniforms(key_of("split", seed, name), np.zeros(1), 1)[0, 0])
-
-
-def _is_names(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def require(splits: Splits, classes: set[str], where: str) -> None:
