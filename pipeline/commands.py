@@ -1,7 +1,5 @@
 """Commands that are printed: they work when they are pasted, in any folder and whatever is in their values."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

@@ -1,7 +1,5 @@
 """Configuration: composed by Hydra from ``pipeline/conf``, refused in one line when it is wrong."""
 
-from __future__ import annotations
-
 import difflib
 import hashlib
 import json

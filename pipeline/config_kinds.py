@@ -1,7 +1,5 @@
 """Kinds of values that several configurations share: numbers with their limits, names, and where a job runs."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field

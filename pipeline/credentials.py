@@ -1,7 +1,5 @@
 """Logins stay in the environment and in mounted files: a configuration, which is stored and shown, never holds one."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import MutableMapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """The demonstration: the whole road from images to a pulled model, each part by the job that a user would run."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

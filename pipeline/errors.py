@@ -1,7 +1,5 @@
 """The one exception for mistakes of the input, and how its messages name many things."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 

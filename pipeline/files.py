@@ -1,7 +1,5 @@
 """Local files: written whole or not at all, known by SHA-256; JSON; tensors. A registered model carries this file."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

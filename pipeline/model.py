@@ -1,7 +1,5 @@
 """A model from a plain description: what is stored beside the weights of every checkpoint."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

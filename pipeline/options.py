@@ -4,8 +4,6 @@ and "1e-3", is true in Python, or fails where it is first counted with.
 Written by hand, since a registered model carries this without pydantic, whose words the refusals have.
 """
 
-from __future__ import annotations
-
 import inspect
 import types
 from collections.abc import Callable, Mapping, Sequence

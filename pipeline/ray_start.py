@@ -1,7 +1,5 @@
 """Ray, joined or started here: in one way for every job. Ray is imported late, since configurations ask here too."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

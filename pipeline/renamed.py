@@ -2,8 +2,6 @@
 so; a key that came later changes no hash of a configuration that does not use it.
 """
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Tables for a terminal and for Markdown."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 

@@ -1,7 +1,5 @@
 """The first weights of a network: where they are from, whether they are those that were meant, and that they fit."""
 
-from __future__ import annotations
-
 import io
 import pickle
 from collections.abc import Mapping

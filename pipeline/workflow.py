@@ -4,8 +4,6 @@ What imports MLflow is imported where it is needed: it takes seconds, and a trai
 first step.
 """
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

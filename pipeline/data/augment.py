@@ -3,8 +3,6 @@
 Random numbers come from a generator seeded by (seed, step, rank), so a step is the same whenever it is repeated.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

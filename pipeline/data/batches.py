@@ -1,7 +1,5 @@
 """Plans to tensors: from row numbers to the batch a method is given."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """A dataset as its readers see it: rows of pixels behind a memory map, classes as ranges of rows."""
 
-from __future__ import annotations
-
 import fcntl
 import functools
 import logging

@@ -1,7 +1,5 @@
 """Downloads that go on where they stopped, are checked, and appear whole or not at all."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import time

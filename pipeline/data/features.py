@@ -1,8 +1,6 @@
 """What is behind a dataset of features: the network that made them, which lies in the dataset's folder so that what is
 trained on features can answer about images; and the images, where they still are."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any

@@ -1,7 +1,5 @@
 """Image files to tensors of one shape."""
 
-from __future__ import annotations
-
 import io
 import threading
 from collections.abc import Callable

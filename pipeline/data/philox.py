@@ -4,8 +4,6 @@ Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3". A num
 counter): no state, no order of drawing, the same on every machine.
 """
 
-from __future__ import annotations
-
 import hashlib
 
 import numpy as np

@@ -3,8 +3,6 @@
 Knows no torch: its import would be most of what a planning task does before a run's first step.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """PNG files that need no conversion, in half of Pillow's time, which is most of an ingest of small images."""
 
-from __future__ import annotations
-
 import zlib
 from functools import cache
 

@@ -1,7 +1,5 @@
 """Every generator of random numbers in the process, seeded at once."""
 
-from __future__ import annotations
-
 import random
 
 import numpy as np

@@ -5,8 +5,6 @@ mapped file is the array; one of features has ``float32`` [D, 1, 1]. An encoded 
 JPEG, WebP) as bytes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,8 +1,6 @@
 """Attention over support images (Vinyals et al. 2016), the LSTM step of full-context embeddings, and memories of keys
 and values that queries read by attention (Munkhdalai & Yu 2017; Munkhdalai et al. 2018)."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

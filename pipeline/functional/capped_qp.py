@@ -19,8 +19,6 @@ structure only systems of n unknowns are solved. At the optimum, with multiplier
 Every stage is bounded in its number of steps, and the solution says how well the conditions hold.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, fields
 from typing import Self
 

@@ -1,8 +1,6 @@
 """How clustered features are: variance within classes over variance between them, and how much the difference of two
 classes varies (Goldblum et al. 2020, sections 4.3 and 4.4)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import NamedTuple
 

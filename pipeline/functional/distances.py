@@ -1,7 +1,5 @@
 """Distances between queries and prototypes: [..., Q, D] and [..., W, D] give [..., Q, W]."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

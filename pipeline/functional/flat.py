@@ -1,7 +1,5 @@
 """All parameters of a network as one vector, which inner loops update as a whole."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

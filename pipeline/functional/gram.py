@@ -5,8 +5,6 @@ of their sum is rounding, and so is a ridge that is added to inner products of l
 gradients of both stay in the features' own precision; only a few thousand columns at a time are widened.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

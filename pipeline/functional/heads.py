@@ -4,8 +4,6 @@
 ``scores(state, query [T, Q, D])`` the logits [T, Q, way]. Labels are in any order and number; -1 is padding.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, Protocol
 

@@ -1,7 +1,5 @@
 """What inner loops share: gradients at the weights of one task, and how tasks are gone through."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar

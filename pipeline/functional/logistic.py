@@ -7,8 +7,6 @@ Laplace's approximation of its posterior: for linear models these are the formul
 (Tian et al. 2020). All in float64 (see :mod:`pipeline.functional.gram`).
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

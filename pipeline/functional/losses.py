@@ -1,7 +1,5 @@
 """Classification losses and accuracy over tasks; the label -1 marks padding and counts nowhere."""
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor
 

@@ -3,8 +3,6 @@
 Coordinates come last, so that the gates of all of them are one matrix product and each gate lies in one piece.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any, NamedTuple
 

@@ -3,8 +3,6 @@
 Distances [T, N, N] are those of all images of a task with each other, labels [T, N]; padding is no one's neighbour.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

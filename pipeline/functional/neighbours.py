@@ -4,8 +4,6 @@ A support set of labels [T, S] is kept as ``members`` [T, S, way], the indicator
 row of zeros and belongs to none.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -4,8 +4,6 @@ Differentiable solvers as base learners: R2-D2 (Bertinetto et al. 2019) and Meta
 float64 whatever the features are (see :mod:`pipeline.functional.gram`).
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

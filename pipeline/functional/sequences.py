@@ -1,7 +1,5 @@
 """Support sets as sequences, and the causal operations of SNAIL (Mishra et al. 2018) over them."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """A classifier that starts from its support set, and what is minimised from there (Dhillon et al. 2020)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """The multi-class SVM of Crammer & Singer (2001), differentiable at its optimum (MetaOptNet, Lee et al. 2019)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

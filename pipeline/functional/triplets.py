@@ -4,8 +4,6 @@ The hinge of a triplet is max(0, d_ap - d_an + margin). Distances [T, N, N] are 
 other, labels [T, N]; padding takes part in no triplet.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -4,8 +4,6 @@ The numbers belong to the place of an image in its support set. So they are the 
 learns depends neither on the tasks beside it nor on the padding behind its images.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

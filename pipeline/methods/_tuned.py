@@ -1,7 +1,5 @@
 """All weights of a network tuned to every task, with a new classifier on top."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 

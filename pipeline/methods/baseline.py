@@ -1,8 +1,6 @@
 """Baselines: classical training, then a new classifier for every task (Ravi & Larochelle 2017; Chen et al. 2019;
 Dhillon et al. 2020)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

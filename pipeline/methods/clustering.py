@@ -1,7 +1,5 @@
 """Classical training whose features are made to cluster (Goldblum et al. 2020, sections 4.3 and 4.4)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """Conditionally shifted neurons (Munkhdalai, Yuan, Mehri & Trischler 2018)."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import torch

@@ -1,7 +1,5 @@
 """Methods that look at features only: an embedding, shared by all tasks, and a head that is fitted to each."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Matching networks (Vinyals, Blundell, Lillicrap, Kavukcuoglu & Wierstra 2016)."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

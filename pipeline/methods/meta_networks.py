@@ -1,7 +1,5 @@
 """Meta Networks (Munkhdalai & Yu 2017)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """MetaOptNet: meta-learning with differentiable convex optimisation (Lee, Maji, Ravichandran & Soatto 2019)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

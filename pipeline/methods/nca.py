@@ -1,7 +1,5 @@
 """Neighbourhood components analysis (Goldberger, Roweis, Hinton & Salakhutdinov 2004) on a backbone."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from pipeline.batch import Batch, Episodes

@@ -1,7 +1,5 @@
 """P>M>F: pretrained, meta-trained, fine-tuned (Hu, Li, Stuehmer, Kim & Hospedales 2022)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 

@@ -1,7 +1,5 @@
 """Prototypical networks (Snell, Swersky & Zemel 2017)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """Proxy-NCA (Movshovitz-Attias, Toshev, Leung, Ioffe & Singh 2017)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """R2-D2 and LR-D2: meta-learning with differentiable closed-form solvers (Bertinetto et al. 2019)."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """Relation networks (Sung, Yang, Zhang, Xiang, Torr & Hospedales 2018)."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from pipeline.errors import PipelineError

@@ -1,7 +1,5 @@
 """RFS: a good embedding is all you need (Tian, Wang, Krishnan, Tenenbaum & Isola 2020)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """Siamese networks for one-shot recognition (Koch, Zemel & Salakhutdinov 2015)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """A simple neural attentive meta-learner (Mishra, Rohaninejad, Chen & Abbeel 2018)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

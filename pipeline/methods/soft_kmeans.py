@@ -1,7 +1,5 @@
 """Prototypes that are refined by soft k-means (Ren, Triantafillou, Ravi, Snell, Swersky et al. 2018)."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from pipeline.errors import PipelineError

@@ -1,7 +1,5 @@
 """TADAM: task dependent adaptive metric (Oreshkin, Rodriguez & Lacoste 2018)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from typing import Any
 

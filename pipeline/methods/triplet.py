@@ -1,7 +1,5 @@
 """Triplet loss with semi-hard mining (FaceNet: Schroff, Kalenichenko & Philbin 2015)."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from pipeline.batch import Batch, Episodes

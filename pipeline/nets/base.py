@@ -1,7 +1,5 @@
 """What a backbone is, and how one is built from a configuration."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

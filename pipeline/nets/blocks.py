@@ -1,7 +1,5 @@
 """Blocks that several backbones share."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

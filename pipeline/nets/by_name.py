@@ -1,7 +1,5 @@
 """From a name in a configuration to a class, and from options to an object."""
 
-from __future__ import annotations
-
 import importlib
 import inspect
 import pkgutil

@@ -1,7 +1,5 @@
 """Conv-4, the field's standard small backbone."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """A second network of the same architecture."""
 
-from __future__ import annotations
-
 import copy
 
 import torch

@@ -1,7 +1,5 @@
 """Layers that have fast weights beside their slow ones (Munkhdalai & Yu 2017: layer augmentation)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch.nn.functional as F

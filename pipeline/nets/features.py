@@ -1,7 +1,5 @@
 """Nothing more: the features of a frozen network, of a dataset that holds them in place of images."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from pipeline.errors import PipelineError

@@ -4,8 +4,6 @@ A backbone that can be modulated takes ``film`` beside the images and names the 
 the order in which an image meets them, as ``film_widths``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import torch

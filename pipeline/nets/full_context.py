@@ -1,7 +1,5 @@
 """Full-context embeddings: support images that know each other, and queries that know the support (Vinyals 2016)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

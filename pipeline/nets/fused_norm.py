@@ -8,8 +8,6 @@ And it writes the derivative of its batch-norm's gradient in about a hundred ele
 part of a second-order inner loop on small images. Here it is the fused gradient kernel once more and a few sums.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

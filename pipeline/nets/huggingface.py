@@ -1,7 +1,5 @@
 """Image encoders of the library transformers, pretrained or not."""
 
-from __future__ import annotations
-
 import inspect
 import json
 from collections.abc import Mapping

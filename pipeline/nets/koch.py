@@ -1,7 +1,5 @@
 """The convolutional network of Siamese one-shot recognition (Koch, Zemel & Salakhutdinov 2015, figure 4)."""
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """A multi-layer perceptron over flattened images."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 

@@ -1,7 +1,5 @@
 """A network of one's own, from a Python file."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping
 from types import ModuleType

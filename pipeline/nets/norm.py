@@ -1,7 +1,5 @@
 """Batch normalisation whose statistics can come from the batch, from running averages, or from elsewhere."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -1,7 +1,5 @@
 """A network over many images, a piece at a time: on CPU a layer's activations then stay in the cache."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

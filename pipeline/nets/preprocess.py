@@ -1,7 +1,5 @@
 """From stored bytes to what a backbone takes."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

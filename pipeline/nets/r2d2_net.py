@@ -1,7 +1,5 @@
 """The convolutional network of R2-D2, and the form that MetaOptNet gave it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 

@@ -1,7 +1,5 @@
 """The encoder of relation networks, which keeps feature maps."""
 
-from __future__ import annotations
-
 import math
 
 import torch.nn.functional as F

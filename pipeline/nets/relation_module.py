@@ -1,7 +1,5 @@
 """The relation module: a learnt comparison of a class's feature map with a query's."""
 
-from __future__ import annotations
-
 import math
 
 import torch.nn.functional as F

@@ -1,7 +1,5 @@
 """ResNet-12 as TADAM has it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 

@@ -5,8 +5,6 @@ those before it, a sequence that is followed by one of many last items is comput
 last item needs of it, and ``last`` computes the last items alone.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 

@@ -1,7 +1,5 @@
 """SNAIL's residual network for mini-ImageNet."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch.nn.functional as F

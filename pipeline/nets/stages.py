@@ -1,7 +1,5 @@
 """A backbone taken apart, for methods that act on its hidden layers."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Protocol
 

@@ -1,7 +1,5 @@
 """The task embedding network: from what a task looks like to how features are modulated for it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

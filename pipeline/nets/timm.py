@@ -1,7 +1,5 @@
 """Networks of the library timm, pretrained or not."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """What ``torch.func`` and second derivatives ask of a network's code."""
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager
 
 import torch

@@ -1,7 +1,5 @@
 """Wide residual networks; WRN-28-10 by default."""
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 

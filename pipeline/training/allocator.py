@@ -9,8 +9,6 @@ environment has already counts. Other C libraries ignore them, as glibc before 2
 large pages do the first.
 """
 
-from __future__ import annotations
-
 _BEYOND_ANY_TENSOR = 2**40  # bytes
 
 ALLOCATOR = {

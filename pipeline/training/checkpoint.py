@@ -3,8 +3,6 @@
 A group of workers goes on at the newest checkpoint that is whole, the same one on every worker.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field

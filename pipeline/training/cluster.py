@@ -1,7 +1,5 @@
 """Ray, started here or joined; and what a run needs, compared with what the cluster can give, before it waits."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -4,8 +4,6 @@ A loss is looked at before anything of its step is saved. An error is told in on
 machine too small, with what to do about it.
 """
 
-from __future__ import annotations
-
 import math
 import re
 

@@ -1,7 +1,5 @@
 """``jobs.embed``: a dataset's features by a frozen network, once, as a dataset that heads are trained on."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from dataclasses import replace

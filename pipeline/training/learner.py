@@ -1,7 +1,5 @@
 """One optimizer step; the model, optimizer and position that a checkpoint holds; and how they are made or taken up."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """The training loop of one worker, without Ray: a test can call it."""
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable

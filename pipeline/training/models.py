@@ -1,8 +1,6 @@
 """Models of runs: the one that a run stands for, which on features takes images by the network that made them; the one
 that teaches another."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

@@ -5,8 +5,6 @@ them: the gradient is the mean over the shares, as it is over workers. Then ever
 alone, with the weights that the step began with.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The folders of runs: ``run.json``, the checkpoints, and ``report/``."""
 
-from __future__ import annotations
-
 import json
 import os
 from dataclasses import dataclass, replace

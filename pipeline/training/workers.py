@@ -1,7 +1,5 @@
 """What the workers of a run are to each other: means over all of them, and values put together."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Sources whose images are arrays in one archive: rows are sorted by class and handed out in chunks."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator, Sequence
 

@@ -1,7 +1,5 @@
 """What a source is: a plan of its classes, and work orders that tasks anywhere turn into images."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """From the kind of a configuration to the source of its images."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping
 from typing import Any

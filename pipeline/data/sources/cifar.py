@@ -7,8 +7,6 @@ Read from class folders (``train/CLASS/*.png``, ``test/CLASS/*.png``; a folder o
 ``cifar-100-python.tar.gz``, whose pickles are read without executing them. Both give the same rows.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import tarfile

@@ -5,8 +5,6 @@ Transparent pixels become white; photographs are turned as their camera notes; i
 are cut to their central part and resized bilinearly.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from pipeline.data.images import MAX_PIXELS

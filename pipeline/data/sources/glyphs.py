@@ -8,8 +8,6 @@ Every number is a pure function of (seed, class, drawing). Arithmetic up to the 
 operations, coordinates are rounded to 1/16 pixel and everything after is integer: all machines draw equal pixels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

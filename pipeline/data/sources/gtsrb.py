@@ -6,8 +6,6 @@ middle frame (neither the smallest nor the sharpest): 7 to 75 images a sign, and
 without a rule of its own. The official test part is left out, because its files do not tell which track they are of.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

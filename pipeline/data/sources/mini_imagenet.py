@@ -9,8 +9,6 @@ that are in use:
   cached          mini-imagenet-cache-train.pkl, -val.pkl and -test.pkl, read without executing them
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import os

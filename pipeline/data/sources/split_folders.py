@@ -1,7 +1,5 @@
 """Folders named train, val and test above the classes: splits, and no part of a class's name."""
 
-from __future__ import annotations
-
 from pipeline.data.sources.base import Report
 from pipeline.data.sources.splits import Splits
 from pipeline.data.sources.tree import Classes, folded

@@ -1,7 +1,5 @@
 """Which classes are trained on, validated on and tested on."""
 
-from __future__ import annotations
-
 import json
 import unicodedata
 from collections.abc import Mapping, Sequence

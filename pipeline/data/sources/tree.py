@@ -1,7 +1,5 @@
 """Image files in a folder or in a zip archive, found, named and grouped the same way."""
 
-from __future__ import annotations
-
 import os
 import stat
 import unicodedata

@@ -5,8 +5,6 @@ plain containers, numbers, text and NumPy arrays of plain numbers. Whatever else
 even NumPy's own constructors are replaced: an array's bytes are taken as data and checked against its shape.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import pickle
