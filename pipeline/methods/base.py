@@ -21,6 +21,9 @@ State = dict[str, Tensor]  # what a method learnt from a support set; every tens
 class Method(nn.Module):
     """A few-shot method around a backbone.
 
+    It is made of a ``backbone``, which gives the features, and, where its constructor names them, of the ``way`` and
+    ``shot`` of training's episodes and the number of training ``classes``.
+
     A subclass implements :meth:`adapt` and :meth:`classify`; :meth:`loss` is, unless it is overridden, the
     cross-entropy of ``classify(adapt(support), query)``. ``forward`` is ``loss``, so that
     ``DistributedDataParallel`` sees the gradient of every parameter.

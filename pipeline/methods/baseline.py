@@ -31,8 +31,6 @@ class Baseline(ClassicalMethod):
     56.17 / 73.31, 57.73 / 78.17 and 65.73 / 78.40 (Dhillon).
 
     Args:
-        backbone: the features.
-        classes: number of training classes.
         classifier: of the training classes: "linear", or "cosine" (Baseline++).
         scale: of cosine scores; None: 2 for at most 200 classes, otherwise 10, as Chen's code.
         label_smoothing: share of the target that is spread over the other classes in training (.1 in Dhillon).

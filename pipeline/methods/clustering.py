@@ -30,8 +30,6 @@ class Clustering(ClassicalMethod):
     swapped: by default it trains with the one that measures hyperplanes, under the name of feature clustering.
 
     Args:
-        backbone: the features.
-        classes: number of training classes.
         feature_clustering: coefficient of R_FC; 0: none.
         hyperplane_variation: coefficient of R_HV; 0: none.
         form: "paper", or "official": the official code's formulas, with its constants in the denominators and the

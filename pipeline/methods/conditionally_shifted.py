@@ -37,7 +37,6 @@ class ConditionallyShifted(Method):
     Args:
         backbone: the base network's hidden layers: conv4 (adaCNN; published 98.42 / 99.37 / 96.12 / 98.43 on Omniglot
             with direct feedback) or mlp. adaResNet's 56.88 / 71.94 on mini-ImageNet are with a residual network.
-        way: number of classes.
         feedback: what values are made of. "direct": sigma'(a_t) dL/da_T, a vector of ``way`` numbers for every neuron
             (for an output neuron j: dL/da_T,j dL/da_T, since there sigma' would be the same for all). "gradient":
             dL/da_t, one number a neuron.

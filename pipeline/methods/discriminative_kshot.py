@@ -26,7 +26,6 @@ class DiscriminativeKShot(ClassicalMethod):
 
     Args:
         backbone: the features, fixed after training.
-        classes: number of training classes.
         prior: covariance of the Gaussian: "isotropic", one variance for all directions (published: 56.3 / 73.9 / 78.5
             on mini-ImageNet with 1 / 5 / 10 shots and ResNet-34); "diagonal"; or "full". The latter two are the most
             probable under a normal-inverse-Wishart prior around the isotropic one.

@@ -27,8 +27,6 @@ class Imprinted(ClassicalMethod):
     :meth:`adapt` answers among the new classes only, one of :meth:`joint_state` among training and new classes.
 
     Args:
-        backbone: the features.
-        classes: number of training classes.
         scale: initial s.
         learn_scale: whether s is trained, as in the paper.
         embedding_dim: width of a linear layer after the backbone (256 in the re-implementation with a pre-trained

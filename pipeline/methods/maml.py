@@ -21,8 +21,6 @@ class MAML(_FastWeights):
     """Adapt by a few gradient steps on the support set; train the start from which they lead far (algorithm 2).
 
     Args:
-        backbone: the features; its batch-norm layers never use running averages here.
-        way: number of classes, the width of the linear head.
         inner_lr: alpha, the step size of the inner loop (.4 for 5-way Omniglot, .1 for 20-way, .01 for mini-ImageNet).
         inner_steps, inner_steps_eval: number of inner steps in training and in evaluation.
         first_order: treat inner gradients as constants (section 5.2; published 5-way mini-ImageNet 48.07 / 63.15
@@ -34,10 +32,7 @@ class MAML(_FastWeights):
         transductive: true: queries are normalised by their own batch statistics, as every published number. false:
             by the statistics of the support set under the adapted parameters, so that an answer does not depend on
             which other queries are asked.
-        inner_loop: "loop" over tasks, "vmap" over all at once, or "auto", which looks at shapes and device only. On CPU
-            per-task weights make convolutions grouped and slow: there it loops, except where a task is so small (five
-            28x28 images and strided convolutions) that the loop's own cost is larger. On CUDA and without convolutions
-            it takes vmap.
+        inner_loop: "loop", "vmap" or "auto": see :class:`_FastWeights`.
     """
 
     def __init__(

@@ -36,8 +36,6 @@ class MAMLPlusPlus(MAML):
     predictions of the five best checkpoints, which is not taken here.
 
     Args:
-        backbone: the features.
-        way: number of classes, the width of the linear head.
         inner_lr: what every inner rate begins with (.1 for Omniglot, .01 for mini-ImageNet).
         inner_steps, inner_steps_eval: number of inner steps in training and in evaluation, where there may be fewer:
             every step has its own rates and rows of batch-norm.

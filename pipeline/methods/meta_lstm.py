@@ -37,7 +37,6 @@ class MetaLSTM(_FastWeights):
     Args:
         backbone: the features. Batch-norm uses the batch's statistics in every update and for training's queries;
             evaluation's queries are normalised by running averages over the updates of their own support set.
-        way: number of classes, the width of the linear head.
         hidden: units of the LSTM.
         inner_steps, inner_steps_eval: number of updates in training and in evaluation.
         initial_rate: share of the gradient that an update of the untrained LSTM takes, about its inner learning rate,

@@ -39,7 +39,6 @@ class MetaNetworks(Method):
     Args:
         backbone: the layers before those with fast weights, with batch-norm. The authors' network for mini-ImageNet
             (49.21 one-shot) has three blocks of 32 filters (conv4 with width: [32, 32, 32]).
-        way: number of classes.
         convolutions: how many convolutions have fast weights; null: 2, or 0 where the backbone's map is 1x1.
         filters: of each of them.
         hidden: width of the linear layer with fast weights; null: as many as it has inputs.

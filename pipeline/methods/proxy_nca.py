@@ -23,7 +23,6 @@ class ProxyNCA(ClassicalMethod):
     unit embeddings. There are no published figures on few-shot tasks.
 
     Args:
-        backbone: the features.
         classes: number of training classes, at least 2.
         form: "strict": the paper's, without the image's own proxy in the denominator; "softmax": with it, which is a
             cross-entropy, as in the re-implementation.

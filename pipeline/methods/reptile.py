@@ -49,7 +49,6 @@ class Reptile(_FastWeights):
 
     Args:
         backbone: the features; batch-norm always uses batch statistics.
-        way: number of classes, the width of the linear head.
         inner_lr: step size of the inner optimizer.
         inner_steps, inner_batch: steps on a task in training, and images in each: shuffled, taken one batch after
             another, what remains joined by a new shuffle.

@@ -21,8 +21,6 @@ class RFS(ClassicalMethod):
     Published for 5-way CIFAR-FS with Conv-4, 1-shot / 5-shot: 62.7 / 78.7 (simple) and 63.8 / 79.5 (distilled).
 
     Args:
-        backbone: the features.
-        classes: number of training classes.
         copies: of every support image, shifted and mirrored at random, which the regression is fitted to in its place
             (5 in the authors' code); 0: it is fitted to the images as they are, and no image is embedded twice.
         crop_padding: pixels a copy is shifted by at most (4 for images of 32 pixels, 8 for 84).

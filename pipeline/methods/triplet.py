@@ -18,7 +18,6 @@ class Triplet(HeadMethod):
     is the P x K batch of metric learning. There are no published figures on few-shot tasks.
 
     Args:
-        backbone: the features.
         mining: "semi_hard", "facenet", "sandberg", "batch_all" or "batch_hard":
             see :func:`pipeline.functional.triplets.mine`.
         margin: alpha.

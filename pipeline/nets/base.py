@@ -12,7 +12,7 @@ Shape = tuple[int, int, int]  # C, H, W
 
 
 class Backbone(nn.Module):
-    """Embeds images: forward takes [N, C, H, W] and returns [N, ``out_features``]."""
+    """Embeds images: forward takes [N, C, H, W] and returns [N, ``out_features``]; ``shape`` is (C, H, W) of them."""
 
     out_features: int
 

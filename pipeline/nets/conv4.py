@@ -22,7 +22,6 @@ class Conv4(Backbone):
     Every layer can be modulated by the task.
 
     Args:
-        shape: (C, H, W) of the images.
         width: filters of every block (64: prototypical and matching networks; 32: MAML and meta-LSTM on
             mini-ImageNet; 48: MAML++), or one number a block.
         strided: see above.
@@ -80,7 +79,6 @@ class Conv4(Backbone):
         self.out_features = math.prod(self.map_shape)
 
     def forward(self, images: Tensor, film: Film = ()) -> Tensor:
-        """[N, C, H, W] -> [N, out_features]."""
         x, pairs = to_format(images, self.channels_last), iter(film)
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = modulate(norm(conv(x)), pairs)

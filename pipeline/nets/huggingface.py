@@ -3,6 +3,7 @@
 import inspect
 import json
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,10 +12,11 @@ from torch import Tensor
 from pipeline.errors import PipelineError
 from pipeline.nets.base import Shape
 from pipeline.nets.by_name import choose
-from pipeline.nets.wrapped import Options, Wrapped
+from pipeline.nets.wrapped import Options, Wrapped, library
 
 _WARPED = 384  # from this size on, ConvNeXt's images are resized whole, and nothing is cut off
 _NOT_BUILT_OF = ("transformers_version", "_name_or_path", "architectures", "id2label", "label2id", "dtype")
+_transformers = partial(library, "huggingface", "transformers")
 
 
 class HuggingFace(Wrapped):
@@ -24,13 +26,7 @@ class HuggingFace(Wrapped):
         model: its name on the Hugging Face hub, or a folder that the library saved it to.
         pooling: "cls": the class token, or what the network itself makes of its output where it does so (the towers of
             CLIP and SigLIP, ResNet); "mean": the mean over all patches; "both": one after the other.
-        weights: of its first weights: "hub" (those of ``model``), a file (safetensors, or .pth and .pt that hold
-            nothing but tensors) on disk or s3://, or None: drawn by the seed.
-        weights_sha256: of the file, or of the tensors as safetensors; None: not checked. A run records it.
-        trained_on: what the weights were trained on, for model cards and tables; None: the name of ``model``.
-        freeze: "all", "none", or the number of stages, from the input on, that are not trained.
-        batch_norm: in training by the "batch", or by its "averages", which stay those of the first weights: the few
-            classes of an episode make other statistics than new tasks are answered by.
+        weights, weights_sha256, trained_on, freeze, batch_norm: see :class:`Wrapped`; ``trained_on`` None: ``model``.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
         architecture: its description in JSON; None: that of ``model``. A run records it, and needs ``model`` no more.
     """
@@ -54,7 +50,7 @@ class HuggingFace(Wrapped):
             raise PipelineError(
                 f"backbone.model={model} takes images of {config.num_channels} channels, not {shape[0]}"
             )
-        encoder = library().MODEL_MAPPING[type(config)]
+        encoder = _transformers().MODEL_MAPPING[type(config)]
         # A pooler is a layer of its own, which few checkpoints have trained: where it can be left out, it is
         self._options = {"add_pooling_layer": False} if _takes(encoder, "add_pooling_layer") else {}
         network = encoder(config, **self._options)
@@ -109,7 +105,7 @@ class HuggingFace(Wrapped):
         return f"the images of {options.get('model')}"
 
     def library_weights(self) -> dict[str, Tensor]:
-        encoder, logging = type(self.network), library().logging
+        encoder, logging = type(self.network), _transformers().logging
         logging.set_verbosity_error()  # what does not fit is said by whoever asked
         logging.disable_progress_bar()
         loaded, found = encoder.from_pretrained(  # type: ignore[attr-defined]
@@ -135,23 +131,12 @@ class HuggingFace(Wrapped):
         return torch.cat(features, 1)
 
 
-def library() -> Any:
-    """The module transformers, which takes seconds to be imported."""
-    try:
-        import transformers
-    except ModuleNotFoundError as error:
-        raise PipelineError(
-            "backbone=huggingface needs the package transformers: pip install '.[huggingface]' or transformers"
-        ) from error
-    return transformers
-
-
 def _architecture(model: object) -> str:
     """The description of a model's image encoder, in JSON."""
     if not isinstance(model, str):
         raise PipelineError("backbone.model must be given: a name on the Hugging Face hub, or a folder")
     try:
-        config = library().AutoConfig.from_pretrained(model)
+        config = _transformers().AutoConfig.from_pretrained(model)
     except (OSError, ValueError) as error:
         why = str(error).splitlines()[0]
         raise PipelineError(f"backbone.model={model}: no model's folder, and no name on the hub ({why})") from error
@@ -161,10 +146,10 @@ def _architecture(model: object) -> str:
 
 def _config(architecture: str) -> Any:
     try:
-        config = library().AutoConfig.for_model(**json.loads(architecture))
+        config = _transformers().AutoConfig.for_model(**json.loads(architecture))
     except (ValueError, TypeError) as error:
         raise PipelineError(f"backbone.architecture describes no model ({str(error).splitlines()[0]})") from error
-    encoders = library().MODEL_MAPPING
+    encoders = _transformers().MODEL_MAPPING
     if type(config) not in encoders or _takes(encoders[type(config)].forward, "input_ids"):
         raise PipelineError(f"backbone.model: transformers has no image encoder of the kind {config.model_type!r}")
     return config

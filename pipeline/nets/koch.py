@@ -47,7 +47,6 @@ class Koch(Backbone):
                 nn.init.normal_(layer.bias, 0.5, 0.01)
 
     def forward(self, images: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, features]."""
         x = to_format(images, self.channels_last)
         for number, conv in enumerate(self.convs):
             x = conv(x)

@@ -13,7 +13,6 @@ class MLP(Backbone):
     """relu(x W^T + b), once for every width. The fully connected Omniglot network of MAML without batch-norm.
 
     Args:
-        shape: (C, H, W) of the images.
         widths: outputs of every layer.
     """
 
@@ -24,7 +23,6 @@ class MLP(Backbone):
         self.out_features = widths[-1] if widths else inputs
 
     def forward(self, images: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, out_features]."""
         x = images.flatten(1)
         for layer in self.layers:
             x = F.relu(layer(x))

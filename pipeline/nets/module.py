@@ -24,11 +24,7 @@ class OwnModule(Wrapped):
         path: the Python file.
         model: the name of the class; None: the only module that the file itself defines.
         options: arguments of its constructor.
-        weights: of its first weights: a file (safetensors, or .pth and .pt that hold nothing but tensors) on disk or
-            s3://, or None: as the constructor makes them.
-        weights_sha256: of the file; None: not checked. A run records it.
-        trained_on: what the weights were trained on, for model cards and tables.
-        freeze: "all", "none", or the number of stages, from the input on, that are not trained.
+        weights, weights_sha256, trained_on, freeze: see :class:`Wrapped`; there is no "hub".
         code_sha256: of the code; None: not checked. A run records it, and runs no other.
     """
 

@@ -21,7 +21,6 @@ class R2D2Net(Backbone):
     """Four blocks of 3x3 convolution, batch-norm, 2x2 max-pooling and leaky ReLU; features of the last two blocks.
 
     Args:
-        shape: (C, H, W) of the images.
         variant: "r2d2": the last pooling has stride 1, and the third block is pooled once more, with stride 1, for the
             features: 31,104 + 41,472 = 72,576 of 84x84 images (Bertinetto et al. 2019, official code). "metaopt": the
             last pooling has stride 2, the last block no activation, and the third is taken as it is: 51,200 features
@@ -68,7 +67,6 @@ class R2D2Net(Backbone):
         self.out_features = widths[2] * third[0] * third[1] + widths[3] * last[0] * last[1]
 
     def forward(self, images: Tensor, film: Film = ()) -> Tensor:
-        """[N, C, H, W] -> [N, out_features]."""
         x, pairs = to_format(images, self.channels_last), iter(film)
         maps = []
         for number, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):

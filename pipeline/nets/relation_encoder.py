@@ -19,7 +19,6 @@ class RelationEncoder(Backbone):
     every backbone's features; ``map_shape`` says how to unflatten them.
 
     Args:
-        shape: (C, H, W) of the images.
         width: filters of every block.
         norm, affine, eps, momentum: see :class:`pipeline.nets.norm.BatchNorm`.
         bias: whether convolutions have a bias, as in the official code. Batch-norm cancels it.
@@ -59,7 +58,6 @@ class RelationEncoder(Backbone):
         self.out_features = math.prod(self.map_shape)
 
     def forward(self, images: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, out_features]."""
         x = to_format(images, self.channels_last)
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = norm(conv(x))

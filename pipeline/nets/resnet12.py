@@ -22,7 +22,6 @@ class ResNet12(Backbone):
     that rises from 0 over ``drop_ramp`` forward passes.
 
     Args:
-        shape: (C, H, W) of the images.
         widths: filters of every block.
         drop: share of features left out after a block; 0 for none.
         drop_size: side of the squares: 5 for 84x84 images, 2 for 32x32; no longer than the map.
@@ -68,7 +67,6 @@ class ResNet12(Backbone):
         self.out_features = widths[-1] if average else widths[-1] * size[0] * size[1]
 
     def forward(self, images: Tensor, film: Film = ()) -> Tensor:
-        """[N, C, H, W] -> [N, out_features]."""
         x, pairs = to_format(images, self.channels_last), iter(film)
         if self.training and not inside_transform():  # a mapped function has no place to count
             self.forwards += 1

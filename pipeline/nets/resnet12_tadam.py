@@ -47,7 +47,6 @@ class ResNet12Tadam(Backbone):
         self.out_features = widths[-1]
 
     def forward(self, images: Tensor, film: Film = ()) -> Tensor:
-        """[N, C, H, W] -> [N, out_features]."""
         x, pairs = to_format(images, self.channels_last), iter(film)
         for number, block in enumerate(self.blocks):
             x = block(x, pairs)

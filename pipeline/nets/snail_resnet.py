@@ -15,7 +15,6 @@ class SnailResNet(Backbone):
     appendix). 84x84 images become maps of 6x6, and 384 features.
 
     Args:
-        shape: (C, H, W) of the images.
         widths: filters of every block.
         middle: filters of the first 1x1 convolution.
         features: of the second.
@@ -53,7 +52,6 @@ class SnailResNet(Backbone):
         self.out_features = features
 
     def forward(self, images: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, features]."""
         x = images
         for block in self.blocks:
             x = block(x)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pipeline.errors import PipelineError
 from pipeline.nets.base import Shape
 from pipeline.nets.blocks import to_format
-from pipeline.nets.wrapped import Options, Wrapped
+from pipeline.nets.wrapped import Options, Wrapped, library
 
 
 class Timm(Wrapped):
@@ -17,13 +17,7 @@ class Timm(Wrapped):
 
     Args:
         model: its name in timm, with the tag of its weights or without: "resnet50.a1_in1k", "vit_small_patch16_224".
-        weights: of its first weights: "hub" (those that timm names), a file (safetensors, or .pth and .pt that hold
-            nothing but tensors) on disk or s3://, or None: drawn by the seed.
-        weights_sha256: of the file, or of the tensors as safetensors; None: not checked. A run records it.
-        trained_on: what the weights were trained on, for model cards and tables; None: as timm says.
-        freeze: "all", "none", or the number of stages, from the input on, that are not trained.
-        batch_norm: in training by the "batch", or by its "averages", which stay those of the first weights: the few
-            classes of an episode make other statistics than new tasks are answered by.
+        weights, weights_sha256, trained_on, freeze, batch_norm: see :class:`Wrapped`; ``trained_on`` is timm's.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
     """
 
@@ -55,7 +49,7 @@ class Timm(Wrapped):
         return super().forward(to_format(images, True))  # timm's networks allow it; convolutions are faster on CPUs
 
     def _create(self, pretrained: bool) -> nn.Module:
-        return library().create_model(self.model, pretrained=pretrained, **self.arguments)
+        return library("timm", "timm").create_model(self.model, pretrained=pretrained, **self.arguments)
 
     @classmethod
     def recipe(cls, options: Mapping[str, Any]) -> Options:
@@ -84,20 +78,11 @@ class Timm(Wrapped):
         return [names for _, names in sorted(groups.items())]
 
 
-def library() -> Any:
-    """The module timm, which takes seconds to be imported."""
-    try:
-        import timm
-    except ModuleNotFoundError as error:
-        raise PipelineError("backbone=timm needs the package timm: pip install '.[timm]' or timm") from error
-    return timm
-
-
 def _pretrained_cfg(model: object) -> Any:
     """What timm knows about a model and its weights."""
     if not isinstance(model, str):
         raise PipelineError("backbone.model must be given: the name of a network of timm, as resnet50.a1_in1k")
-    timm = library()
+    timm = library("timm", "timm")
     if not timm.is_model(model):
         close = difflib.get_close_matches(model, timm.list_models(), n=3)
         raise PipelineError(f"backbone.model={model}: timm has no such network; did you mean {', '.join(close)}?")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +19,16 @@ from pipeline.nets.trial import tried
 Options = dict[str, Any]
 
 
+def library(backbone: str, package: str) -> Any:
+    """A package that is optional, and takes seconds to be imported."""
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        raise PipelineError(
+            f"backbone={backbone} needs the package {package}: pip install '.[{backbone}]' or {package}"
+        ) from error
+
+
 class Wrapped(Backbone, ABC):
     """A network from images [N, C, H, W] to features [N, D], which is tried when it is made.
 
@@ -26,10 +37,16 @@ class Wrapped(Backbone, ABC):
     Args:
         network: the network.
         shape: (C, H, W) of the images.
-        weights: where its weights are from. Building it does not read them: ``pipeline.weights`` does.
+        weights: of its first weights: "hub" (those that the library names), a file (safetensors, or .pth and .pt that
+            hold nothing but tensors) on disk or s3://, or None: as they were drawn. Building it does not read them:
+            ``pipeline.weights`` does.
         freeze: "all", "none", or the number of stages, from the input on, that are not trained.
-        batch_norm: in training by the "batch", or by its "averages", which then stay as they are.
+        batch_norm: in training by the "batch", or by its "averages", which stay those of the first weights: the few
+            classes of an episode make other statistics than new tasks are answered by.
         spare: parameters that have no part in the features are not trained, instead of being refused in training.
+
+    Subclasses also take ``weights_sha256`` of the file, or of the library's tensors as safetensors (None: not checked;
+    a run records it), and ``trained_on``: what the weights were trained on, for model cards and tables.
     """
 
     first: str | None = "hub"  # where weights are from if nothing is said

@@ -58,7 +58,6 @@ class WideResNet(Backbone):
         self.out_features = channels
 
     def forward(self, images: Tensor, film: Film = ()) -> Tensor:
-        """[N, C, H, W] -> [N, out_features]."""
         pairs = iter(film)
         x = self.first(to_format(images, self.channels_last))
         for block in self.blocks:
