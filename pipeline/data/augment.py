@@ -56,14 +56,7 @@ def _turn_bytes(images: np.ndarray, turns: np.ndarray) -> np.ndarray:
     turned, out = np.empty_like(source), np.empty_like(source)
     parts = zip(np.split(source, ends), np.split(turned, ends), strict=True)
     for turn, (old, new) in enumerate(parts):
-        if turn == 2:  # the pixels of a channel backwards
-            pixels = (len(old), images.shape[1], images.shape[2] * images.shape[3])
-            new.reshape(pixels)[:] = old.reshape(pixels)[:, :, ::-1]
-        elif turn:
-            across = old.swapaxes(2, 3)
-            new[:] = across[:, :, ::-1] if turn == 1 else across[:, :, :, ::-1]
-        else:
-            new[:] = old
+        new[:] = np.rot90(old, turn, (2, 3))
     out[order] = turned
     return out
 

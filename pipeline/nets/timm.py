@@ -17,7 +17,7 @@ class Timm(Wrapped):
 
     Args:
         model: its name in timm, with the tag of its weights or without: "resnet50.a1_in1k", "vit_small_patch16_224".
-        weights, weights_sha256, trained_on, freeze, batch_norm: see :class:`Wrapped`; ``trained_on`` is timm's.
+        weights, weights_sha256, trained_on, freeze, batch_norm: see :class:`Wrapped`; ``trained_on`` None: timm's.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
     """
 

@@ -131,16 +131,11 @@ def folder_of(name: str) -> str:
 
 def common_folder(names: Iterable[str]) -> str:
     """The folders, with a "/" at the end, that all names but none of their classes share."""
-    folders = sorted({folder_of(name) for name in names})
+    folders = [folder.split("/") for folder in {folder_of(name) for name in names}]
     if len(folders) < 2:
         return ""
-    first, last = folders[0].split("/"), folders[-1].split("/")
-    shared = 0
-    while shared < min(len(first), len(last)) and first[shared] == last[shared]:
-        shared += 1
-    while shared and any(len(folder.split("/")) <= shared for folder in folders):
-        shared -= 1  # images lie directly in the shared folder: it is a class itself
-    return "".join(f"{part}/" for part in first[:shared])
+    shared = os.path.commonprefix(folders)[: min(map(len, folders)) - 1]  # a folder with images in it is a class itself
+    return "".join(f"{part}/" for part in shared)
 
 
 def named_as_before(classes: Classes, kept: Iterable[str], shared: str) -> Classes:
