@@ -63,11 +63,7 @@ class Result:
 
 
 def evaluate(
-    model: Model,
-    protocols: list[EpisodicProtocol],
-    gpus: float = 0.0,
-    seed: int = 0,
-    once: EmbeddedSplits | None = None,
+    model: Model, protocols: list[EpisodicProtocol], gpus: float = 0.0, once: EmbeddedSplits | None = None
 ) -> list[Result]:
     """Measure by all protocols at once, on every core of the cluster (or on GPUs, ``gpus`` a task).
 
@@ -75,7 +71,7 @@ def evaluate(
     """
     for protocol in protocols:
         check(model, protocol)
-    once, embedded = once or EmbeddedSplits(model, gpus, seed), {}
+    once, embedded = once or EmbeddedSplits(model, gpus), {}
     for dataset, split in dict.fromkeys((q.dataset, q.split) for q in protocols):
         check_shards(dataset)
         shared = [q for q in protocols if (q.dataset, q.split) == (dataset, split)]

@@ -94,8 +94,8 @@ class Built(NamedTuple):
     device: torch.device
 
 
-def build_on_worker(model: Model, gpu: bool = False, seed: int = 0) -> Built:
+def build_on_worker(model: Model, gpu: bool = False) -> Built:
     """The same in a process of the cluster, which has one core and perhaps a GPU."""
     torch.set_num_threads(1)
     device = torch.device("cuda" if gpu else "cpu")
-    return Built(*model.build(device, seed), device)
+    return Built(*model.build(device), device)

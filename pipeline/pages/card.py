@@ -145,11 +145,10 @@ class Looker:
         logits, _ = answer(self.method, self.preprocess, self.dataset, plan, embeddings=self.embeddings)
         probabilities = (logits.float() / self.temperature).softmax(-1)
         confidence, answers = (part.numpy() for part in probabilities.max(-1))
-        place = {int(number): position for position, number in enumerate(table.ids)}
+        classes = table.find(plan.classes)
         for i, number in enumerate(plan.numbers):
-            classes = np.asarray([place[int(known)] for known in plan.classes[i]])
             rows, known = plan.rows[i], plan.labels[i]
-            yield _Answered(int(number), classes, rows, known, plan.support, answers[i], confidence[i].astype(float))
+            yield _Answered(int(number), classes[i], rows, known, plan.support, answers[i], confidence[i].astype(float))
 
 
 def _confused(examined: Sequence[_Answered], table: ClassTable) -> tuple[list[tuple[int, int, int, int]], np.ndarray]:
