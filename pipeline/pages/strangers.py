@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -31,15 +31,6 @@ FEWEST_IMAGES = 5  # of a training class, whose mean is a part of the background
 MOST = 20_000  # of a split that are embedded for it: the first of every class
 
 
-class Asking(NamedTuple):
-    """A method and the images of a split's classes, in the form that it takes them."""
-
-    method: Method
-    preprocess: nn.Module
-    images: calibrating.ClassImages
-    counts: np.ndarray  # [classes]
-
-
 @contextmanager
 def asking(
     method: Method,
@@ -48,16 +39,16 @@ def asking(
     split: str,
     once: EmbeddedSplits | None = None,
     most: int | None = None,
-) -> Iterator[Asking]:
+) -> Iterator[calibrating.Asking]:
     """Within: the classes of a split; by ``once``, where it can be, as the backbone sees ``most`` of their images."""
     embeddings = None if once is None else once.of(dataset.uri, split, ASKED, most)
     with evaluating(method):
         if embeddings is not None:
             with given_embeddings(method):
-                yield Asking(method, nn.Identity(), embeddings.of_class, embeddings.table.counts)
+                yield calibrating.Asking(method, nn.Identity(), embeddings.of_class, embeddings.table.counts)
             return
         table = class_table(dataset.manifest, split)
-        yield Asking(method, preprocess, _images(dataset, table), table.counts)
+        yield calibrating.Asking(method, preprocess, _images(dataset, table), table.counts)
 
 
 def calibrate_run(
@@ -107,7 +98,7 @@ def _ask(
     built: Built, point: tuple[int, int], uri: str, shape: Shape, split: str, seed: int, background: Background | None
 ) -> calibrating.Answered:
     with asking(built.method, built.preprocess, open_dataset(uri, shape), split) as ask:
-        return calibrating.ask_strangers(*ask, *point, calibrating.QUERIES, seed, background)
+        return calibrating.ask_strangers(ask, *point, calibrating.QUERIES, seed, background)
 
 
 def background_of(
@@ -176,15 +167,15 @@ def measure(
             f"strangers={strangers} has classes of split={split}, which are enrolled: give another split"
         )
     apart = [(number, image) for number in range(classes, len(table)) for image in range(table.counts[number])]
-    rows = []
+    passers, rows = np.asarray(apart) if apart else None, []
     with asking(method, preprocess, data, together, once) as ask:
+        enrolled = ask._replace(counts=ask.counts[:classes])
         for shot in SHOTS:
-            for way in calibrating.ways_of(WAYS, int((ask.counts[:classes] > shot).sum()), method.fixed_way):
+            for way in calibrating.ways_of(WAYS, int((enrolled.counts > shot).sum()), method.fixed_way):
                 point = calibration.nearest(way, shot)
                 found = calibrating.ask_strangers(
-                    ask.method, ask.preprocess, ask.images, ask.counts[:classes], way, shot, QUERIES, seed,
-                    calibration.background, point.temperature, np.asarray(apart) if apart else None,
-                )  # fmt: skip
+                    enrolled, way, shot, QUERIES, seed, calibration.background, point.temperature, passers
+                )
                 rows.append({"run": model.label, **_figures(found, point)})
     if not rows:
         raise PipelineError(f"split={split}: it has too few classes for strangers beside enrolled ones")
