@@ -84,7 +84,13 @@ def measure(
     if config.protocol == "generalized":
         if trained is None:
             raise PipelineError("protocol=generalized needs run=NAME, whose training split and holdout it measures")
-        joint = [evaluate_joint(models[0], protocol, gpus) for protocol in _generalized(config, dataset, trained)]
+        about = dataset, trained["train"]["split"], trained["train"]["holdout"], config.split
+        how = config.query, config.episodes, config.seed
+        joint = [
+            evaluate_joint(models[0], GeneralizedProtocol(*about, shot, *how, tuning), gpus)
+            for shot in config.shot
+            for tuning in dict.fromkeys([None, config.fine_tune])  # as imprinted and, where asked for, fine-tuned
+        ]
         _print_generalized(joint)
         return [(models[0], joint)]
     protocols = [
@@ -143,19 +149,6 @@ def _print_one_shot_runs(measured: Sequence[tuple[Model, list[OneShotResult]]]) 
     rows.append(["people", f"{100 * (1 - HUMAN_ERROR):.2f}"])
     print("\n20 runs of 20 one-shot trials within an alphabet, mean ± 95 % interval over the runs")
     print(text_table(["accuracy, %", "20-way 1-shot"], rows), flush=True)
-
-
-def _generalized(config: EvaluateConfig, dataset: str, trained: Config) -> list[GeneralizedProtocol]:
-    """As imprinted and, where asked for, fine-tuned, for every number of shots."""
-    train = trained["train"]
-    return [
-        GeneralizedProtocol(
-            dataset, train["split"], train["holdout"], config.split, shot, config.query, config.episodes, config.seed,
-            tuning,
-        )
-        for shot in config.shot
-        for tuning in dict.fromkeys([None, config.fine_tune])
-    ]  # fmt: skip
 
 
 def _print_generalized(results: Sequence[GeneralizedResult]) -> None:

@@ -262,9 +262,7 @@ def _point(found: Answered, best: Sequence[str], target: float, seed: int) -> Ca
     )
 
 
-def _evidence(
-    ask: Asking, shown: np.ndarray, way: int, shot: int, background: Background | None
-) -> Iterator[Evidence]:
+def _evidence(ask: Asking, shown: np.ndarray, way: int, shot: int, background: Background | None) -> Iterator[Evidence]:
     """What the model says about the queries of episodes that show images [episodes, images, 2], on the CPU, several
     episodes at a time."""
     method = ask.method

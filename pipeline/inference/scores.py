@@ -90,18 +90,14 @@ def _normalised(given: Evidence, temperature: float) -> Tensor | None:
     answer = given.logits.argmax(-1, keepdim=True)
     logit = given.logits.gather(-1, answer)
     least = torch.finfo(logit.dtype).tiny
-    of_query = [f(given.background) for f in (_mean, _deviation)]
-    of_class = [f(given.cohort.mT).mT.expand(given.logits.shape).gather(-1, answer) for f in (_mean, _deviation)]
+    of_query = _mean_and_deviation(given.background)
+    of_class = [x.mT.expand(given.logits.shape).gather(-1, answer) for x in _mean_and_deviation(given.cohort.mT)]
     parts = [(logit - mean) / deviation.clamp(min=least) for mean, deviation in (of_query, of_class)]
     return (sum(parts) / 2).squeeze(-1)  # type: ignore[union-attr]
 
 
-def _mean(x: Tensor) -> Tensor:
-    return x.mean(-1, keepdim=True)
-
-
-def _deviation(x: Tensor) -> Tensor:
-    return x.std(-1, keepdim=True, correction=0)
+def _mean_and_deviation(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x.mean(-1, keepdim=True), x.std(-1, keepdim=True, correction=0)
 
 
 SCORES: dict[str, Callable[[Evidence, float], Tensor | None]] = {
