@@ -128,7 +128,9 @@ def conclude(
     """What :func:`calibrate` makes of the answers at the points of its grid; None where there are none."""
     if not asked:
         return None
-    best = _best(asked)
+    several = [one for one in asked if one.way > 1] or asked
+    means = {name: float(np.mean([one.auroc(name) for one in several])) for name in several[0].scores}
+    best = sorted(means, key=lambda name: (-means[name], list(SCORES).index(name)))
     points = tuple(_point(one, best, target, seed) for one in asked)
     kept = background if any(point.score in OF_BACKGROUND for point in points) else None
     return Calibration(target, split, seed, points, kept)
@@ -226,13 +228,6 @@ def ask_strangers(
 def _asked(scores: np.ndarray, queried: np.ndarray, answers: np.ndarray) -> Asked:
     images = queried.reshape(-1, 2)
     return Asked(scores.ravel(), images[:, 0], answers.ravel(), len(np.unique(images, axis=0)))
-
-
-def _best(asked: Sequence[Answered]) -> list[str]:
-    """Scores from the best to the worst by their mean AUROC over the points that have several classes."""
-    several = [one for one in asked if one.way > 1] or asked
-    means = {name: float(np.mean([one.auroc(name) for one in several])) for name in several[0].scores}
-    return sorted(means, key=lambda name: (-means[name], list(SCORES).index(name)))
 
 
 def _point(found: Answered, best: Sequence[str], target: float, seed: int) -> CalibrationPoint:

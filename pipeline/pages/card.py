@@ -276,7 +276,9 @@ class _Sheet:
         """The place of a class in the list, with the first of its images as samples."""
         if position not in self._members:
             self._members[position] = len(self.classes)
-            self.classes.append({"name": self._name(position), "tiles": []})
+            manifest, turn = self._manifest, self._turn(position)
+            name = manifest.class_names[int(self._table.ids[position]) // len(manifest.rotations)]
+            self.classes.append({"name": f"{name} {turn}°" if turn else name, "tiles": []})
         entry = self.classes[self._members[position]]
         if tiles and not entry["tiles"]:
             start, count = int(self._table.starts[position]), int(self._table.counts[position])
@@ -315,8 +317,3 @@ class _Sheet:
     def _turn(self, position: int) -> int:
         rotations = self._manifest.rotations
         return int(rotations[int(self._table.ids[position]) % len(rotations)])
-
-    def _name(self, position: int) -> str:
-        manifest, turn = self._manifest, self._turn(position)
-        name = manifest.class_names[int(self._table.ids[position]) // len(manifest.rotations)]
-        return f"{name} {turn}°" if turn else name
