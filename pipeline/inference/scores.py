@@ -45,25 +45,10 @@ def gather_evidence(method: Method, state: State, query: Tensor, background: Bac
     )
 
 
-def _logit(given: Evidence, temperature: float) -> Tensor:
-    """How near the nearest class is: unlike a probability, it keeps the distance of a query that is far from all."""
-    return given.logits.amax(-1)
-
-
-def _probability(given: Evidence, temperature: float) -> Tensor:
-    """The largest softmax probability (Hendrycks & Gimpel 2017)."""
-    return torch.softmax(given.logits / temperature, dim=-1).amax(-1)
-
-
 def _margin(given: Evidence, temperature: float) -> Tensor:
     """The largest logit minus the next."""
     first, second = given.logits.topk(2, dim=-1).values.unbind(-1)
     return first - second
-
-
-def _energy(given: Evidence, temperature: float) -> Tensor:
-    """Minus the free energy, T log sum exp(logit / T) (Liu et al. 2020)."""
-    return temperature * torch.logsumexp(given.logits / temperature, dim=-1)
 
 
 def _ratio(given: Evidence, temperature: float) -> Tensor | None:
@@ -101,10 +86,11 @@ def _mean_and_deviation(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 SCORES: dict[str, Callable[[Evidence, float], Tensor | None]] = {
-    "logit": _logit,
-    "probability": _probability,
+    # Unlike a probability, a logit keeps the distance of a query that is far from all classes.
+    "logit": lambda given, _: given.logits.amax(-1),
+    "probability": lambda given, t: torch.softmax(given.logits / t, dim=-1).amax(-1),  # Hendrycks & Gimpel 2017
     "margin": _margin,
-    "energy": _energy,
+    "energy": lambda given, t: t * torch.logsumexp(given.logits / t, dim=-1),  # minus the free energy, Liu et al. 2020
     "ratio": _ratio,
     "background": _background,
     "normalised": _normalised,
