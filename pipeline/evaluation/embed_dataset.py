@@ -81,11 +81,6 @@ def embed_dataset(
 ) -> Manifest:  # fmt: skip
     """Compute the features that are missing at ``target``, and make them a dataset.
 
-    Args:
-        name: of the dataset of features.
-        source: where it came from, for its manifest.
-        gpus: of every actor.
-
     Raises:
         PipelineError: the dataset is damaged, the network's features are not finite, or the place cannot be written.
     """

@@ -116,8 +116,7 @@ def check_images(model: Model, manifest: Manifest) -> None:
 def _answer(
     built: Built, numbers: range, how: EpisodicProtocol, shape: tuple[int, int, int], vectors: np.ndarray | None
 ) -> np.ndarray:
-    """The accuracy in each of the episodes ``numbers``; ``vectors``: the embeddings of the split, where they are
-    known."""
+    """The accuracy in each of the episodes ``numbers``; ``vectors``: the split's embeddings, where they are known."""
     method, preprocess, device = built
     dataset = open_dataset(how.dataset, shape)
     table = class_table(dataset.manifest, how.split)
