@@ -13,11 +13,10 @@ from pipeline import store
 from pipeline.config import Config, validate
 from pipeline.data.dataset import Dataset, read_manifest
 from pipeline.errors import PipelineError, Stopped
-from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.embedded import Embeddings
 from pipeline.evaluation.evaluate import EpisodicProtocol, evaluate
 from pipeline.evaluation.model import Model
-from pipeline.evaluation.protocols import compare, figures, measure, print_episodic
+from pipeline.evaluation.protocols import EvaluateConfig, compare, figures, measure, print_episodic
 from pipeline.evaluation.seen import SPLIT, refuse_seen
 from pipeline.evaluation.spread import EmbeddedSplits
 from pipeline.files import to_json

@@ -21,8 +21,8 @@ import pipeline
 from pipeline.config import compose, to_yaml, validate
 from pipeline.data.ingest import IngestConfig
 from pipeline.data.sources.by_kind import make_source
-from pipeline.evaluation.config import EvaluateConfig
-from pipeline.pages.config import ReportConfig
+from pipeline.evaluation.protocols import EvaluateConfig
+from pipeline.pages.report import ReportConfig
 from pipeline.registry.classify import ClassifyConfig
 from pipeline.registry.deliver import RegisterConfig
 from pipeline.registry.export import ExportConfig

@@ -19,7 +19,7 @@ from pipeline.charts.classes import project
 from pipeline.charts.style import FAINT, MARKERS, PALETTE, Kind, chart, render
 from pipeline.data.dataset import class_table, open_dataset
 from pipeline.data.episodes import EpisodeSpec, check_spec, plan_groups
-from pipeline.evaluation.extractor import image_features
+from pipeline.evaluation.clustering import image_features
 from pipeline.evaluation.model import Model, build_on_worker
 from pipeline.functional.clustering import class_spread, spread_clustering
 

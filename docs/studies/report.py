@@ -14,8 +14,7 @@ from pipeline.charts.style import Kind
 from pipeline.config import Config, validate
 from pipeline.errors import PipelineError
 from pipeline.functional.clustering import class_spread, spread_clustering
-from pipeline.pages.config import ReportConfig
-from pipeline.pages.report import Subjects
+from pipeline.pages.report import ReportConfig, Subjects
 
 
 def report(raw: Config) -> dict[str, Any]:

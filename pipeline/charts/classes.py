@@ -73,7 +73,6 @@ def episode_picture(
     query: np.ndarray,
     query_labels: np.ndarray,
     answers: np.ndarray,
-    names: Sequence[str] | None = None,
     title: str = "",
     kind: Kind = "png",
 ) -> bytes:
@@ -82,12 +81,10 @@ def episode_picture(
     Args:
         support: uint8 [S, C, H, W]; support_labels: int [S].
         query: uint8 [Q, C, H, W]; query_labels, answers: int [Q], the true and the given class.
-        names: of the classes, by label.
     """
     ways = sorted(set(support_labels.tolist()))
     shots = max(int((support_labels == label).sum()) for label in ways)
     asked = max(int((query_labels == label).sum()) for label in ways)
-    name = (lambda label: names[label]) if names is not None else (lambda label: f"class {label}")
     right = float(np.mean(query_labels == answers)) if len(answers) else 0.0
     columns = shots + asked
     with chart(1.2 + 1.02 * columns, 0.7 + 1.12 * len(ways)) as drawn:
@@ -95,7 +92,7 @@ def episode_picture(
         for row, label in enumerate(ways):
             axes = drawn.add_subplot(grid[row, 0])
             axes.axis("off")
-            axes.text(1.0, 0.5, short(name(label), 14), ha="right", va="center", color=INK, fontsize=9)
+            axes.text(1.0, 0.5, f"class {label}", ha="right", va="center", color=INK, fontsize=9)
             for column, image in enumerate(support[support_labels == label]):
                 axes = drawn.add_subplot(grid[row, 1 + column])
                 _picture(axes, image, FAINT, 1.0)
@@ -105,7 +102,7 @@ def episode_picture(
                 axes = drawn.add_subplot(grid[row, 2 + shots + column])
                 correct = bool(answers[index] == label)
                 _picture(axes, query[index], RIGHT if correct else WRONG, 2.5)
-                mark = "✓" if correct else f"✗ {short(name(int(answers[index])), 14)}"
+                mark = "✓" if correct else f"✗ class {answers[index]}"
                 axes.set_xlabel(mark, color=RIGHT if correct else WRONG, fontsize=8, labelpad=2)
                 if row == 0 and column == 0:
                     axes.set_title("queries", fontsize=10, weight="normal", pad=6)

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.data.dataset import check_shards, class_table, open_dataset, read_manifest
+from pipeline.batch import Images
+from pipeline.data.batches import read_batch
+from pipeline.data.dataset import Dataset, check_shards, class_table, open_dataset, read_manifest
 from pipeline.data.episodes import EpisodeSpec, ImagePlan, check_spec, plan_groups, plan_images
-from pipeline.evaluation.extractor import image_features
 from pipeline.evaluation.model import Built, Model
 from pipeline.evaluation.spread import OnCluster, cores, fetched, parts
 from pipeline.evaluation.statistics import Comparison, Estimate, estimate, paired
@@ -30,6 +31,7 @@ from pipeline.functional.clustering import (
     merge_spreads,
     spread_clustering,
 )
+from pipeline.nets.pieces import in_pieces
 
 CHUNK = 500  # images at once
 RESAMPLES = 1000  # of the classes, for the interval of R_FC
@@ -133,3 +135,11 @@ def _seen(
     for first in range(numbers.start, numbers.stop, chunk):
         plan = plan_of(table, protocol.seed, np.arange(first, min(first + chunk, numbers.stop)))
         yield plan, image_features(built, dataset, plan)
+
+
+@torch.no_grad()
+def image_features(built: Built, dataset: Dataset, plan: ImagePlan) -> Tensor:
+    """Features float32 [B, D] of the images of a plan by the backbone alone, whatever trained it, on the CPU."""
+    batch = read_batch(dataset, plan, built.device)
+    assert isinstance(batch, Images)
+    return in_pieces(built.method.extractor(), built.preprocess(batch.images)).float().cpu()

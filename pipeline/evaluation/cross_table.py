@@ -15,8 +15,7 @@ import torch
 
 from pipeline.errors import PipelineError
 from pipeline.evaluation.evaluate import EpisodicProtocol, evaluate
-from pipeline.evaluation.extractor import matched
-from pipeline.evaluation.model import Model
+from pipeline.evaluation.model import Model, matched
 from pipeline.evaluation.spread import EmbeddedSplits
 from pipeline.evaluation.statistics import Comparison, Estimate, estimate, paired
 from pipeline.methods.base import Method

@@ -81,11 +81,6 @@ def embed_dataset(
 ) -> Manifest:  # fmt: skip
     """Compute the features that are missing at ``target``, and make them a dataset.
 
-    Args:
-        name: of the dataset of features.
-        source: where it came from, for its manifest.
-        gpus: of every actor.
-
     Raises:
         PipelineError: the dataset is damaged, the network's features are not finite, or the place cannot be written.
     """
@@ -184,7 +179,8 @@ class Embedder:
         with store.writing(self.place, "data.root"):
             shard = write_shard(self.place, shards.raw_table(values[..., None, None]), self.current)
             record = json.dumps(asdict(shard))
-            store.write_bytes(store.join(self.place, _record(number, self.digest)), record.encode())
+            name = f"part-{self.digest[:16]}-{number:06d}.json"
+            store.write_bytes(store.join(self.place, name), record.encode())
         return record
 
 
@@ -215,10 +211,6 @@ def _manifest(
         },
         mean=[], std=[], shards=written, rotations=[0], source=source, skipped={}, network=network, views=views,
     )  # fmt: skip
-
-
-def _record(number: int, digest: str) -> str:
-    return f"part-{digest[:16]}-{number:06d}.json"
 
 
 def _done(place: str, digest: str) -> dict[int, ShardInfo]:

@@ -125,15 +125,8 @@ def class_features(
     images: int,
     embeddings: Embeddings | None = None,
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """What the backbone makes of the first images of a few classes, evenly spaced in the table: to be looked at.
-
-    Args:
-        classes, images: at most; ``images`` of each class.
-        embeddings: of the table, where they are known.
-
-    Returns:
-        Features [classes * images, D], class by class; positions of the classes in the table; images of each.
-    """
+    """Features [classes * images, D] of the first images of a few classes, evenly spaced in the table, class by class:
+    to be looked at; positions of the classes in the table; images of each. ``classes`` and ``images`` are at most."""
     chosen = np.linspace(0, len(table) - 1, min(classes, len(table))).astype(int)
     each = min(images, int(table.counts[chosen].min()))
     if embeddings is not None:

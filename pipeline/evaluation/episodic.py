@@ -8,11 +8,12 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pipeline.batch import Episodes
 from pipeline.data.batches import read_batch
 from pipeline.data.dataset import ClassTable, Dataset
-from pipeline.data.episodes import EpisodeSpec, bounds, plan_episodes
+from pipeline.data.episodes import EpisodeSpec, Plan, bounds, plan_episodes
 from pipeline.evaluation.embedded import Embeddings, given_embeddings
 from pipeline.methods.base import Method, one_task_at_once
 from pipeline.nets.preprocess import Preprocess
@@ -53,19 +54,31 @@ def episode_accuracies(
     size = bounds(spec.way)[1] * (bounds(spec.shot)[1] + bounds(spec.query)[1])
     chunk = max(1, min(chunk, IMAGES // size)) if spec.fixed and not one_task_at_once(method) else 1
     parts = []
-    with evaluating(method), given_embeddings(method) if embeddings else nullcontext():
+    with evaluating(method):
         for start in range(0, len(numbers), chunk):
             plan = plan_episodes(table, spec, seed, numbers[start : start + chunk])
-            if embeddings:
-                images = embeddings.of(plan).to(device)
-            else:
-                batch = read_batch(dataset, plan, device)
-                assert isinstance(batch, Episodes)
-                images = preprocess(torch.cat([batch.support, batch.query], dim=1))
-            labels = torch.from_numpy(np.array(plan.labels)).to(device)
-            with torch.no_grad():
-                state = method.adapt(images[:, : plan.support], labels[:, : plan.support], plan.way)
-                logits = method.classify(state, images[:, plan.support :])
-            right = (logits.argmax(-1) == labels[:, plan.support :]).double().mean(1)
-            parts.append(right.cpu().numpy())
+            logits, labels = answer(method, preprocess, dataset, plan, device, embeddings)
+            parts.append((logits.argmax(-1) == labels).double().mean(1).cpu().numpy())
     return np.concatenate(parts) if parts else np.empty(0)
+
+
+@torch.no_grad()
+def answer(
+    method: Method,
+    preprocess: Preprocess,
+    dataset: Dataset,
+    plan: Plan,
+    device: torch.device | str = "cpu",
+    embeddings: Embeddings | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Logits [E, Q, way] of the queries of a plan's episodes, and their labels int64 [E, Q]."""
+    labels = torch.from_numpy(np.array(plan.labels)).to(device)
+    with given_embeddings(method) if embeddings else nullcontext():
+        if embeddings:
+            images = embeddings.of(plan).to(device)
+        else:
+            batch = read_batch(dataset, plan, device)
+            assert isinstance(batch, Episodes)
+            images = preprocess(torch.cat([batch.support, batch.query], dim=1))
+        state = method.adapt(images[:, : plan.support], labels[:, : plan.support], plan.way)
+        return method.classify(state, images[:, plan.support :]), labels[:, plan.support :]

@@ -63,11 +63,7 @@ class Result:
 
 
 def evaluate(
-    model: Model,
-    protocols: list[EpisodicProtocol],
-    gpus: float = 0.0,
-    seed: int = 0,
-    once: EmbeddedSplits | None = None,
+    model: Model, protocols: list[EpisodicProtocol], gpus: float = 0.0, once: EmbeddedSplits | None = None
 ) -> list[Result]:
     """Measure by all protocols at once, on every core of the cluster (or on GPUs, ``gpus`` a task).
 
@@ -75,7 +71,7 @@ def evaluate(
     """
     for protocol in protocols:
         check(model, protocol)
-    once, embedded = once or EmbeddedSplits(model, gpus, seed), {}
+    once, embedded = once or EmbeddedSplits(model, gpus), {}
     for dataset, split in dict.fromkeys((q.dataset, q.split) for q in protocols):
         check_shards(dataset)
         shared = [q for q in protocols if (q.dataset, q.split) == (dataset, split)]
@@ -120,8 +116,7 @@ def check_images(model: Model, manifest: Manifest) -> None:
 def _answer(
     built: Built, numbers: range, how: EpisodicProtocol, shape: tuple[int, int, int], vectors: np.ndarray | None
 ) -> np.ndarray:
-    """The accuracy in each of the episodes ``numbers``; ``vectors``: the embeddings of the split, where they are
-    known."""
+    """The accuracy in each of the episodes ``numbers``; ``vectors``: the split's embeddings, where they are known."""
     method, preprocess, device = built
     dataset = open_dataset(how.dataset, shape)
     table = class_table(dataset.manifest, how.split)

@@ -17,6 +17,8 @@ from pipeline.nets.own_code import send
 from pipeline.nets.preprocess import Preprocess
 from pipeline.weights import own_sources
 
+KINDS = {"episodic": "meta", "both": "meta", "classical": "classical"}  # of training, by a method's regime
+
 
 @dataclass(frozen=True)
 class Model:
@@ -64,6 +66,26 @@ class Model:
         return method.to(device).eval(), build_preprocess(self.spec).to(device)
 
 
+def kind(model: Model) -> str:
+    """ "meta" or "classical": how the model was trained."""
+    return KINDS[build_model(model.spec).regime]
+
+
+def matched(models: list[Model]) -> list[tuple[Model, Model]]:
+    """Every (meta-trained, classically trained) pair of models with the same backbone and input."""
+
+    def network(model: Model) -> tuple[Any, Any]:
+        return model.spec["backbone"], model.spec["input"]["shape"]
+
+    kinds = [(model, kind(model)) for model in models]
+    return [
+        (meta, classical)
+        for meta, one in kinds
+        for classical, other in kinds
+        if (one, other) == ("meta", "classical") and network(meta) == network(classical)
+    ]
+
+
 class Built(NamedTuple):
     """A model as it answers: its method in evaluation mode, what prepares its images, and where both are."""
 
@@ -72,8 +94,8 @@ class Built(NamedTuple):
     device: torch.device
 
 
-def build_on_worker(model: Model, gpu: bool = False, seed: int = 0) -> Built:
+def build_on_worker(model: Model, gpu: bool = False) -> Built:
     """The same in a process of the cluster, which has one core and perhaps a GPU."""
     torch.set_num_threads(1)
     device = torch.device("cuda" if gpu else "cpu")
-    return Built(*model.build(device, seed), device)
+    return Built(*model.build(device), device)

@@ -3,21 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import BeforeValidator, Field
 
-from pipeline.config import Config
+from pipeline.config import Config, Section
+from pipeline.config_kinds import Cluster, Count
 from pipeline.errors import PipelineError
-from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.evaluate import EpisodicProtocol, Result, evaluate
-from pipeline.evaluation.generalized import GeneralizedProtocol, GeneralizedResult, evaluate_joint
+from pipeline.evaluation.generalized import FineTuning, GeneralizedProtocol, GeneralizedResult, evaluate_joint
 from pipeline.evaluation.model import Model
 from pipeline.evaluation.one_shot_runs import HUMAN_ERROR, OneShotResult, evaluate_one_shot_runs
 from pipeline.evaluation.spread import EmbeddedSplits
 from pipeline.evaluation.statistics import paired
 from pipeline.tables import percent, text_table
 from pipeline.weights import origin_of
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Counts = Annotated[list[Count], BeforeValidator(_as_list), Field(min_length=1)]
+
+
+class EvaluateConfig(Section):
+    """Keys of ``conf/evaluate.yaml``."""
+
+    run: str | None
+    model: str | None
+    compare: str | None
+    untrained: bool
+    storage: str
+    dataset: str | None
+    seen: bool
+    protocol: Literal["episodic", "generalized", "one_shot_runs"]
+    runs: str | None
+    split: str
+    episodes: Count
+    way: Counts
+    shot: Counts
+    query: Count
+    tasks: Count
+    seed: int
+    fine_tune: FineTuning | None
+    output: str | None
+    record: str | None
+    publish: bool
+    cluster: Cluster
+    tracking: dict[str, Any]
+
 
 Measured = Sequence[tuple[Model, Sequence[Result | OneShotResult | GeneralizedResult]]]
 
@@ -48,7 +84,13 @@ def measure(
     if config.protocol == "generalized":
         if trained is None:
             raise PipelineError("protocol=generalized needs run=NAME, whose training split and holdout it measures")
-        joint = [evaluate_joint(models[0], protocol, gpus) for protocol in _generalized(config, dataset, trained)]
+        about = dataset, trained["train"]["split"], trained["train"]["holdout"], config.split
+        how = config.query, config.episodes, config.seed
+        joint = [
+            evaluate_joint(models[0], GeneralizedProtocol(*about, shot, *how, tuning), gpus)
+            for shot in config.shot
+            for tuning in dict.fromkeys([None, config.fine_tune])  # as imprinted and, where asked for, fine-tuned
+        ]
         _print_generalized(joint)
         return [(models[0], joint)]
     protocols = [
@@ -107,19 +149,6 @@ def _print_one_shot_runs(measured: Sequence[tuple[Model, list[OneShotResult]]]) 
     rows.append(["people", f"{100 * (1 - HUMAN_ERROR):.2f}"])
     print("\n20 runs of 20 one-shot trials within an alphabet, mean ± 95 % interval over the runs")
     print(text_table(["accuracy, %", "20-way 1-shot"], rows), flush=True)
-
-
-def _generalized(config: EvaluateConfig, dataset: str, trained: Config) -> list[GeneralizedProtocol]:
-    """As imprinted and, where asked for, fine-tuned, for every number of shots."""
-    train = trained["train"]
-    return [
-        GeneralizedProtocol(
-            dataset, train["split"], train["holdout"], config.split, shot, config.query, config.episodes, config.seed,
-            tuning,
-        )
-        for shot in config.shot
-        for tuning in dict.fromkeys([None, config.fine_tune])
-    ]  # fmt: skip
 
 
 def _print_generalized(results: Sequence[GeneralizedResult]) -> None:

@@ -56,10 +56,8 @@ def refuse_seen(
     """Refuse to measure a model on classes that it was trained on.
 
     Args:
-        label: of the model, for messages.
         dataset: see :func:`seen_classes`. Models of earlier code have no digests; where they are measured on another
             version of their data, that is said.
-        instead: what else can be done.
     """
     if TRAINED not in dataset:
         if dataset.get("name") == manifest.name and dataset.get("fingerprint") != manifest.fingerprint:

@@ -34,37 +34,33 @@ def parts(total: int, size: int) -> list[range]:
 
 
 class OnCluster:
-    """A model where tasks of the cluster find it, each with a core or with ``gpus`` GPUs.
+    """A model where tasks of the cluster find it, each with a core or with ``gpus`` GPUs."""
 
-    Args:
-        seed: of untrained weights.
-    """
-
-    def __init__(self, model: Model, gpus: float = 0.0, seed: int = 0) -> None:
-        self.held, self.gpus, self.seed = ray.put(model), gpus, seed
+    def __init__(self, model: Model, gpus: float = 0.0) -> None:
+        self.held, self.gpus = ray.put(model), gpus
 
     def spread(self, work: Callable[..., Any], pieces: Sequence[Any], *about: Any) -> list[Any]:
         """References to ``work(built, piece, *about)``, of every piece by a task that has built the model."""
         task = _work.options(num_cpus=1, num_gpus=self.gpus)
-        return [task.remote(work, self.held, self.gpus > 0, self.seed, piece, *about) for piece in pieces]
+        return [task.remote(work, self.held, self.gpus > 0, piece, *about) for piece in pieces]
 
 
 @ray.remote
-def _work(work: Callable[..., Any], model: Model, gpu: bool, seed: int, piece: Any, *about: Any) -> Any:
-    return work(build_on_worker(model, gpu, seed), piece, *about)
+def _work(work: Callable[..., Any], model: Model, gpu: bool, piece: Any, *about: Any) -> Any:
+    return work(build_on_worker(model, gpu), piece, *about)
 
 
 class EmbeddedSplits(OnCluster):
     """What a model's backbone makes of the images of whole splits: computed once, for all who ask, on the cluster."""
 
-    def __init__(self, model: Model, gpus: float = 0.0, seed: int = 0) -> None:
-        super().__init__(model, gpus, seed)
-        self._method, self._shape, self._seen = model.build()[0], model.shape, network_shape(model.spec)
+    def __init__(self, model: Model, gpus: float = 0.0) -> None:
+        super().__init__(model, gpus)
+        self._method, self.shape, self._seen = model.build()[0], model.shape, network_shape(model.spec)
         self._found: dict[tuple[str, str, int | None], tuple[ClassTable, Any]] = {}
 
     def shared_with(self, model: Model) -> EmbeddedSplits:
         """The same for another model with the same backbone."""
-        other = EmbeddedSplits(model, self.gpus, self.seed)
+        other = EmbeddedSplits(model, self.gpus)
         other._found = self._found
         return other
 
@@ -108,7 +104,7 @@ class EmbeddedSplits(OnCluster):
         share = min(EMBED_PART, -(-total // cores()), EMBED_PIXELS // math.prod(self._seen[1:]))
         share = max(1, -(-share // batch)) * batch
         ranges = parts(total, share)
-        pieces = self.spread(_embed, ranges, dataset, self._shape, table)
+        pieces = self.spread(_embed, ranges, dataset, self.shape, table)
         for done in awaited(pieces):
             images = sum(len(part) for part, piece in zip(ranges, pieces, strict=True) if piece in done)
             print(f"{images:,} of {total:,} images of split {table.split!r} embedded", flush=True)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 Z95 = 1.96
-INTERVALS = ("sample", "population", "student", "n_plus_1")
 
 
 @dataclass(frozen=True)
@@ -20,23 +19,17 @@ class Estimate:
     episodes: int
 
 
-def estimate(values: np.ndarray, kind: str = "sample") -> Estimate:
+def estimate(values: np.ndarray, student: bool = False) -> Estimate:
     """Mean and 95 % interval of per-episode values [n].
 
-    ``kind`` is the published definition: "sample" 1.96 s/sqrt(n) with n-1 in the variance (Snell, R2-D2, Ravi);
-    "population" the same with n (MAML, Chen, MetaOptNet's training script); "student" with the t quantile (relation
-    network); "n_plus_1" the population's over sqrt(n+1) (MetaOptNet's test script).
+    1.96 s/sqrt(n) with n-1 in the variance (Snell, R2-D2, Ravi); ``student``: with the t quantile (relation network).
     """
     values = np.asarray(values, dtype=np.float64)
     n = len(values)
-    if kind not in INTERVALS:
-        raise ValueError(f"interval {kind!r}: choose one of {', '.join(INTERVALS)}")
     if n < 2:
         return Estimate(float(values.mean()) if n else math.nan, math.nan, n)
-    z = _student(0.975, n - 1) if kind == "student" else Z95
-    spread = values.std(ddof=1 if kind in ("sample", "student") else 0)
-    half = z * spread / math.sqrt(n + 1 if kind == "n_plus_1" else n)
-    return Estimate(float(values.mean()), float(half), n)
+    z = _student(0.975, n - 1) if student else Z95
+    return Estimate(float(values.mean()), float(z * values.std(ddof=1) / math.sqrt(n)), n)
 
 
 def _student(probability: float, freedom: int) -> float:

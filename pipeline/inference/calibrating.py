@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +25,15 @@ ClassImages = Callable[[np.ndarray, np.ndarray], np.ndarray]
 SHARES = (0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)  # of strangers that pass
 WAYS, SHOTS, QUERIES, TARGET = (1, 5, 20, 50), (1, 2, 5), 1000, 0.05
 _PIXELS_AT_ONCE = 2**20
+
+
+class Asking(NamedTuple):
+    """A method and the images of classes, in the form that it takes them."""
+
+    method: Method
+    preprocess: nn.Module
+    images: ClassImages
+    counts: np.ndarray  # int64 [classes] images of the classes that an episode enrols, or has as strangers
 
 
 def class_images(
@@ -92,13 +102,13 @@ def calibrate(
     """
     if not 0 < target < 1:
         raise PipelineError(f"target={target}: a false-acceptance rate lies between 0 and 1")
-    counts = np.asarray(counts, dtype=np.int64)
+    ask = Asking(method, preprocess, images, np.asarray(counts, dtype=np.int64))
     was_training = method.training
     method.eval()
     try:
         asked = [
-            ask_strangers(method, preprocess, images, counts, way, shot, queries, seed, background)
-            for way, shot in grid_of(counts, method.fixed_way, ways, shots)
+            ask_strangers(ask, way, shot, queries, seed, background)
+            for way, shot in grid_of(ask.counts, method.fixed_way, ways, shots)
         ]
     finally:
         method.train(was_training)
@@ -118,7 +128,9 @@ def conclude(
     """What :func:`calibrate` makes of the answers at the points of its grid; None where there are none."""
     if not asked:
         return None
-    best = _best(asked)
+    several = [one for one in asked if one.way > 1] or asked
+    means = {name: float(np.mean([one.auroc(name) for one in several])) for name in several[0].scores}
+    best = sorted(means, key=lambda name: (-means[name], list(SCORES).index(name)))
     points = tuple(_point(one, best, target, seed) for one in asked)
     kept = background if any(point.score in OF_BACKGROUND for point in points) else None
     return Calibration(target, split, seed, points, kept)
@@ -149,10 +161,7 @@ class Answered:
 
 
 def ask_strangers(
-    method: Method,
-    preprocess: nn.Module,
-    images: ClassImages,
-    counts: np.ndarray,
+    ask: Asking,
     way: int,
     shot: int,
     queries: int,
@@ -164,20 +173,34 @@ def ask_strangers(
     """Ask episodes of ``way`` classes by ``shot`` images about other images of them and about strangers.
 
     Args:
-        counts: int64 [classes] images of the classes that are enrolled or strangers, as each episode draws them.
         queries: of strangers, at least, and of enrolled classes but where they are fewer than five.
         temperature: of the probabilities; by default the best for the enrolled queries.
         passers: int64 [P, 2], class and image numbers of strangers beside them, each of a class of its own; an episode
             asks about as many of them as of the classes that it did not enrol.
     """
-    rng = np.random.default_rng([seed, way, shot])
+    rng, counts = np.random.default_rng([seed, way, shot]), ask.counts
     usable = np.flatnonzero(counts > shot)
     each = int(min(2, counts[usable].min() - shot))  # queries per class: few, so that many classes are drawn
     strangers = min(max(way, 5), len(usable) - way)
     episodes = max(2, math.ceil(queries / (strangers * each)))
-    plans = [_plan(rng, usable, counts, way, strangers, shot, each, passers) for _ in range(episodes)]
+
+    def plan() -> tuple[np.ndarray, np.ndarray]:
+        """The images of an episode [way * shot + queries, 2], class and number within it: support, enrolled queries,
+        strangers; and by what the class and image of a query [queries, 2] are told apart."""
+        drawn = rng.permutation(usable)[: way + strangers]
+        numbers = np.stack([rng.permutation(counts[c])[: shot + each] for c in drawn])  # [way + strangers, shot + each]
+        support = np.stack([np.repeat(drawn[:way], shot), numbers[:way, :shot].ravel()], axis=1)
+        images = queries = np.stack([np.repeat(drawn, each), numbers[:, shot:].ravel()], axis=1)
+        if passers is not None:
+            chosen = rng.permutation(len(passers))[: strangers * each]
+            images = np.concatenate([images, passers[chosen]])
+            apart = np.stack([len(counts) + chosen, np.zeros_like(chosen)], axis=1)
+            queries = np.concatenate([queries, apart])
+        return np.concatenate([support, images]), queries
+
+    plans = [plan() for _ in range(episodes)]
     shown, queried = (np.stack(part) for part in zip(*plans, strict=True))  # [episodes, images or queries, 2]
-    told = list(_evidence(method, preprocess, images, shown, way, shot, background))
+    told = list(_evidence(ask, shown, way, shot, background))
     inside, labels = way * each, np.repeat(np.arange(way), each)
     logits = np.concatenate([one.logits.numpy() for one in told])  # [episodes, queries, way]
     if not np.isfinite(logits).all():
@@ -207,13 +230,6 @@ def _asked(scores: np.ndarray, queried: np.ndarray, answers: np.ndarray) -> Aske
     return Asked(scores.ravel(), images[:, 0], answers.ravel(), len(np.unique(images, axis=0)))
 
 
-def _best(asked: Sequence[Answered]) -> list[str]:
-    """Scores from the best to the worst by their mean AUROC over the points that have several classes."""
-    several = [one for one in asked if one.way > 1] or asked
-    means = {name: float(np.mean([one.auroc(name) for one in several])) for name in several[0].scores}
-    return sorted(means, key=lambda name: (-means[name], list(SCORES).index(name)))
-
-
 def _point(found: Answered, best: Sequence[str], target: float, seed: int) -> CalibrationPoint:
     areas = {name: found.auroc(name) for name in found.scores}
     one = max(areas, key=lambda name: areas[name]) if found.way == 1 else ""
@@ -241,41 +257,10 @@ def _point(found: Answered, best: Sequence[str], target: float, seed: int) -> Ca
     )
 
 
-def _plan(
-    rng: np.random.Generator,
-    usable: np.ndarray,
-    counts: np.ndarray,
-    way: int,
-    strangers: int,
-    shot: int,
-    each: int,
-    passers: np.ndarray | None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """The images of an episode [way * shot + queries, 2], class and number within it: support, enrolled queries,
-    strangers; and by what the class and image of a query [queries, 2] are told apart."""
-    drawn = rng.permutation(usable)[: way + strangers]
-    numbers = np.stack([rng.permutation(counts[c])[: shot + each] for c in drawn])  # [way + strangers, shot + each]
-    support = np.stack([np.repeat(drawn[:way], shot), numbers[:way, :shot].ravel()], axis=1)
-    images = queries = np.stack([np.repeat(drawn, each), numbers[:, shot:].ravel()], axis=1)
-    if passers is not None:
-        chosen = rng.permutation(len(passers))[: strangers * each]
-        images = np.concatenate([images, passers[chosen]])
-        apart = np.stack([len(counts) + chosen, np.zeros_like(chosen)], axis=1)
-        queries = np.concatenate([queries, apart])
-    return np.concatenate([support, images]), queries
-
-
-def _evidence(
-    method: Method,
-    preprocess: nn.Module,
-    images: ClassImages,
-    shown: np.ndarray,
-    way: int,
-    shot: int,
-    background: Background | None,
-) -> Iterator[Evidence]:
+def _evidence(ask: Asking, shown: np.ndarray, way: int, shot: int, background: Background | None) -> Iterator[Evidence]:
     """What the model says about the queries of episodes that show images [episodes, images, 2], on the CPU, several
     episodes at a time."""
+    method = ask.method
     device = next(method.parameters(), torch.empty(0)).device
     support = way * shot
     labels = torch.arange(way, device=device).repeat_interleave(shot)[None]
@@ -283,10 +268,10 @@ def _evidence(
     start = 0
     while start < len(shown):
         part = shown[start : start + together]
-        pixels = torch.from_numpy(images(*part.reshape(-1, 2).T)).to(device)
+        pixels = torch.from_numpy(ask.images(*part.reshape(-1, 2).T)).to(device)
         if not one_task_at_once(method):
             together = max(1, _PIXELS_AT_ONCE // (pixels.shape[-1] * pixels.shape[-2] * shown.shape[1]))
-        batch = preprocess(pixels.unflatten(0, (len(part), -1)))
+        batch = ask.preprocess(pixels.unflatten(0, (len(part), -1)))
         with torch.no_grad():
             state = method.adapt(batch[:, :support], labels.expand(len(part), -1), way)
             found = gather_evidence(method, state, batch[:, support:], background)

@@ -73,7 +73,6 @@ class FewShotClassifier:
         with torch.random.fork_rng(devices=[]):  # the initial weights are thrown away: leave the caller's numbers alone
             method = build_model(dict(spec))
         _check_weights(method.state_dict(), weights)
-        _check_finite(weights)
         method.load_state_dict(dict(weights))
         return cls(spec, method.to(device), build_preprocess(dict(spec)).to(device), calibration, origin)
 
@@ -331,12 +330,6 @@ def _positions(classes: list[Label], names: list[Label]) -> np.ndarray:
     return np.asarray([index[name] for name in names], dtype=np.int64)
 
 
-def _check_finite(weights: Mapping[str, Tensor]) -> None:
-    for name, tensor in weights.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise PipelineError(f"weight {name!r} holds NaN or infinite values: the training diverged; train it again")
-
-
 def _check_weights(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
     missing, unknown = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
     if missing or unknown:
@@ -348,3 +341,6 @@ def _check_weights(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> No
         if given[name].shape != tensor.shape or given[name].dtype != tensor.dtype:
             got, want = (f"{t.dtype} {list(t.shape)}" for t in (given[name], tensor))
             raise PipelineError(f"weight {name!r} is {got}, not {want}; {_REMEDY}")
+    for name, tensor in given.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise PipelineError(f"weight {name!r} holds NaN or infinite values: the training diverged; train it again")

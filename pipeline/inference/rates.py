@@ -13,11 +13,6 @@ MOST = 2.0  # times the share of strangers that was asked for: a rate that may l
 _Z95 = 1.96
 
 
-def error_rates(enrolled: np.ndarray, strangers: np.ndarray, threshold: float) -> tuple[float, float]:
-    """(false acceptance, false rejection): strangers at or above the threshold, enrolled queries below it."""
-    return float(np.mean(strangers >= threshold)), float(np.mean(enrolled < threshold))
-
-
 def threshold_at(strangers: np.ndarray, target: float) -> float:
     """The least threshold at which at most the share ``target`` of the strangers' scores [N] float64 is accepted."""
     descending = np.sort(strangers)[::-1]

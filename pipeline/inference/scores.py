@@ -45,25 +45,10 @@ def gather_evidence(method: Method, state: State, query: Tensor, background: Bac
     )
 
 
-def _logit(given: Evidence, temperature: float) -> Tensor:
-    """How near the nearest class is: unlike a probability, it keeps the distance of a query that is far from all."""
-    return given.logits.amax(-1)
-
-
-def _probability(given: Evidence, temperature: float) -> Tensor:
-    """The largest softmax probability (Hendrycks & Gimpel 2017)."""
-    return torch.softmax(given.logits / temperature, dim=-1).amax(-1)
-
-
 def _margin(given: Evidence, temperature: float) -> Tensor:
     """The largest logit minus the next."""
     first, second = given.logits.topk(2, dim=-1).values.unbind(-1)
     return first - second
-
-
-def _energy(given: Evidence, temperature: float) -> Tensor:
-    """Minus the free energy, T log sum exp(logit / T) (Liu et al. 2020)."""
-    return temperature * torch.logsumexp(given.logits / temperature, dim=-1)
 
 
 def _ratio(given: Evidence, temperature: float) -> Tensor | None:
@@ -90,25 +75,22 @@ def _normalised(given: Evidence, temperature: float) -> Tensor | None:
     answer = given.logits.argmax(-1, keepdim=True)
     logit = given.logits.gather(-1, answer)
     least = torch.finfo(logit.dtype).tiny
-    of_query = [f(given.background) for f in (_mean, _deviation)]
-    of_class = [f(given.cohort.mT).mT.expand(given.logits.shape).gather(-1, answer) for f in (_mean, _deviation)]
+    of_query = _mean_and_deviation(given.background)
+    of_class = [x.mT.expand(given.logits.shape).gather(-1, answer) for x in _mean_and_deviation(given.cohort.mT)]
     parts = [(logit - mean) / deviation.clamp(min=least) for mean, deviation in (of_query, of_class)]
     return (sum(parts) / 2).squeeze(-1)  # type: ignore[union-attr]
 
 
-def _mean(x: Tensor) -> Tensor:
-    return x.mean(-1, keepdim=True)
-
-
-def _deviation(x: Tensor) -> Tensor:
-    return x.std(-1, keepdim=True, correction=0)
+def _mean_and_deviation(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x.mean(-1, keepdim=True), x.std(-1, keepdim=True, correction=0)
 
 
 SCORES: dict[str, Callable[[Evidence, float], Tensor | None]] = {
-    "logit": _logit,
-    "probability": _probability,
+    # Unlike a probability, a logit keeps the distance of a query that is far from all classes.
+    "logit": lambda given, _: given.logits.amax(-1),
+    "probability": lambda given, t: torch.softmax(given.logits / t, dim=-1).amax(-1),  # Hendrycks & Gimpel 2017
     "margin": _margin,
-    "energy": _energy,
+    "energy": lambda given, t: t * torch.logsumexp(given.logits / t, dim=-1),  # minus the free energy, Liu et al. 2020
     "ratio": _ratio,
     "background": _background,
     "normalised": _normalised,

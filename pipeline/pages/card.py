@@ -9,23 +9,19 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
-from pipeline.batch import Episodes
 from pipeline.charts.classes import project
-from pipeline.data.batches import to_batch
 from pipeline.data.dataset import ClassTable, Dataset, class_table
 from pipeline.data.episodes import Plan, plan_episodes
 from pipeline.data.features import Pictures
 from pipeline.data.manifest import FEATURES
-from pipeline.evaluation.embedded import Embeddings, class_features, given_embeddings
-from pipeline.evaluation.episodic import evaluating
+from pipeline.evaluation.embedded import Embeddings, class_features
+from pipeline.evaluation.episodic import answer, evaluating
 from pipeline.evaluation.evaluate import EpisodicProtocol
 from pipeline.evaluation.seen import TRAINED
 from pipeline.inference.temperature import reliability
@@ -146,26 +142,13 @@ class Looker:
 
     def answers(self, table: ClassTable, plan: Plan) -> Iterator[_Answered]:
         """Every episode of a plan that was drawn from ``table``."""
-        labels = torch.from_numpy(np.array(plan.labels[:, : plan.support]))
-        with torch.no_grad(), given_embeddings(self.method) if self.embeddings else nullcontext():
-            images = self._images(plan)
-            state = self.method.adapt(images[:, : plan.support], labels, plan.way)
-            logits = self.method.classify(state, images[:, plan.support :]).float()
-            probabilities = (logits / self.temperature).softmax(-1)
+        logits, _ = answer(self.method, self.preprocess, self.dataset, plan, embeddings=self.embeddings)
+        probabilities = (logits.float() / self.temperature).softmax(-1)
         confidence, answers = (part.numpy() for part in probabilities.max(-1))
-        place = {int(number): position for position, number in enumerate(table.ids)}
+        classes = table.find(plan.classes)
         for i, number in enumerate(plan.numbers):
-            classes = np.asarray([place[int(known)] for known in plan.classes[i]])
             rows, known = plan.rows[i], plan.labels[i]
-            yield _Answered(int(number), classes, rows, known, plan.support, answers[i], confidence[i].astype(float))
-
-    def _images(self, plan: Plan) -> torch.Tensor:
-        if self.embeddings:
-            return self.embeddings.of(plan)
-        pixels = torch.from_numpy(self.dataset.gather(plan.rows))
-        batch = to_batch(plan, pixels, self.dataset.manifest.rotations)
-        assert isinstance(batch, Episodes)
-        return self.preprocess(torch.cat([batch.support, batch.query], dim=1))
+            yield _Answered(int(number), classes[i], rows, known, plan.support, answers[i], confidence[i].astype(float))
 
 
 def _confused(examined: Sequence[_Answered], table: ClassTable) -> tuple[list[tuple[int, int, int, int]], np.ndarray]:
@@ -293,7 +276,9 @@ class _Sheet:
         """The place of a class in the list, with the first of its images as samples."""
         if position not in self._members:
             self._members[position] = len(self.classes)
-            self.classes.append({"name": self._name(position), "tiles": []})
+            manifest, turn = self._manifest, self._turn(position)
+            name = manifest.class_names[int(self._table.ids[position]) // len(manifest.rotations)]
+            self.classes.append({"name": f"{name} {turn}°" if turn else name, "tiles": []})
         entry = self.classes[self._members[position]]
         if tiles and not entry["tiles"]:
             start, count = int(self._table.starts[position]), int(self._table.counts[position])
@@ -332,8 +317,3 @@ class _Sheet:
     def _turn(self, position: int) -> int:
         rotations = self._manifest.rotations
         return int(rotations[int(self._table.ids[position]) % len(rotations)])
-
-    def _name(self, position: int) -> str:
-        manifest, turn = self._manifest, self._turn(position)
-        name = manifest.class_names[int(self._table.ids[position]) // len(manifest.rotations)]
-        return f"{name} {turn}°" if turn else name

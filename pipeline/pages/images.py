@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import warnings
+from functools import cache
 
 from PIL import Image
 
@@ -18,12 +19,7 @@ class Sheet:
 
     def __init__(self, content: bytes | None, tiles: Tiles) -> None:
         self._tiles, self._image = tiles, _open(content)
-        self._made: dict[int, str | None] = {}
-
-    def uri(self, number: int) -> str | None:
-        if number not in self._made:
-            self._made[number] = self._cut(number)
-        return self._made[number]
+        self.uri = cache(self._cut)
 
     def uris(self, numbers: list[int]) -> tuple[str, ...]:
         return tuple(uri for number in numbers if (uri := self.uri(number)) is not None)

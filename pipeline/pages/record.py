@@ -71,6 +71,10 @@ def _trained_by(run: Run) -> str:
 
 
 def _about(checkpoint: Checkpoint) -> dict[str, Any]:
+    begun = {}  # the training of the run whose weights this one began with, which its own goes on from
+    if (initial := checkpoint.config.get("initial")) is not None:
+        command = _trained_by(read_run(initial.rpartition("/")[0]))
+        begun["initial"] = {"command": command, **_about(load_checkpoint(initial))}
     return {
         "method": checkpoint.spec["method"]["name"],
         "dataset": {key: checkpoint.dataset[key] for key in ("name", "fingerprint")},
@@ -80,7 +84,7 @@ def _about(checkpoint: Checkpoint) -> dict[str, Any]:
         "train_seconds": round(_seconds(checkpoint.history, checkpoint.config["log_every"])),
         "machine": machine(),
         "config": _anywhere(checkpoint.config),
-        **_begun_with(checkpoint.config.get("initial")),
+        **begun,
     }
 
 
@@ -92,14 +96,6 @@ def _anywhere(config: Config) -> Config:
     if kept["method"].get("teacher"):  # RUN/step_NUMBER
         kept["method"] = kept["method"] | {"teacher": kept["method"]["teacher"].split("/")[-2]}
     return kept
-
-
-def _begun_with(initial: str | None) -> dict[str, Any]:
-    """The training of the run whose weights a run began with, which its own goes on from."""
-    if initial is None:
-        return {}
-    run, checkpoint = read_run(initial.rpartition("/")[0]), load_checkpoint(initial)
-    return {"initial": {"command": _trained_by(run), **_about(checkpoint)}}
 
 
 def _seconds(history: list[dict[str, float]], log_every: int) -> float:

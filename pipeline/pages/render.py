@@ -6,6 +6,7 @@ import base64
 import hashlib
 import re
 from datetime import UTC, datetime
+from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -21,9 +22,7 @@ _environment = Environment(
 
 
 def _part(name: str) -> str:
-    loader = _environment.loader
-    assert loader is not None
-    return loader.get_source(_environment, name)[0]
+    return files("pipeline.pages").joinpath("templates", name).read_text("utf-8")
 
 
 def _hash(text: str) -> str:

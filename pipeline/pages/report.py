@@ -3,29 +3,73 @@ extractors crossed with classifiers, on other datasets, by how clustered their f
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from pipeline import store
-from pipeline.config import Config, validate
+from pipeline.config import Config, Section, validate
+from pipeline.config_kinds import Cluster, Count, Name, Positive
 from pipeline.data.dataset import read_manifest
 from pipeline.errors import PipelineError
 from pipeline.evaluation import clustering, cross_table
 from pipeline.evaluation.evaluate import EpisodicProtocol, check, evaluate
-from pipeline.evaluation.extractor import kind, matched
+from pipeline.evaluation.model import kind, matched
+from pipeline.evaluation.protocols import Counts
 from pipeline.evaluation.seen import refuse_seen
 from pipeline.evaluation.spread import EmbeddedSplits
 from pipeline.pages import strangers
 from pipeline.pages.build import make_pages
 from pipeline.pages.comparison_tables import COMPARISONS
-from pipeline.pages.config import ReportConfig
 from pipeline.pages.published import read_published
 from pipeline.pages.record import record_comparison
+from pipeline.registry.tracking_config import TrackingConfig
 from pipeline.tables import text_table
 from pipeline.training.checkpoint import Checkpoint, load_checkpoint
 from pipeline.training.cluster import check_resources, start_ray
 from pipeline.training.models import model_for, model_of
 from pipeline.training.runs import Run, best_checkpoint, find_run
 from pipeline.weights import origin_of
+
+Head = Literal["svm", "ridge", "prototypes", "nearest", "linear", "cosine", "maml"]
+
+
+class FineTune(Section):
+    steps: Count
+    lr: Positive
+    norm: Literal["running", "batch"]
+
+
+class ReportConfig(Section):
+    """Keys of ``conf/report.yaml``."""
+
+    what: Literal[
+        "pages", "cross_table", "cross_domain", "clustering", "strangers",
+        "results", "reproduction", "campaign", "embeddings",
+    ]  # fmt: skip
+    published: str | None
+    runs: list[Name]
+    storage: str
+    dataset: str | None
+    datasets: list[Name]
+    split: str
+    strangers: str | None
+    way: Count
+    shot: Counts
+    query: Count
+    episodes: Count
+    tasks: Count
+    seed: int
+    heads: Annotated[list[Head], Field(min_length=1)]
+    fine_tune: FineTune
+    pairs: Annotated[int, Field(ge=2)]
+    classes: Annotated[int, Field(ge=2)]
+    images: Count | None
+    projection: Literal["lda", "pca"]
+    output: str | None
+    record: str | None
+    cluster: Cluster
+    tracking: TrackingConfig
 
 
 def compare(config: ReportConfig) -> dict[str, Any]:

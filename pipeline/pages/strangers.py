@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import ray
 from torch import nn
 
 from pipeline.config import Config
 from pipeline.data.dataset import ClassTable, Dataset, class_table, open_dataset
+from pipeline.data.sources.base import Shape
 from pipeline.errors import PipelineError
 from pipeline.evaluation.embedded import given_embeddings, possible
 from pipeline.evaluation.episodic import evaluating
-from pipeline.evaluation.model import Model, build_on_worker
+from pipeline.evaluation.model import Built, Model
 from pipeline.evaluation.spread import EmbeddedSplits, awaited, fetched
 from pipeline.inference import calibrating
 from pipeline.inference.background import CLASSES, IMAGES, Background, has_background, survey
@@ -31,15 +31,6 @@ FEWEST_IMAGES = 5  # of a training class, whose mean is a part of the background
 MOST = 20_000  # of a split that are embedded for it: the first of every class
 
 
-class Asking(NamedTuple):
-    """A method and the images of a split's classes, in the form that it takes them."""
-
-    method: Method
-    preprocess: nn.Module
-    images: calibrating.ClassImages
-    counts: np.ndarray  # [classes]
-
-
 @contextmanager
 def asking(
     method: Method,
@@ -48,16 +39,16 @@ def asking(
     split: str,
     once: EmbeddedSplits | None = None,
     most: int | None = None,
-) -> Iterator[Asking]:
+) -> Iterator[calibrating.Asking]:
     """Within: the classes of a split; by ``once``, where it can be, as the backbone sees ``most`` of their images."""
     embeddings = None if once is None else once.of(dataset.uri, split, ASKED, most)
     with evaluating(method):
         if embeddings is not None:
             with given_embeddings(method):
-                yield Asking(method, nn.Identity(), embeddings.of_class, embeddings.table.counts)
+                yield calibrating.Asking(method, nn.Identity(), embeddings.of_class, embeddings.table.counts)
             return
         table = class_table(dataset.manifest, split)
-        yield Asking(method, preprocess, _images(dataset, table), table.counts)
+        yield calibrating.Asking(method, preprocess, _images(dataset, table), table.counts)
 
 
 def calibrate_run(
@@ -73,7 +64,11 @@ def calibrate_run(
     with asking(method, preprocess, dataset, how["split"], once, MOST) as ask:
         if once is None or ask.preprocess is not preprocess:  # all images are embedded
             return calibrating.calibrate(*ask, seed=how["seed"], split=how["split"], background=background)
-    asked = _asked_on_the_cluster(once, dataset.uri, table, method.fixed_way, how, background)
+    points = calibrating.grid_of(table.counts, method.fixed_way)  # each is a task of its own, which takes images
+    pieces = once.spread(_ask, points, dataset.uri, once.shape, how["split"], how["seed"], background)
+    for done in awaited(pieces):
+        print(f"{len(done)} of {len(points)} questions of the calibration asked", flush=True)
+    asked: list[calibrating.Answered] = fetched(pieces)
     return calibrating.conclude(asked, calibrating.TARGET, how["seed"], how["split"], background)
 
 
@@ -99,29 +94,11 @@ def doubts(calibration: Calibration, dataset: Dataset, trained: Config) -> list[
     return found
 
 
-def _asked_on_the_cluster(
-    once: EmbeddedSplits, uri: str, table: ClassTable, fixed: int | None, how: Config, background: Background | None
-) -> list[calibrating.Answered]:
-    """At every point of the calibration's grid, by a method that takes images: each point is a task of its own."""
-    task = _ask.options(num_cpus=1, num_gpus=once.gpus)
-    points = calibrating.grid_of(table.counts, fixed)
-    pieces = [
-        task.remote(once.held, uri, how["split"], way, shot, how["seed"], background, once.gpus > 0)
-        for way, shot in points
-    ]
-    for done in awaited(pieces):
-        print(f"{len(done)} of {len(points)} questions of the calibration asked", flush=True)
-    found: list[calibrating.Answered] = fetched(pieces)
-    return found
-
-
-@ray.remote
 def _ask(
-    model: Model, uri: str, split: str, way: int, shot: int, seed: int, background: Background | None, gpu: bool
+    built: Built, point: tuple[int, int], uri: str, shape: Shape, split: str, seed: int, background: Background | None
 ) -> calibrating.Answered:
-    method, preprocess, _ = build_on_worker(model, gpu)
-    with asking(method, preprocess, open_dataset(uri, model.shape), split) as ask:
-        return calibrating.ask_strangers(*ask, way, shot, calibrating.QUERIES, seed, background)
+    with asking(built.method, built.preprocess, open_dataset(uri, shape), split) as ask:
+        return calibrating.ask_strangers(ask, *point, calibrating.QUERIES, seed, background)
 
 
 def background_of(
@@ -190,15 +167,15 @@ def measure(
             f"strangers={strangers} has classes of split={split}, which are enrolled: give another split"
         )
     apart = [(number, image) for number in range(classes, len(table)) for image in range(table.counts[number])]
-    rows = []
+    passers, rows = np.asarray(apart) if apart else None, []
     with asking(method, preprocess, data, together, once) as ask:
+        enrolled = ask._replace(counts=ask.counts[:classes])
         for shot in SHOTS:
-            for way in calibrating.ways_of(WAYS, int((ask.counts[:classes] > shot).sum()), method.fixed_way):
+            for way in calibrating.ways_of(WAYS, int((enrolled.counts > shot).sum()), method.fixed_way):
                 point = calibration.nearest(way, shot)
                 found = calibrating.ask_strangers(
-                    ask.method, ask.preprocess, ask.images, ask.counts[:classes], way, shot, QUERIES, seed,
-                    calibration.background, point.temperature, np.asarray(apart) if apart else None,
-                )  # fmt: skip
+                    enrolled, way, shot, QUERIES, seed, calibration.background, point.temperature, passers
+                )
                 rows.append({"run": model.label, **_figures(found, point)})
     if not rows:
         raise PipelineError(f"split={split}: it has too few classes for strangers beside enrolled ones")

@@ -116,11 +116,8 @@ def _move(client: MlflowClient, name: str, champion: int | None, challenger: int
 
 
 def _record(store: Store, decision: Decision, again: bool = False) -> None:
-    """As an MLflow run with the figures, and on the challenger's version, which shows that all is recorded.
-
-    Args:
-        again: whether that may have been done; then it is not done twice.
-    """
+    """As an MLflow run with the figures, and on the challenger's version, which shows that all is recorded; ``again``:
+    that may have been done, and is not done twice."""
     version = (decision.name, str(decision.challenger))
     text = json.dumps(asdict(decision), sort_keys=True)[:5000]
     if again and store.client.get_model_version(*version).tags.get(DECISION_TAG) == text:

@@ -84,7 +84,8 @@ def stage_code(spec: dict[str, Any], folder: Path) -> tuple[list[Path], list[str
         for name in sorted(outside(sources)):
             distributions = packages_distributions().get(name, [])  # none: what is not needed, or the trial tells
             requirements += pinned([d for d in dict.fromkeys(distributions) if d not in REQUIREMENTS])
-    for module in sorted(_own_modules(spec)):
+    named = {str(spec[part].get("name", "")) for part in ("method", "backbone")}  # or import paths of the user's own
+    for module in sorted({name.split(".")[0] for name in named if "." in name} - {"pipeline"}):
         origin = _origin(module)
         if origin.is_relative_to(sysconfig.get_path("purelib")):
             requirements += pinned(packages_distributions().get(module, [module]))
@@ -156,12 +157,6 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copytree(source, target, ignore=lambda _, names: [n for n in names if n == "__pycache__"])
     else:
         shutil.copy(source, target)
-
-
-def _own_modules(spec: dict[str, Any]) -> set[str]:
-    """Top-level names of the user's modules: import paths of method and backbone outside this package."""
-    names = {str(spec[part].get("name", "")) for part in ("method", "backbone")}
-    return {name.split(".")[0] for name in names if "." in name} - {"pipeline"}
 
 
 def _origin(module: str) -> Path:

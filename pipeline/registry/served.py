@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from mlflow.exceptions import INTERNAL_ERROR, INVALID_PARAMETER_VALUE, MlflowExc
 from mlflow.pyfunc import PythonModel
 
 from pipeline.errors import PipelineError
-from pipeline.inference import Answers, Enrolment, FewShotClassifier, Label
+from pipeline.inference import Answers, Enrolment, FewShotClassifier
 from pipeline.inference.folders import read_images
 from pipeline.inference.requests import enrolment_named, sent_images
 from pipeline.nets.own_code import FOLDER
@@ -40,14 +40,20 @@ class Refused(MlflowException):
 
 
 class ServedClassifier:
-    """A few-shot classifier behind MLflow's ``predict``, and as itself through ``unwrap_python_model()``."""
+    """A few-shot classifier behind MLflow's ``predict``, and as itself through ``unwrap_python_model()``.
 
-    classifier: FewShotClassifier
+    ``enrol``, ``extend`` and ``classify`` are those of :class:`pipeline.inference.FewShotClassifier`;
+    ``load_enrolment(path)`` reads a file that ``enrolment.save(path)`` wrote.
+    """
+
+    load_enrolment = staticmethod(Enrolment.load)
 
     def load_context(self, context: Any) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         _refuse_others_code(Path(context.artifacts["classifier"]).parents[1] / "code")
         self.classifier = FewShotClassifier.load(context.artifacts["classifier"], device)
+        self.enrol, self.extend = self.classifier.enrol, self.classifier.extend
+        self.classify = self.classifier.classify
 
     def predict(self, context, model_input, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
         """Answer queries.
@@ -101,28 +107,6 @@ class ServedClassifier:
         for _, why in pictures.skipped:
             raise PipelineError(f"{path} cannot be read ({why})")
         return pictures.images[0]
-
-    def enrol(self, images: np.ndarray, labels: Sequence[Label] | np.ndarray, keep_images: bool = True) -> Enrolment:
-        """Learn classes: :meth:`pipeline.inference.FewShotClassifier.enrol`."""
-        return self.classifier.enrol(images, labels, keep_images)
-
-    def extend(self, enrolment: Enrolment, images: np.ndarray, labels: Sequence[Label] | np.ndarray) -> Enrolment:
-        """Add classes or images: :meth:`pipeline.inference.FewShotClassifier.extend`."""
-        return self.classifier.extend(enrolment, images, labels)
-
-    def classify(
-        self,
-        enrolment: Enrolment,
-        images: np.ndarray,
-        threshold: float | str | None = "auto",
-        unknown_pass: float | None = None,
-    ) -> Answers:
-        """Answer queries: :meth:`pipeline.inference.FewShotClassifier.classify`."""
-        return self.classifier.classify(enrolment, images, threshold, unknown_pass)
-
-    def load_enrolment(self, path: str) -> Enrolment:
-        """Read a file that ``enrolment.save(path)`` wrote."""
-        return Enrolment.load(path)
 
 
 def _refuse_others_code(code: Path) -> None:

@@ -55,10 +55,7 @@ class Tracker:
     growing pauses while the store is away. A metric of a step that the run has already (a training that was resumed or
     whose worker died computes steps again) is not logged twice.
 
-    Args:
-        run_name: the pipeline's run.
-        tracking: the configuration's ``tracking`` group; with ``uri: null`` nothing is tracked.
-        config, dataset: what the run is made of, for parameters and tags.
+    With ``uri: null`` in ``tracking`` nothing is tracked; of ``config`` and ``dataset`` are parameters and tags.
     """
 
     def __init__(

@@ -89,9 +89,6 @@ def check_model_name(name: str | None) -> None:
 def check_tracking(tracking: Mapping[str, Any], register_as: str | None = None) -> None:
     """Refuse a configuration that can never work, without reaching for a store elsewhere.
 
-    Args:
-        register_as: the name of the model that is to be registered there.
-
     Raises:
         Unavailable: in a submitted job, no server listens on this very machine, which was named: it may be away.
         PipelineError: whatever else is wrong.

@@ -28,10 +28,6 @@ class Champion:
     made: float  # seconds since 1970
     fingerprint: str | None  # of the data it was trained on; None: it does not say
 
-    @property
-    def uri(self) -> str:
-        return f"models:/{self.name}/{self.version}"
-
 
 def champion_of(tracking: Mapping[str, Any], name: str) -> Champion | None:
     """The champion of a registered model; None where there is none, or no such model yet."""
@@ -80,7 +76,7 @@ def keep_weights(folder: str, champion: Champion, tracking: Mapping[str, Any]) -
     """The champion's weights as a checkpoint that every worker reaches; its URI."""
     uri = store.join(folder, f"champion-{champion.version}")
     if not store.exists(store.join(uri, STATE)):
-        classifier = pull(champion.uri, tracking)
+        classifier = pull(f"models:/{champion.name}/{champion.version}", tracking)
         weights = dict(classifier.method.state_dict())
         trained = (classifier.origin.get("dataset") or {}).get(TRAINED, [])
         origin = {"name": "", "fingerprint": champion.fingerprint, "uri": "", TRAINED: trained}

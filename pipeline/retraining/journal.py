@@ -47,11 +47,6 @@ class Entry:
     def open(self) -> bool:
         return self.stage != "done"
 
-    @property
-    def given_up(self) -> bool:
-        """Whether its training failed so often that there is no challenger."""
-        return self.outcome == "kept" and self.version is None
-
 
 class Journal:
     """Entries in the order in which they began. Whoever holds the model's lease writes."""

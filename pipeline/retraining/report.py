@@ -96,7 +96,7 @@ def say_nothing(settings: Settings, journal: Journal, champion: Champion | None,
     version = None if champion is None else champion.version
     tried = [entry for entry in journal.entries if entry.fingerprint == fingerprint and entry.outcome == "kept"]
     same = journal.of(key_of(settings, version, fingerprint))
-    if same and same[-1].given_up:
+    if same and same[-1].outcome == "kept" and same[-1].version is None:  # its training failed, again and again
         failed = same[-1]
         reason = f"{failed.run} was given up: its training failed {failed.failures} times; {try_again()}"
     elif champion is not None and champion.fingerprint == fingerprint:

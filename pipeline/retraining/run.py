@@ -138,8 +138,10 @@ def _finish(settings: Settings, journal: Journal, entry: Entry, still_held: Call
     if entry.stage == "begun":
         still_held()
         entry = _train(settings, journal, entry)
-    if entry.stage == "decided" and _overtaken(settings, entry):
-        entry = journal.put(replace(entry, stage="trained"))
+    if entry.stage == "decided":
+        known = (entry.decision["champion"], entry.version if entry.decision["promoted"] else None)
+        if _in_office(settings) not in known:  # the champion that the decision was about is no more
+            entry = journal.put(replace(entry, stage="trained"))
     if entry.stage == "trained":
         still_held()
         entry = _decide(settings, journal, entry)
@@ -199,12 +201,6 @@ def _decide(settings: Settings, journal: Journal, entry: Entry) -> Entry:
     return journal.put(
         replace(entry, stage="decided", decision=asdict(decision), outcome=outcome, reason=decision.reason)
     )
-
-
-def _overtaken(settings: Settings, entry: Entry) -> bool:
-    """Whether the champion that the decision was about is in office no more, and the challenger is not either."""
-    known = (entry.decision["champion"], entry.version if entry.decision["promoted"] else None)
-    return _in_office(settings) not in known
 
 
 def _in_office(settings: Settings) -> int | None:

@@ -164,7 +164,11 @@ class Campaign:
         raw["name"], raw["storage"], raw["tracking"] = name, self.uri, dict(config.tracking)
         if seed is not None:
             raw["seed"] = seed
-        self._share(raw)
+        cluster = raw["cluster"]  # cores and GPUs of a trial, over its workers
+        if config.cpus_per_trial is not None:
+            cluster["cpus_per_worker"] = config.cpus_per_trial / cluster["workers"]
+        if config.gpus_per_trial is not None:
+            cluster["gpus_per_worker"] = config.gpus_per_trial / cluster["workers"]
         return raw
 
     def _arguments(self, values: Values) -> list[str]:
@@ -197,14 +201,6 @@ class Campaign:
         raw["register_as"] = self.config.register_as or plain["register_as"]
         validate(TrainConfig, raw)
         return raw
-
-    def _share(self, raw: Config) -> None:
-        """Cores and GPUs of a trial, over its workers."""
-        cluster = raw["cluster"]
-        if self.config.cpus_per_trial is not None:
-            cluster["cpus_per_worker"] = self.config.cpus_per_trial / cluster["workers"]
-        if self.config.gpus_per_trial is not None:
-            cluster["gpus_per_worker"] = self.config.gpus_per_trial / cluster["workers"]
 
     def _first(self, number: int, given: Values) -> Values:
         """The values of a first trial, those that are left out taken from the base configuration."""

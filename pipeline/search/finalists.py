@@ -43,7 +43,7 @@ class Standing:
     @property
     def estimate(self) -> Estimate:
         """Mean over the seeds, with Student's interval."""
-        return estimate(self.by_seed, "student")
+        return estimate(self.by_seed, student=True)
 
 
 @dataclass(frozen=True)

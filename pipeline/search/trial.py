@@ -121,9 +121,7 @@ def in_this_process(config: TrainConfig, run: Run) -> Validations:
     yield from validated
 
 
-@functools.lru_cache(maxsize=1)
-def _dataset(uri: str) -> Dataset:
-    return Dataset(uri)
+_dataset = functools.lru_cache(maxsize=1)(Dataset)
 
 
 def under_ray_train(config: TrainConfig, run: Run) -> Validations:

@@ -49,7 +49,6 @@ PLOTS = {
         IMAGES[4:],
         np.asarray([1, 1, 0, 0]),
         np.asarray([1, 0, 0, 0]),
-        None,
         "a",
         kind,
     ),

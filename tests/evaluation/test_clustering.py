@@ -20,8 +20,7 @@ from pipeline.evaluation.clustering import (
     spread_of,
     variations_of,
 )
-from pipeline.evaluation.extractor import kind, matched
-from pipeline.evaluation.model import Model, build_on_worker
+from pipeline.evaluation.model import Model, build_on_worker, kind, matched
 from pipeline.functional.clustering import class_spread, feature_clustering, merge_spreads
 from pipeline.model import build_model
 

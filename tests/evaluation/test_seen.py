@@ -13,9 +13,9 @@ from pipeline.config import compose
 from pipeline.data.dataset import read_manifest
 from pipeline.data.manifest import Manifest
 from pipeline.errors import PipelineError
-from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.evaluate import EpisodicProtocol, check
 from pipeline.evaluation.model import Model
+from pipeline.evaluation.protocols import EvaluateConfig
 from pipeline.evaluation.seen import refuse_seen, seen_classes, trained_classes, with_turns
 from pipeline.training.checkpoint import Checkpoint, save_checkpoint
 from pipeline.training.launch import prepare

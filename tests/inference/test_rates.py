@@ -16,7 +16,6 @@ from pipeline.inference.rates import (
     auroc,
     auroc_of,
     equal_error_rate,
-    error_rates,
     measure_rates,
     oscr,
     share_of,
@@ -46,10 +45,6 @@ def test_equal_error_is_the_best_of_all_thresholds(enrolled: list[float], strang
     gap = min(abs(a - r) for a, r in candidates)
     allowed = {round((a + r) / 2, 9) for a, r in candidates if abs(abs(a - r) - gap) < 1e-12}
     assert round(equal_error_rate(np.asarray(enrolled), np.asarray(strangers)), 9) in allowed
-
-
-def test_error_rates_count_the_threshold_itself_as_accepted() -> None:
-    assert error_rates(np.asarray([1.0, 2.0]), np.asarray([2.0, 0.0, 1.9, 3.0]), 2.0) == (0.5, 0.5)
 
 
 def test_separable_scores_have_no_errors() -> None:
