@@ -13,7 +13,7 @@ from pipeline.config_kinds import Cluster, Count, Name, Positive
 from pipeline.data.dataset import read_manifest
 from pipeline.errors import PipelineError
 from pipeline.evaluation import clustering, cross_table
-from pipeline.evaluation.evaluate import EpisodicProtocol, check, evaluate
+from pipeline.evaluation.evaluate import EpisodicProtocol, check, check_images, evaluate
 from pipeline.evaluation.model import kind, matched
 from pipeline.evaluation.protocols import Counts
 from pipeline.evaluation.seen import refuse_seen
@@ -77,6 +77,7 @@ def compare(config: ReportConfig) -> dict[str, Any]:
     if config.record:
         store.check_output(config.record, "record")
     subjects = Subjects(config)
+    subjects.check(config)
     start_ray(config.cluster)
     check_resources(config.cluster)
     found = _FOUND[config.what](config, subjects)
@@ -105,6 +106,18 @@ class Subjects:
             names = ", ".join(sorted({str(d["name"]) for d in known.values()}))
             raise PipelineError(f"the runs were trained on different datasets ({names}): give dataset=FOLDER")
         self.dataset = config.dataset or str(next(iter(known.values()))["uri"])
+
+    def check(self, config: ReportConfig) -> None:
+        """Refuse what was trained on the classes that are asked for, or takes other images or features."""
+        elsewhere = config.what == "cross_domain"
+        for uri in config.datasets if elsewhere else [self.dataset]:
+            manifest = read_manifest(uri)
+            for model, (_, checkpoint, _) in zip(self.models, self.trained, strict=True):
+                refuse_seen(model.label, checkpoint.dataset, manifest, config.split, "measure another split")
+        if not elsewhere:  # where images are brought to every model's shape
+            self.models = [model_for(model, self.dataset) for model in self.models]
+            for model in self.models:
+                check_images(model, manifest)
 
     def described(self) -> list[dict[str, Any]]:
         return [
@@ -158,9 +171,8 @@ def _cross_domain(config: ReportConfig, subjects: Subjects) -> dict[str, Any]:
         raise PipelineError(f"datasets={config.datasets}: every dataset once, each with a name of its own")
     shots = [{**asked, "shot": shot, "tasks": config.tasks, "resize": True} for shot in config.shot]
     questions = {uri: [EpisodicProtocol(uri, **question) for question in shots] for uri in manifests}
-    for model, (_, checkpoint, _) in zip(subjects.models, subjects.trained, strict=True):
-        for uri, manifest in manifests.items():  # all that can be refused, before anything is computed
-            refuse_seen(model.label, checkpoint.dataset, manifest, config.split)
+    for model in subjects.models:
+        for uri in manifests:  # all that can be refused, before anything is computed
             for question in questions[uri]:
                 check(model_for(model, uri), question)
     results = []

@@ -77,7 +77,7 @@ def settle(
 
 def roll_back(tracking: Mapping[str, Any], name: str) -> Decision:
     """Let the previous champion be champion again; the one it replaces becomes the previous."""
-    with reaching(tracking, "nothing was changed; try again"):
+    with reaching(tracking, f"look which version of {name!r} is @{CHAMPION}, and try again if it is the one that was"):
         store = connect(tracking, make=False)
         with promotion_lock(store.client, name) as still_held:
             now = alias_version(store.client, name, CHAMPION)
@@ -86,7 +86,9 @@ def roll_back(tracking: Mapping[str, Any], name: str) -> Decision:
                 raise PipelineError(f"registered model {name!r} has no previous champion to go back to")
             decision = Decision(name, before, now, True, "rolled back")
             still_held()
-            _move(store.client, name, now, before)
+            store.client.set_registered_model_alias(name, CHAMPION, str(before))  # first: that is what was asked for
+            if now is not None:
+                store.client.set_registered_model_alias(name, PREVIOUS, str(now))
             _record(store, decision)
     return decision
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -56,6 +57,8 @@ def classify(raw: Config) -> dict[str, Any]:
     _check(config)
     classifier = load_classifier(config.model, config.tracking.model_dump(), _device(config.device))
     enrolment, skipped = _enrolment(config, classifier)
+    if not config.keep_images:  # those of the file neither
+        enrolment = replace(enrolment, images=None, positions=None)
     if config.save_enrolment:
         store.write_bytes(config.save_enrolment, enrolment.to_bytes())
     what = enrolment.note if config.support else f"{enrolment.way} classes from {config.enrolment}"
@@ -119,7 +122,7 @@ def _enrolment(config: ClassifyConfig, classifier: FewShotClassifier) -> tuple[E
     pictures, labels = read_support(config.support, classifier.shape, config.invert)
     _compare_brightness(classifier, pictures.images)
     if config.enrolment is None:
-        return classifier.enrol(pictures.images, labels, config.keep_images), pictures.skipped
+        return classifier.enrol(pictures.images, labels), pictures.skipped
     return classifier.extend(_read(config.enrolment), pictures.images, labels), pictures.skipped
 
 

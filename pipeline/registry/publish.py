@@ -58,8 +58,11 @@ def publish(run_uri: str, tracking: Mapping[str, Any], ended: bool = True) -> Pu
         state = _state(best)
         history = _state(checkpoints(run.uri)[-1])["history"]
         known, now = delivered_points(store, run_id), int(time.time() * 1000)
-        found = _metrics(history, evaluation_of(run), state["step"])
-        new = [Metric(name, value, now, step) for (name, step), value in found.items() if (name, step) not in known]
+        told = store.client.get_run(run_id).data.metrics
+        figures = _figures(evaluation_of(run))
+        over_time = _over_time(history).items()
+        new = [Metric(name, value, now, step) for (name, step), value in over_time if (name, step) not in known]
+        new += [Metric(name, value, now, state["step"]) for name, value in figures.items() if told.get(name) != value]
         added = log_metrics(store, run_id, new)
         _put_checkpoint(store, run_id, best, state)
         _put_files(store, run_id, run, history)
@@ -90,18 +93,22 @@ def _state(checkpoint_uri: str) -> dict[str, Any]:
     return json.loads(folders.read_bytes(folders.join(checkpoint_uri, STATE)))
 
 
-def _metrics(history: list[dict[str, float]], results: list[dict[str, Any]], step: int) -> dict[Point, float]:
-    """Figures over time, and those of the evaluation, which are of one step."""
-    found = {
+def _over_time(history: list[dict[str, float]]) -> dict[Point, float]:
+    return {
         (name, int(entry["step"])): float(value)
         for entry in history
         for name, value in entry.items()
         if name != "step"
     }
-    for result in results:
-        for figure in ("accuracy", "interval"):
-            found[f"{result['split']}/{figure}_{result_name(result)}", step] = float(result[figure])
-    return found
+
+
+def _figures(results: list[dict[str, Any]]) -> dict[str, float]:
+    """Those of the evaluation, which may be made again: the last ones count."""
+    return {
+        f"{result['split']}/{figure}_{result_name(result)}": float(result[figure])
+        for result in results
+        for figure in ("accuracy", "interval")
+    }
 
 
 def _put_checkpoint(store: Store, run_id: str, uri: str, state: dict[str, Any]) -> None:

@@ -56,13 +56,13 @@ class Settings:
         kept["data"] = self.raw["data"]["name"]
         return config_hash({**at_first(kept), "start": self.retrain.start})[:16]
 
-    def promotion(self, version: int) -> PromoteConfig:
-        """As ``jobs.promote`` would be asked for this version."""
+    def promotion(self, version: int, images: str) -> PromoteConfig:
+        """As ``jobs.promote`` would be asked for this version, on the dataset ``images``."""
         return PromoteConfig(
             name=self.name,
             challenger=str(version),
             rollback=False,
-            dataset=self.train.dataset_uri,
+            dataset=images,
             seen=True,  # was asked before the training, by refuse_seen_classes: what is trained since is decided on
             cluster=self.train.cluster,
             tracking=self.train.tracking,  # type: ignore[arg-type]

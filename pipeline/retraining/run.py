@@ -124,13 +124,25 @@ def _bring_up_to_date(settings: Settings) -> Manifest:
     """The dataset with what is new in its source; the classes of the old one are noted first."""
     uri = settings.train.dataset_uri
     if store.exists(store.join(uri, MANIFEST_NAME)):
-        keep_classes(settings.uri, read_manifest(uri))
+        keep_classes(settings.uri, _images(uri)[1])
     if settings.retrain.ingest:
         start_ray(settings.train.cluster)
         ingest(settings.ingest(), progress=False)
-    manifest = read_manifest(uri)
+    manifest = _images(uri)[1]
     keep_classes(settings.uri, manifest)
     return manifest
+
+
+def _images(uri: str) -> tuple[str, Manifest]:
+    """Place and manifest of the images that a champion answers for: of features, of those they were made of."""
+    manifest = read_manifest(uri)
+    if manifest.network is None:
+        return uri, manifest
+    place = str(manifest.source.get("dataset"))
+    images = read_manifest(place)
+    if images.fingerprint != manifest.network["dataset"]["fingerprint"]:
+        raise PipelineError(f"{uri} holds features of {place} as it was before: make those again, with jobs.embed")
+    return place, images
 
 
 def _finish(settings: Settings, journal: Journal, entry: Entry, still_held: Callable[[], None]) -> dict[str, Any]:
@@ -196,7 +208,8 @@ def _decide(settings: Settings, journal: Journal, entry: Entry) -> Entry:
     if champion == entry.version:
         reason = "somebody promoted it meanwhile"
         return journal.put(replace(entry, stage="settled", outcome="promoted", reason=reason))
-    decision = measure(settings.promotion(entry.version), entry.version, champion)
+    images, _ = _images(settings.train.dataset_uri)
+    decision = measure(settings.promotion(entry.version, images), entry.version, champion)
     outcome: Outcome = "promoted" if decision.promoted else "kept"
     return journal.put(
         replace(entry, stage="decided", decision=asdict(decision), outcome=outcome, reason=decision.reason)

@@ -111,7 +111,7 @@ def check_searched(keys: Iterable[str], where: str = "space") -> None:
         if key_of(key) == "train.split":
             raise PipelineError(f"{where}.{key}: all trials train on one split: put it into base")
         reason = _OWN.get(top) or _COMMON.get(top)
-        if reason and key_of(key) not in ("validation.patience", "validation.select"):
+        if reason and key_of(key) != "validation.patience":
             raise PipelineError(f"{where}.{key}: {reason}")
 
 

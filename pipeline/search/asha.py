@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -51,13 +50,14 @@ class ASHA(FIFOScheduler):
         decision = bracket.on_trial_result(nobody, trial, {STEP: step, ACCURACY: accuracy})
         return bool(decision == TrialScheduler.CONTINUE) or number < self._spared
 
-    def replay(self, records: Iterable[Record]) -> list[str]:
-        """Note the validations of earlier trials; the runs among them that do not go on."""
-        ended = []
-        for record in records:
-            if not all([self.goes_on(record.number, record.run, *point) for point in record.curve]):
-                ended.append(record.run)
-        return ended
+    def replay(self, record: Record, judged: int = 0) -> bool:
+        """Note the validations of an earlier trial; whether it goes on.
+
+        Its first ``judged`` ones stop it no more: they were judged when they came, which need not have been in the
+        order of the trials.
+        """
+        on = [self.goes_on(record.number, record.run, *point) for point in record.curve]
+        return all(on[judged:])
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         if ACCURACY not in result:

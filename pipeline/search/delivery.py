@@ -31,6 +31,7 @@ class Delivery:
         self._thread = ThreadPoolExecutor(1, "delivery")
         self._delivered: set[str] = set()
         self.problem = ""  # why something is missing
+        self.failed: PipelineError | None = None  # why the campaign itself is
 
     def trial(self, record: Record) -> None:
         """Deliver a trial that ended. Returns at once and never raises."""
@@ -47,7 +48,7 @@ class Delivery:
         try:
             return found.result()
         except PipelineError as error:
-            self.problem = str(error)
+            self.failed = error
             return None
 
     def _try_trial(self, record: Record) -> None:

@@ -28,11 +28,13 @@ class Standing:
 
     Attributes:
         accuracies: [seeds, episodes] of its runs, in the order of the seeds; zeros where a run failed.
+        trained: [seeds] whether its run did not fail.
         run: the best of its runs; None: all failed.
     """
 
     record: Record
     accuracies: np.ndarray
+    trained: np.ndarray
     run: str | None
 
     @property
@@ -48,10 +50,10 @@ class Standing:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The standings, best first; and the winner against the default, in pairs."""
+    """The standings, best first; and the winner against the default, in pairs, by the seeds with which both trained."""
 
     standings: list[Standing]
-    default: Standing | None
+    default: Standing | None  # None: it was not trained, or with no seed of the winner's
     over_episodes: Comparison | None  # of the means over the seeds: does it hold for other episodes?
     over_seeds: Comparison | None  # of the means over the episodes: does it hold for other seeds?
 
@@ -88,14 +90,18 @@ def judge(
         names = runs[record.number]
         accuracies = np.stack([measured.get(name, nothing) for name in names])
         alive = [name for name in names if name in measured]
-        standings.append(Standing(record, accuracies, max(alive, key=lambda n: measured[n].mean()) if alive else None))
+        best = max(alive, key=lambda name: measured[name].mean(), default=None)
+        standings.append(Standing(record, accuracies, np.asarray([name in measured for name in names]), best))
     standings.sort(key=lambda standing: (-float(standing.by_seed.mean()), standing.record.number))
     winner = standings[0]
     reference = next((standing for standing in standings if standing.record.values == default), None)
     if reference is None or reference is winner:
         return Verdict(standings, reference, None, None)
-    episodes = paired(reference.accuracies.mean(axis=0), winner.accuracies.mean(axis=0))
-    seeds = paired(reference.by_seed, winner.by_seed) if len(winner.by_seed) > 1 else None
+    both = reference.trained & winner.trained
+    if not both.any():
+        return Verdict(standings, None, None, None)
+    episodes = paired(reference.accuracies[both].mean(axis=0), winner.accuracies[both].mean(axis=0))
+    seeds = paired(reference.by_seed[both], winner.by_seed[both]) if both.sum() > 1 else None
     return Verdict(standings, reference, episodes, seeds)
 
 

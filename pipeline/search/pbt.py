@@ -42,6 +42,8 @@ class PBT(SearchTrials):
         if not any(perturbable(campaign.space, key) for key in campaign.space.dimensions):
             raise PipelineError("scheduler.kind=pbt perturbs numbers: the space has none outside the backbone")
         super().__init__(campaign, ledger, ended)
+        if self.running():  # whoever was killed between a checkpoint and the ledger is at the end of its generation too
+            ledger.put(*map(self.refreshed, self.running()))
 
     def open(self) -> bool:
         return self.new() is not None or bool(self.running())

@@ -49,12 +49,15 @@ def finalists_table(verdict: Verdict, default: Values) -> str:
 def statement(verdict: Verdict) -> str:
     """One sentence: is the winner better than the default?"""
     if verdict.default is None:
-        return "the default configuration could not be trained: nothing to compare with"
+        return "the default configuration could not be trained with the best one's seeds: nothing to compare with"
     if verdict.over_episodes is None:
         return "no configuration was better than the default"
     said = [f"{_points(verdict.over_episodes)} over the same episodes"]
     if verdict.over_seeds is not None:
         said.append(f"{_points(verdict.over_seeds)} over the seeds")
+    both = verdict.default.trained & verdict.winner.trained
+    if not both.all():
+        said.append(f"by {both.sum()} of {len(both)} seeds: with the others a run failed")
     intervals = [found for found in (verdict.over_episodes, verdict.over_seeds) if found is not None]
     sure = all(found.better_by(0.0) for found in intervals)
     return f"the best is {'' if sure else 'not measurably '}better than the default: {'; '.join(said)}"

@@ -114,6 +114,8 @@ def _conclude(campaign: Campaign, ledger: Ledger, delivery: Delivery, verdict: V
     found["mlflow_run"] = delivery.close(records, files, figures)
     if verdict is not None and found["mlflow_run"]:
         found.update(_register(campaign, verdict))
+    elif verdict is not None and delivery.failed is not None:
+        found.update(say_undelivered(delivery.failed))
     _say_made(campaign, found, verdict, delivery)
     return {"exit_code": 0 if verdict is not None else NOTHING, **found}
 
@@ -186,5 +188,5 @@ def _say_made(campaign: Campaign, found: dict[str, Any], verdict: Verdict | None
     print(f"plots      {store.join(campaign.uri, PLOTS)}")
     if "model" in found:
         print(f"model      {found['model']} (also @{CHALLENGER})")
-    if delivery.problem:
+    if delivery.problem and "undelivered" not in found:
         print(f"MLflow     incomplete: {delivery.problem}; deliver it with: {campaign.resume}")

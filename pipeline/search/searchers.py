@@ -79,11 +79,11 @@ class CampaignSearcher(Searcher):
     def replay(self, scheduler: ASHA) -> None:
         """Bring the scheduler to where it was; interrupted trials tell what they did unseen, and may end by it."""
         for record in self.known():
-            running = record.status == "running"
+            running, judged = record.status == "running", len(record.curve)
             if running:
                 record = self.refreshed(record)
                 self.ledger.put(record)
-            if scheduler.replay([record]) and running:
+            if not scheduler.replay(record, judged) and running:
                 self.stopped(record, record.step)
         self._interrupted = self.running()
 

@@ -18,6 +18,7 @@ from pipeline import store
 from pipeline.config import compose, validate
 from pipeline.data.dataset import class_table, read_manifest
 from pipeline.data.ingest import ingest
+from pipeline.data.write import write_dataset
 from pipeline.errors import PipelineError
 from pipeline.evaluation.seen import TRAINED, trained_classes
 from pipeline.pages import strangers
@@ -111,8 +112,20 @@ def test_a_model_is_not_measured_elsewhere_on_what_it_was_trained_on(ray_session
     shutil.copytree(f"{runs}/meta", folder / "meta")
     checkpoint = load_checkpoint(f"{folder}/meta/step_00000000")
     save_checkpoint(f"{folder}/meta/step_00000000", replace(checkpoint, dataset=trained))
-    with pytest.raises(PipelineError, match=r"meta was trained on \d+ classes of split 'test' of dataset 'glyphs'"):
-        report(compose("report", ["what=cross_domain", f"storage={folder}", "runs=[meta]", f"datasets=[{glyphs}]"]))
+    for what in ("cross_domain", "cross_table", "clustering", "strangers"):
+        asked = [f"what={what}", f"storage={folder}", "runs=[meta]", f"datasets=[{glyphs}]", f"dataset={glyphs}"]
+        says = r"meta was trained on \d+ classes of split 'test' of dataset 'glyphs'.*, or measure another split$"
+        with pytest.raises(PipelineError, match=says):
+            report(compose("report", asked))
+
+
+def test_a_model_is_not_measured_on_images_of_another_shape(runs, tmp_path):
+    uri = f"{tmp_path}/colour"
+    classes = [(f"colour {n}", np.zeros((30, 3, 32, 32), np.uint8)) for n in range(5)]
+    write_dataset(uri, "colour", classes, {"test": [name for name, _ in classes]})
+    for what in ("cross_table", "clustering", "strangers"):
+        with pytest.raises(PipelineError, match=r"dataset 'colour' has images of 3 x 32 x 32 .*, meta takes 1 x 28 x 28"):
+            make(what, runs, f"dataset={uri}")
 
 
 def test_cross_table(ray_session, runs, tmp_path, capsys, monkeypatch):

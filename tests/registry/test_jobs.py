@@ -147,6 +147,11 @@ def test_enrol_once_and_ask_often(model: Path, album: Path, tmp_path: Path) -> N
     assert grown["enrolment"] == "1 classes added, 5 untouched" and Enrolment.load(file).way == 6
     answers = result("classify", f"model={model}", f"enrolment={file}", f"queries={album}/queries", "threshold=none")
     assert answers["enrolment"] == f"6 classes from {file}", "nothing was added now"
+    assert Enrolment.load(file).images is not None
+    given_away = [f"enrolment={file}", f"save_enrolment={album}/bare", "keep_images=false"]
+    for support in ([], [f"support={more.parent}"]):  # with images that were in the file, and with new ones besides
+        result("classify", f"model={model}", *given_away, *support)
+        assert Enrolment.load(f"{album}/bare").images is None
     right = [Path(row["file"]).parent.name == row["label"] for row in answers["answers"]]
     assert len(right) == 11 and sum(right) >= 9
 

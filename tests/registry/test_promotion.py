@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from pipeline import store
 from pipeline.config import compose, validate
@@ -73,6 +74,22 @@ def test_back_and_forth(client, tracking):
     assert aliases_of(client) == {"champion": 1, "previous": 3}
     roll_back(tracking, "people")
     assert aliases_of(client) == {"champion": 3, "previous": 1}
+
+
+def test_a_rollback_that_is_cut_off_has_brought_the_previous_champion_back(client, tracking, monkeypatch):
+    settle(tracking, Decision("people", 3, 1, True, "better"))
+    moved, calls = MlflowClient.set_registered_model_alias, []
+
+    def away(*args: str) -> None:
+        calls.append(args)
+        if len(calls) == 2:
+            raise MlflowException("away")
+        moved(*args)
+
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", away)
+    with pytest.raises(PipelineError, match="look which version of 'people' is @champion"):
+        roll_back(tracking, "people")
+    assert aliases_of(client)["champion"] == 1
 
 
 def test_of_two_at_once_one_wins(client, tracking):
@@ -232,7 +249,7 @@ def test_neither_version_is_measured_on_classes_that_it_was_trained_on(tracking,
     raw["data"] |= {"root": str(tmp_path), "name": "anew"}
     raw["tracking"] |= tracking
     with pytest.raises(InterruptedError):  # it asks before it trains, and then ends in a decision
-        registry_promotion.measure(settings_of(raw).promotion(2), 2, 1)
+        registry_promotion.measure(settings_of(raw).promotion(2, f"{tmp_path}/anew"), 2, 1)
     assert aliases_of(MlflowClient(tracking_uri=tracking["uri"])) == {"champion": 1}
 
 

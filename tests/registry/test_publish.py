@@ -61,6 +61,15 @@ def test_everything_is_there_once(run: Path, tracking: dict, tmp_path: Path) -> 
     assert first.checkpoint.endswith("step_000008")
 
 
+def test_figures_that_are_measured_again_take_the_place_of_the_first(run: Path, tracking: dict) -> None:
+    publish(str(run), tracking)
+    file = run / "report" / "evaluation.json"
+    file.write_text(json.dumps([{**result, "accuracy": 0.5} for result in json.loads(file.read_text())]))
+    assert publish(str(run), tracking).metrics_added == 2 and publish(str(run), tracking).metrics_added == 0
+    metrics = only_run(tracking)[1].data.metrics
+    assert metrics["test/accuracy_5way_1shot"] == 0.5 and metrics["test/interval_20way_5shot"] == 0.02
+
+
 def test_a_run_that_went_on_is_completed(run: Path, tracking: dict, tmp_path: Path) -> None:
     publish(str(run), tracking)
     add_checkpoint(run, 16)

@@ -203,11 +203,26 @@ def test_halving_goes_on_where_it_was():
     assert 1 < sum(curve[-1][0] < 27 for curve in kept.values()) < 12
     half = [Record(n, run, {}, curve=tuple(curve)) for n, (run, curve) in enumerate(kept.items())]
     replayed = ASHA("asha", 27, 1, 3)
-    assert replayed.replay(half) == [record.run for record in half if record.step < 27]
+    assert [r.run for r in half if not replayed.replay(r)] == [record.run for record in half if record.step < 27]
     for step in (1, 3, 9):
         assert replayed.goes_on(20, "new", step, 0.6) == untouched.goes_on(20, "new", step, 0.6)
     spared = ASHA("asha", 27, 1, 3, spared=len(half))
-    assert spared.replay(half) == [] and not spared.goes_on(len(half), "late", 1, 0.0)
+    assert all(map(spared.replay, half)) and not spared.goes_on(len(half), "late", 1, 0.0)
+
+
+def test_a_trial_that_was_let_on_goes_on_when_the_campaign_is_resumed(campaign):
+    """A later trial validated first: judged again in the order of the trials, it would have been among the worst."""
+    small = campaign(f"trials={len(campaign().first) + 2}", "scheduler.kind=asha", "scheduler.grace=6")
+    first, ledger = len(small.first), Ledger(small.uri)
+    values = small.first[0]
+    for number, accuracy in enumerate((0.9, 0.5), start=first):
+        run = f"small-{number:04d}"
+        ledger.put(Record(number, run, {**values, "method.scale": 2.0 + number}, curve=((6, accuracy),)))
+    live = ASHA("asha", 12, 6, 3, spared=first)
+    assert live.goes_on(first + 1, "late", 6, 0.5) and live.goes_on(first, "early", 6, 0.9)
+    searcher = SearchTrials(small, Ledger(small.uri))
+    searcher.replay(ASHA("asha", 12, 6, 3, spared=first))
+    assert [record.status for record in searcher.running()] == ["running", "running"]
 
 
 def test_brackets_of_hyperband_are_a_function_of_the_number():
@@ -249,6 +264,12 @@ def test_the_winner_has_the_best_mean_over_seeds_and_is_compared_in_pairs():
     measured.pop("c-0002-seed1")  # a configuration that fails with one of its seeds does not win
     again = judge(trials, {"x": 0.0}, measured, runs)
     assert again.winner.record.number == 1 and "not measurably better" in statement(again)
+    lost = {run: accuracies for run, accuracies in measured.items() if run != "c-0000-seed2"}
+    fewer = judge(trials[::2], {"x": 0.0}, lost, runs)  # the winner without its first seed, the default its second
+    assert fewer.over_episodes.difference == pytest.approx(0.1) and fewer.over_seeds is None
+    assert statement(fewer).endswith("; by 1 of 3 seeds: with the others a run failed")
+    gone = judge(trials, {"x": 0.0}, {run: a for run, a in lost.items() if "0000" not in run}, runs)
+    assert statement(gone).endswith("could not be trained with the best one's seeds: nothing to compare with")
     alone = judge(trials[:1], {"x": 0.0}, measured, runs)
     assert statement(alone) == "no configuration was better than the default"
     json.dumps(summary(trials, verdict, "best"))

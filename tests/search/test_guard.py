@@ -48,6 +48,7 @@ def test_what_a_search_may_not_touch_is_refused(campaign, argument, says):
         ("evaluation.split", "a search never touches the test split"),
         ("validation.split", "the objective is the same for all trials"),
         ("++validation.seed", "the objective is the same for all trials"),
+        ("validation.select", "the objective is the same for all trials"),
         ("train.split", "all trials train on one split"),
         ("data", "all trials have one dataset"),
         ("recipe", "put it into base"),

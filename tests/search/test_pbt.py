@@ -98,6 +98,22 @@ def test_an_interrupted_population_ends_as_an_untouched_one(campaign, tmp_path):
     assert found("parts", 3, 5, 2, 6) == found("whole")
 
 
+def test_members_are_replaced_where_the_ledger_had_not_heard_of_their_last_checkpoint(campaign, tmp_path):
+    """Killed between the checkpoint of the first generation's end and the ledger."""
+
+    def found(uri: str, *stops: int) -> list[int]:
+        small = campaign(*POPULATION, f"storage={tmp_path}/{uri}", space=SPACE, first=[{}])
+        for stop in stops:
+            work(PBT(small, Ledger(small.uri)), stop)
+            ledger = Ledger(small.uri)
+            told = next(record for record in ledger.search if record.step == 6)
+            ledger.put(replace(told, curve=()))
+        work(PBT(small, Ledger(small.uri)))
+        return [record.began_at for record in Ledger(small.uri).search]
+
+    assert found("killed", 5) == found("whole")
+
+
 def test_a_member_that_failed_is_replaced(campaign):
     small = campaign(*POPULATION, space=SPACE, first=[{}])
     ledger = Ledger(small.uri)
