@@ -124,16 +124,16 @@ def _bring_up_to_date(settings: Settings) -> Manifest:
     """The dataset with what is new in its source; the classes of the old one are noted first."""
     uri = settings.train.dataset_uri
     if store.exists(store.join(uri, MANIFEST_NAME)):
-        keep_classes(settings.uri, _images(uri)[1])
+        keep_classes(settings.uri, images_of(uri)[1])
     if settings.retrain.ingest:
         start_ray(settings.train.cluster)
         ingest(settings.ingest(), progress=False)
-    manifest = _images(uri)[1]
+    manifest = images_of(uri)[1]
     keep_classes(settings.uri, manifest)
     return manifest
 
 
-def _images(uri: str) -> tuple[str, Manifest]:
+def images_of(uri: str) -> tuple[str, Manifest]:
     """Place and manifest of the images that a champion answers for: of features, of those they were made of."""
     manifest = read_manifest(uri)
     if manifest.network is None:
@@ -208,7 +208,7 @@ def _decide(settings: Settings, journal: Journal, entry: Entry) -> Entry:
     if champion == entry.version:
         reason = "somebody promoted it meanwhile"
         return journal.put(replace(entry, stage="settled", outcome="promoted", reason=reason))
-    images, _ = _images(settings.train.dataset_uri)
+    images, _ = images_of(settings.train.dataset_uri)
     decision = measure(settings.promotion(entry.version, images), entry.version, champion)
     outcome: Outcome = "promoted" if decision.promoted else "kept"
     return journal.put(

@@ -43,7 +43,7 @@ def tune(raw: Config) -> dict[str, Any]:
         with stopping_on_sigterm(f"campaign {campaign.name}: stopped as asked; {again}"):
             _search(campaign, ledger, delivery)
             verdict = _finals(campaign, ledger, delivery)
-            return _conclude(campaign, ledger, delivery, verdict)
+            return conclude(campaign, ledger, delivery, verdict)
     except Unavailable as error:
         raise Unavailable(f"campaign {campaign.name}: {error}; {again}") from error
     except KeyboardInterrupt:
@@ -89,7 +89,7 @@ def _finals(campaign: Campaign, ledger: Ledger, delivery: Delivery) -> Verdict |
     return judge(chosen, campaign.default, measured, runs)
 
 
-def _conclude(campaign: Campaign, ledger: Ledger, delivery: Delivery, verdict: Verdict | None) -> dict[str, Any]:
+def conclude(campaign: Campaign, ledger: Ledger, delivery: Delivery, verdict: Verdict | None) -> dict[str, Any]:
     select = campaign.train.validation.select
     records = [*ledger.search, *ledger.repetitions]
     found: dict[str, Any] = {"campaign": campaign.name, "folder": campaign.uri}

@@ -36,6 +36,7 @@ from pipeline.evaluation.model import Model
 from pipeline.inference import FewShotClassifier
 from pipeline.model import build_model, build_preprocess
 from pipeline.nets import build_backbone, own_code
+from pipeline.retraining.run import images_of
 from pipeline.search.arguments import translate
 from pipeline.search.campaign import begin
 from pipeline.training.checkpoint import Checkpoint
@@ -192,6 +193,16 @@ def test_features_by_another_network_are_not_taken_for_those_of_the_training(tur
     for dataset in (str(again), turned):
         with pytest.raises(PipelineError, match="again holds other features than one was trained on: make those again"):
             model_for(head, dataset)
+
+
+def test_a_retraining_on_features_is_of_the_images_that_they_were_made_of(turned, features, tmp_path):
+    """Its champion takes images, and says their fingerprint."""
+    assert images_of(features) == (turned, read_manifest(turned)) == images_of(turned)
+    stale = read_manifest(features)
+    network = {**(stale.network or {}), "dataset": {"name": "turned", "fingerprint": "before"}}
+    (tmp_path / "manifest.json").write_text(replace(stale, network=network).to_json())
+    with pytest.raises(PipelineError, match="features of .*turned as it was before: make those again, with jobs.embed"):
+        images_of(str(tmp_path))
 
 
 def test_a_registered_model_takes_images(turned, features, network):

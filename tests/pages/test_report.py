@@ -124,7 +124,7 @@ def test_a_model_is_not_measured_on_images_of_another_shape(runs, tmp_path):
     classes = [(f"colour {n}", np.zeros((30, 3, 32, 32), np.uint8)) for n in range(5)]
     write_dataset(uri, "colour", classes, {"test": [name for name, _ in classes]})
     for what in ("cross_table", "clustering", "strangers"):
-        with pytest.raises(PipelineError, match=r"dataset 'colour' has images of 3 x 32 x 32 .*, meta takes 1 x 28 x 28"):
+        with pytest.raises(PipelineError, match=r"'colour' has images of 3 x 32 x 32 .*, meta takes 1 x 28 x 28"):
             make(what, runs, f"dataset={uri}")
 
 

@@ -16,9 +16,11 @@ from pipeline.errors import PipelineError
 from pipeline.search.arguments import translate
 from pipeline.search.asha import ASHA
 from pipeline.search.campaign import begin
+from pipeline.search.delivery import Delivery
 from pipeline.search.finalists import choose, judge
 from pipeline.search.ledger import Ledger, Record
 from pipeline.search.results import statement, summary, trials_table
+from pipeline.search.run import conclude
 from pipeline.search.searchers import FinalistTrials, SearchTrials, room
 from pipeline.training.checkpoint import save_checkpoint
 from pipeline.training.config import TrainConfig
@@ -275,6 +277,18 @@ def test_the_winner_has_the_best_mean_over_seeds_and_is_compared_in_pairs():
     json.dumps(summary(trials, verdict, "best"))
     with pytest.raises(PipelineError, match="no finalist could be trained"):
         judge(trials, {}, {}, runs)
+
+
+def test_a_campaign_that_mlflow_did_not_take_ends_as_a_run_that_it_did_not_take(campaign, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    server = {"uri": "http://127.0.0.1:9", "artifacts": None, "experiment": "tests", "timeout": 1}
+    small = campaign("trials=1", tracking=server)
+    ledger = Ledger(small.uri)
+    ledger.put(replace(records(0.5)[0], values=small.default))
+    verdict = judge(ledger.search, small.default, {"c-0000": np.ones(10)}, {0: ["c-0000"]})
+    found = conclude(small, ledger, Delivery(small), verdict)
+    assert found["exit_code"] == 75 and "127.0.0.1:9" in found["undelivered"] and found["best"]["run"] == "c-0000"
+    assert capsys.readouterr().out.count("deliver the campaign later with") == 1
 
 
 def test_repetitions_are_resumed_too(campaign):
