@@ -1,7 +1,5 @@
 """From a checked configuration to a finished run under Ray Train."""
 
-from __future__ import annotations
-
 import copy
 import os
 import re

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -200,8 +201,7 @@ def content_of(entry: Entry, archives: dict[str, ZipReader], stack: ExitStack) -
     """The bytes of a file; ``archives`` that are open are used again, and closed with ``stack``. Raises Unusable."""
     try:
         if entry.member is None:
-            with open(entry.container, "rb") as stream:
-                content = stream.read()
+            content = Path(entry.container).read_bytes()
         else:
             if entry.container not in archives:
                 archives[entry.container] = stack.enter_context(open_zip(entry.container))
