@@ -1,7 +1,5 @@
 """What a method is given: a batch of tasks, with labelled images beside them or not, or a batch of labelled images."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -16,6 +14,14 @@ class _TensorFields:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         held = {name: value for name, value in vars(self).items() if isinstance(value, Tensor | _TensorFields)}
         return replace(self, **{name: value.to(device, non_blocking=non_blocking) for name, value in held.items()})
+
+
+@dataclass(frozen=True)
+class Images(_TensorFields):
+    """A batch of images with labels over all training classes, for classical training."""
+
+    images: Tensor  # [B, C, H, W]
+    labels: Tensor  # [B] int64 in 0..classes-1, the position of the class in its split
 
 
 @dataclass(frozen=True)
@@ -37,14 +43,6 @@ class Episodes(_TensorFields):
     @property
     def tasks(self) -> int:
         return self.support.shape[0]
-
-
-@dataclass(frozen=True)
-class Images(_TensorFields):
-    """A batch of images with labels over all training classes, for classical training."""
-
-    images: Tensor  # [B, C, H, W]
-    labels: Tensor  # [B] int64 in 0..classes-1, the position of the class in its split
 
 
 Batch = Episodes | Images

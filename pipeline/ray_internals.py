@@ -4,8 +4,6 @@ Ray may move these names in any minor release. Nothing else in the package impor
 they are gone: a run then goes on without the one thing that its function says.
 """
 
-from __future__ import annotations
-
 import functools
 import logging
 import time

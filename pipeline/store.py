@@ -1,7 +1,5 @@
 """Folders on a local disk or in an object store, behind one small interface."""
 
-from __future__ import annotations
-
 import errno
 import logging
 import os

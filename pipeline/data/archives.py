@@ -3,8 +3,6 @@
 A task maps the archive and reads its own members, so that many tasks read one archive without unpacking it.
 """
 
-from __future__ import annotations
-
 import mmap
 import re
 import stat

@@ -8,8 +8,6 @@ workers. When all shards are written, the driver knows the digest of every image
 shards that hold them, and writes the manifest, which makes the shards a dataset.
 """
 
-from __future__ import annotations
-
 import gc
 import json
 import os

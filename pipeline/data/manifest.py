@@ -1,11 +1,9 @@
 """The manifest of a dataset: what its shards hold, in one JSON file."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -134,7 +132,7 @@ class Manifest:
         return content if self.encoding == FEATURES else {k: v for k, v in content.items() if k not in _OF_FEATURES}
 
     @classmethod
-    def from_json(cls, text: str, where: str) -> Manifest:
+    def from_json(cls, text: str, where: str) -> Self:
         """Read a manifest; ``where`` is named in the error when the text is not one."""
         try:
             content = json.loads(text)

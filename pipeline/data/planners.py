@@ -1,7 +1,5 @@
 """What each worker does in each step, as plans. Knows no torch, so that the tasks that plan start fast."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 
@@ -26,6 +24,40 @@ class Views:
         """The rows [N, columns] of episodes or images ``numbers`` [N], each in a view that their number decides."""
         draws = uniforms(key_of("views", self.seed), numbers, rows.shape[1])
         return rows + self.rows * (draws * (1 + self.count)).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class ImagePlanner:
+    """The share of every step that each worker gets, for classical training: ``batch_size`` images per step.
+
+    With ``grouping`` they come in groups: (number of classes, images per class).
+    """
+
+    table: ClassTable
+    batch_size: int
+    seed: int
+    grouping: tuple[int, int] | None = None
+    views: Views | None = None
+
+    @property
+    def per_step(self) -> int:
+        return self.batch_size
+
+    def plan(self, step: int, rank: int = 0, world_size: int = 1) -> ImagePlan:
+        return self.plans(step, 1, rank, world_size)[0]
+
+    def plans(self, first: int, count: int, rank: int, world_size: int) -> list[ImagePlan]:
+        """The plans of ``count`` steps, drawn at once: one by one they cost fifty times as much."""
+        size = 1 if self.grouping is None else math.prod(self.grouping)
+        numbers = share_of_steps(first, count, self.batch_size // size, rank, world_size).reshape(-1)
+        if self.grouping is None:
+            plan = plan_images(self.table, self.seed, numbers)
+        else:
+            plan = plan_groups(self.table, self.seed, numbers, *self.grouping)
+        if self.views is not None:
+            rows = self.views.of(numbers, plan.rows.reshape(-1, size))
+            plan = replace(plan, rows=rows.reshape(-1))
+        return plan.split(count)
 
 
 @dataclass(frozen=True)
@@ -65,40 +97,6 @@ class EpisodePlanner:
     def _episodes(self, numbers: np.ndarray) -> Plan:
         plan = plan_episodes(self.table, self.spec, self.seed, numbers)
         return plan if self.views is None else replace(plan, rows=self.views.of(plan.numbers, plan.rows))
-
-
-@dataclass(frozen=True)
-class ImagePlanner:
-    """The share of every step that each worker gets, for classical training: ``batch_size`` images per step.
-
-    With ``grouping`` they come in groups: (number of classes, images per class).
-    """
-
-    table: ClassTable
-    batch_size: int
-    seed: int
-    grouping: tuple[int, int] | None = None
-    views: Views | None = None
-
-    @property
-    def per_step(self) -> int:
-        return self.batch_size
-
-    def plan(self, step: int, rank: int = 0, world_size: int = 1) -> ImagePlan:
-        return self.plans(step, 1, rank, world_size)[0]
-
-    def plans(self, first: int, count: int, rank: int, world_size: int) -> list[ImagePlan]:
-        """The plans of ``count`` steps, drawn at once: one by one they cost fifty times as much."""
-        size = 1 if self.grouping is None else math.prod(self.grouping)
-        numbers = share_of_steps(first, count, self.batch_size // size, rank, world_size).reshape(-1)
-        if self.grouping is None:
-            plan = plan_images(self.table, self.seed, numbers)
-        else:
-            plan = plan_groups(self.table, self.seed, numbers, *self.grouping)
-        if self.views is not None:
-            rows = self.views.of(numbers, plan.rows.reshape(-1, size))
-            plan = replace(plan, rows=rows.reshape(-1))
-        return plan.split(count)
 
 
 def share_of_steps(first: int, count: int, per_step: int, rank: int, world_size: int) -> np.ndarray:

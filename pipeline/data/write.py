@@ -1,7 +1,5 @@
 """Writing datasets: shards first, the manifest last, and nothing in between that looks like a dataset."""
 
-from __future__ import annotations
-
 import fcntl
 import math
 import os
@@ -9,7 +7,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -182,7 +180,7 @@ class ClassSums(NamedTuple):
     squares: np.ndarray  # [classes, C] int64: sums of their squares
 
     @classmethod
-    def of(cls, classes: int, numbers: np.ndarray, totals: np.ndarray, squares: np.ndarray) -> ClassSums:
+    def of(cls, classes: int, numbers: np.ndarray, totals: np.ndarray, squares: np.ndarray) -> Self:
         """From the class numbers [N] of rows and what :func:`row_sums` gives for them."""
         sums = cls(np.bincount(numbers, minlength=classes), *np.zeros((2, classes, totals.shape[1]), dtype=np.int64))
         np.add.at(sums.totals, numbers, totals)

@@ -5,6 +5,9 @@ through. And the softmax with a Gaussian prior over its weights (Bauer et al. 20
 Laplace's approximation of its posterior: for linear models these are the formulas of Gaussian-process classification
 (Rasmussen & Williams 2006, sections 3.4 and 3.5). And the plain multinomial regression with a penalty on its weights
 (Tian et al. 2020). All in float64 (see :mod:`pipeline.functional.gram`).
+
+Features are [T, n, d], labels int64 [T, n] in any order and number a class, of which -1 marks padding; the weights that
+are returned are [T, way, d], the biases [T, way].
 """
 
 import math
@@ -34,13 +37,6 @@ def irls_weights(
     Each step is X^T (X X^T + penalty diag(1 / s))^-1 z for X with a column of ones, s = p (1 - p) and
     z = X w + (y - p) / s; written with the square roots of s, nothing is divided by it. One regression a class against
     all others; for two classes a single one, of class 0 against class 1, whose score is 0 then.
-
-    Args:
-        features: [T, n, d].
-        labels: int64 [T, n], in any order and number a class; -1 marks padding.
-
-    Returns:
-        Weights [T, way, d] and biases [T, way].
     """
     real = (labels != PADDING).unsqueeze(1)
     targets = one_hot(labels, way, torch.float64).mT
@@ -68,13 +64,6 @@ def multinomial_weights(features: Tensor, labels: Tensor, way: int, cost: float)
     I / 2 of the curvature diag(p) - p p^T of a softmax in its place (Boehning 1992), which is the same for all classes
     and all steps, so that a task needs one factorisation; Nesterov's momentum, restarted where it leads uphill
     (O'Donoghue & Candes 2015), makes them few. An optimum has A = cost (Y - p) for the weights W = A X.
-
-    Args:
-        features: [T, n, d].
-        labels: int64 [T, n], in any order and number a class; -1 marks padding.
-
-    Returns:
-        Weights [T, way, d] and biases [T, way].
     """
     real = (labels != PADDING).unsqueeze(-1).double()
     targets, inner = one_hot(labels, way, torch.float64), labelled_gram(features, labels)
@@ -119,7 +108,6 @@ def fit_softmax(gram: Tensor, labels: Tensor, way: int) -> SoftmaxFit:
 
     Args:
         gram: K, float64 [T, n, n], the prior covariance of a class's scores for the images, zero for padding.
-        labels: int64 [T, n], in any order and number a class; -1 marks padding.
     """
     real = (labels != PADDING).unsqueeze(1)
     targets = one_hot(labels, way, gram.dtype).mT

@@ -1,7 +1,5 @@
 """Heads compute in float32 even where the backbone runs in half precision."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar

@@ -13,9 +13,8 @@ from pipeline.functional.losses import PADDING, summed_cross_entropy
 from pipeline.functional.precision import in_float32
 from pipeline.functional.prototypes import one_hot
 from pipeline.methods.base import Method, State, embed
-from pipeline.nets.blocks import per_coordinate
+from pipeline.nets.blocks import fresh_copy, per_coordinate
 from pipeline.nets.by_name import choose
-from pipeline.nets.copies import fresh_copy
 from pipeline.nets.stages import OtherStatistics, stages
 
 VALUES = "values."

@@ -15,9 +15,8 @@ from pipeline.functional.precision import in_float32
 from pipeline.functional.sequences import reordered, sequence_order
 from pipeline.functional.triplets import negatives, positives
 from pipeline.methods.base import Method, State, embed
-from pipeline.nets.blocks import per_coordinate
+from pipeline.nets.blocks import fresh_copy, per_coordinate
 from pipeline.nets.by_name import choose
-from pipeline.nets.copies import fresh_copy
 from pipeline.nets.fast_layers import FastLayers
 
 MEMORY, TASK = "memory.", "task."

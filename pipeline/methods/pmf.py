@@ -28,8 +28,7 @@ class PMF(Prototypical):
     Args:
         backbone: f, pretrained: ``backbone.weights``, or ``initial`` of the run.
         scale: start of tau (10 in the authors' code).
-        learn_scale: train tau with the network.
-        joint_forward: while training, embed support and query in one call, so that batch-norm sees both.
+        learn_scale, joint_forward: see :class:`Prototypical`.
         rates: of which validation episodes choose the one that new tasks are tuned with, the first where some are
             equal; validation during training goes by the first alone.
         rate_episodes: on which they are compared (5 in the authors' code).

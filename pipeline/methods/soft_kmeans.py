@@ -18,12 +18,9 @@ class SoftKMeans(Prototypical):
     1 / 5 shots (from memory of the paper's table).
 
     Args:
-        backbone: the embedding f.
-        distance: "squared_euclidean" (the paper's), "euclidean", "cosine" or "dot".
         scale: alpha, which multiplies the distance; 1 is the paper's. Features whose distances are large next to 1
             make every share 0 or 1, which a smaller one softens.
-        learn_scale: train alpha with the network.
-        joint_forward: while training, embed support and query in one call, so that batch-norm sees both.
+        distance, learn_scale, joint_forward: see :class:`Prototypical`; the paper's distance is "squared_euclidean".
         steps: of refinement, in training and at test (1 in the paper's experiments); 0: a prototypical network.
     """
 

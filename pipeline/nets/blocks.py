@@ -1,5 +1,6 @@
-"""Blocks that several backbones share."""
+"""Blocks that several backbones share, and a second network of the same blocks."""
 
+import copy
 from collections.abc import Callable, Sequence
 
 import torch
@@ -68,6 +69,20 @@ def drop_block(x: Tensor, rate: Tensor | float, size: int) -> Tensor:
 def per_coordinate(inputs: int, units: int) -> nn.Sequential:
     """Three layers with ReLU between them: [..., inputs] to [..., 1]."""
     return nn.Sequential(nn.Linear(inputs, units), nn.ReLU(), nn.Linear(units, units), nn.ReLU(), nn.Linear(units, 1))
+
+
+@torch.no_grad()
+def fresh_copy(module: nn.Module) -> nn.Module:
+    """A copy of a newly initialised ``module`` with a start of its own.
+
+    The values of every weight matrix and kernel are shuffled: entries drawn independently from one distribution are
+    again such a draw, whatever the distribution was.
+    """
+    other = copy.deepcopy(module)
+    for parameter in other.parameters():
+        if parameter.ndim > 1:
+            parameter.copy_(parameter.flatten()[torch.randperm(parameter.numel())].view_as(parameter))
+    return other
 
 
 def to_format(images: Tensor, channels_last: bool) -> Tensor:

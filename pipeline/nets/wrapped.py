@@ -1,11 +1,9 @@
 """Networks that were not written for this package: those of libraries, and the user's own."""
 
-from __future__ import annotations
-
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -94,7 +92,7 @@ class Wrapped(Backbone, ABC):
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images)
 
-    def train(self, mode: bool = True) -> Wrapped:
+    def train(self, mode: bool = True) -> Self:
         super().train(mode)
         for name in self._frozen:
             self.network.get_submodule(name).eval()

@@ -1,7 +1,5 @@
 """From a checked configuration to a finished run under Ray Train."""
 
-from __future__ import annotations
-
 import copy
 import os
 import re
@@ -38,7 +36,7 @@ from pipeline.training.loop import make_planner, rounds_since_best, should_stop
 from pipeline.training.models import load_teacher
 from pipeline.training.optim import build_schedule, check_optimizer
 from pipeline.training.preemption import stopping_on_sigterm
-from pipeline.training.runs import Run
+from pipeline.training.runs import Run, find_run
 from pipeline.training.telemetry import Display, Entry, Restarts, Telemetry, start_monitor
 from pipeline.training.trial import try_step
 from pipeline.training.worker import train_worker
@@ -318,7 +316,7 @@ def _resumed(raw: Config) -> tuple[TrainConfig, Config, Run]:
     name, storage = str(raw["resume"]), str(raw["storage"])
     if not (store.is_remote(name) or os.path.isabs(name)):
         storage = absolute("storage", storage)
-    run = runs.find_run(name, storage)
+    run = find_run(name, storage)
     if run.uri.rpartition("/")[2] != run.name:  # Ray Train and MLflow know a run by its name
         raise PipelineError(
             f"resume={run.uri}: this is a copy of run {run.name}, or it was renamed: call its folder {run.name}, in "

@@ -1,7 +1,5 @@
 """Optimizers and learning-rate schedules. The rate is a function of the step: a schedule has no state."""
 
-from __future__ import annotations
-
 import inspect
 import math
 from collections.abc import Callable

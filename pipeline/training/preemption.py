@@ -6,8 +6,6 @@ their steps together: each sends the signal that it has heard to all others, by 
 step, so that nobody waits for it.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

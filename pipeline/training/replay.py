@@ -133,8 +133,7 @@ def replay(run: Run, step: int) -> tuple[list[Looked], int]:
     looked = []
     for rank in range(workers):
         plan = planner.plan(step - 1, rank, workers)
-        for part in _episodes(plan):
-            looked.append(_look(learner, dataset, part, rank))
+        looked += [_look(learner, dataset, part, rank) for part in _episodes(plan)]
     return looked, began
 
 

@@ -1,8 +1,6 @@
 """One small step, forward and backward, before anything starts: a network that was not written for this package may
 not be what its method needs."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

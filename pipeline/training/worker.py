@@ -1,7 +1,5 @@
 """What runs in every Ray Train worker: the loop, with DDP around the method and the stream behind it."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import shutil

@@ -10,8 +10,8 @@ from pipeline.batch import Episodes
 from pipeline.errors import PipelineError
 from pipeline.methods.conditionally_shifted import ConditionallyShifted
 from pipeline.model import build_model
+from pipeline.nets.blocks import fresh_copy
 from pipeline.nets.conv4 import Conv4
-from pipeline.nets.copies import fresh_copy
 from pipeline.nets.mlp import MLP
 from pipeline.nets.stages import stages
 

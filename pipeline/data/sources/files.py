@@ -1,7 +1,5 @@
 """Sources whose images are files: read in tasks from folders or by offset from zip archives, then decoded."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import os
@@ -10,7 +8,8 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -38,7 +37,7 @@ class Rule:
     max_pixels: int = images.MAX_PIXELS  # of one image: larger ones are left out
 
     @classmethod
-    def asked(cls, shape: Sequence[int], encoding: str, min_images: int, max_pixels: int = images.MAX_PIXELS) -> Rule:
+    def asked(cls, shape: Sequence[int], encoding: str, min_images: int, max_pixels: int = images.MAX_PIXELS) -> Self:
         """Of what a user asked for a source of photographs; refuses what cannot be."""
         if len(shape) != 3 or shape[0] not in (1, 3) or any(not isinstance(n, int) or n < 1 for n in shape):
             raise PipelineError(f"data.source.shape={list(shape)} is not [1 or 3, height, width]")
@@ -200,8 +199,7 @@ def content_of(entry: Entry, archives: dict[str, ZipReader], stack: ExitStack) -
     """The bytes of a file; ``archives`` that are open are used again, and closed with ``stack``. Raises Unusable."""
     try:
         if entry.member is None:
-            with open(entry.container, "rb") as stream:
-                content = stream.read()
+            content = Path(entry.container).read_bytes()
         else:
             if entry.container not in archives:
                 archives[entry.container] = stack.enter_context(open_zip(entry.container))

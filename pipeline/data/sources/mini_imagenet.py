@@ -83,8 +83,7 @@ def _by_tables(listed: list[Entry], tables: list[Entry]) -> tuple[Classes, list[
                 found.setdefault(label, []).append(files.pop(name))
             else:
                 skipped.append(Skip(name, label, "missing", f"is in {table.name} but not in the folder"))
-    for entry in files.values():
-        skipped.append(Skip(entry.name, "", "not_in_split", "no table names it"))
+    skipped += [Skip(entry.name, "", "not_in_split", "no table names it") for entry in files.values()]
     return {name: sorted(entries) for name, entries in found.items()}, skipped
 
 

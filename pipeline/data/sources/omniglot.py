@@ -10,8 +10,6 @@ Splits:
               the 20 evaluation alphabets for testing (Lake et al. 2015)
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

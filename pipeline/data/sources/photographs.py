@@ -3,8 +3,6 @@
 Images are turned, cut and resized as those of a folder; duplicates are left out, because they leak into the queries.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from pipeline.data.sources import splits

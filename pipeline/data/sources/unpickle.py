@@ -66,18 +66,10 @@ def _array(content: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
     return np.frombuffer(content, dtype=kind).reshape(shape, order="F" if order == "F" else "C")
 
 
-def _reconstruct(*_: Any) -> _Array:
-    return _Array()
-
-
 def _encode(text: str, encoding: str = "latin1") -> bytes:
     if encoding != "latin1":
         raise _Refused(f"text in {encoding!r}")
     return text.encode("latin1")
-
-
-def _scalar(dtype: _DType, content: Any = b"") -> Any:
-    return _array(content, dtype, (), "C").item()
 
 
 _ADMITTED: dict[tuple[str, str], Callable[..., Any]] = {
@@ -87,8 +79,8 @@ _ADMITTED: dict[tuple[str, str], Callable[..., Any]] = {
     ("collections", "OrderedDict"): OrderedDict,
 }
 for _core in ("numpy.core", "numpy._core"):
-    _ADMITTED[f"{_core}.multiarray", "_reconstruct"] = _reconstruct
-    _ADMITTED[f"{_core}.multiarray", "scalar"] = _scalar
+    _ADMITTED[f"{_core}.multiarray", "_reconstruct"] = lambda *_: _Array()
+    _ADMITTED[f"{_core}.multiarray", "scalar"] = lambda dtype, content=b"": _array(content, dtype, (), "C").item()
     _ADMITTED[f"{_core}.numeric", "_frombuffer"] = _array
 
 
