@@ -20,12 +20,8 @@ from pipeline.evaluation.statistics import paired
 from pipeline.tables import percent, text_table
 from pipeline.weights import origin_of
 
-
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-Counts = Annotated[list[Count], BeforeValidator(_as_list), Field(min_length=1)]
+_as_list = BeforeValidator(lambda value: [value] if type(value) is int else value)
+Counts = Annotated[list[Count], _as_list, Field(min_length=1)]
 
 
 class EvaluateConfig(Section):
