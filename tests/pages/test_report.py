@@ -116,7 +116,8 @@ def test_a_model_is_not_measured_elsewhere_on_what_it_was_trained_on(ray_session
 
 
 def test_cross_table(ray_session, runs, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["report", "cross_table", "runs=[meta,classical]", f"storage={runs}", "record=x"])
+    given = ["cross_table", "runs=[meta,classical]", f"storage={runs}", "record=x"]
+    monkeypatch.setattr("sys.argv", ["/x/report.py", *given])
     found = make("cross_table", runs, *SMALL, f"record={tmp_path}/cross_table_x.json")
     shown = capsys.readouterr().out
     assert [(row["run"], row["head"]) for row in found["results"]] == [
