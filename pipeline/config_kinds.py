@@ -24,6 +24,7 @@ def _finite(value: float) -> float:
 
 
 Count = Annotated[int, Field(ge=1)]
+Several = Annotated[int, Field(ge=2)]  # of what has a spread
 Real = Annotated[float, BeforeValidator(_as_float), AfterValidator(_finite)]
 Positive = Annotated[Real, Field(gt=0)]
 Share = Annotated[Real, Field(ge=0, lt=1)]

@@ -130,7 +130,7 @@ def evaluate_job(raw: Config) -> dict[str, Any]:
             for result in _in_short(summary["results"])
         ]
         checkpoint = load_checkpoint(best_checkpoint(run.uri))
-        record(config.record, run, checkpoint, results, config.protocol, summary.get("comparison"))
+        record(config.record, run, checkpoint, results, config, summary.get("comparison"))
         print(f"recorded in {config.record}")
     if config.publish and run is not None and once is not None:
         _publish_evaluation(config, model, run, summary, once)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -90,6 +91,12 @@ def test_arguments_come_in_every_form() -> None:
             api.configuration("train", (), {key: value})
     with pytest.raises(PipelineError, match="password"):
         api.configuration("train", (), {"tracking.uri": "http://me:secret@host"})
+
+
+def test_a_device_that_is_not_here_is_refused_in_one_line(tmp_path: Path) -> None:
+    for device in ["gpu"] if torch.cuda.is_available() else ["gpu", "cuda"]:
+        with pytest.raises(PipelineError, match=f"^device={device}: torch cannot use it here; give device=cpu$"):
+            api.load(tmp_path, device=device)
 
 
 def test_a_search_gets_what_it_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,23 +105,28 @@ class ImagePlan:
 AnyPlan = Plan | ImagePlan
 
 
-def check_spec(table: ClassTable, spec: EpisodeSpec, prefix: str = "episode") -> None:
-    """Refuse, in one line that names the key and the limit, episodes that the split cannot serve."""
+def check_spec(table: ClassTable, spec: EpisodeSpec, section: str = "episode") -> None:
+    """Refuse, in one line that names the key and the limit, episodes that the split cannot serve.
+
+    Args:
+        section: of the configuration, that the keys stand in; "": none.
+    """
+    prefix = section and f"{section}."
     way, shot, query = (bounds(value)[1] for value in (spec.way, spec.shot, spec.query))
     if way > len(table):
         raise PipelineError(
-            f"{prefix}.way={way}: split {table.split!r} has only {len(table)} classes; give {prefix}.way={len(table)} "
+            f"{prefix}way={way}: split {table.split!r} has only {len(table)} classes; give {prefix}way={len(table)} "
             "at most, or ingest it with a larger share for that split (data.source.fractions), under another data.name"
         )
     smallest = int(table.counts.min())
     if spec.balanced_query and shot + query > smallest:
         raise PipelineError(
-            f"{prefix}.shot + {prefix}.query = {shot} + {query}: the smallest class of split {table.split!r} has "
+            f"{prefix}shot + {prefix}query = {shot} + {query}: the smallest class of split {table.split!r} has "
             f"only {smallest} images{_who(table, shot + query)}"
         )
     if not spec.balanced_query and (shot >= smallest or way * query > way * (smallest - shot)):
         raise PipelineError(
-            f"{prefix}.query={query}: {way} classes of {smallest} images leave fewer than {way * query} queries "
+            f"{prefix}query={query}: {way} classes of {smallest} images leave fewer than {way * query} queries "
             f"beside {shot} shots in split {table.split!r}{_who(table, shot + query)}"
         )
 

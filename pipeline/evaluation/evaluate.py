@@ -95,7 +95,7 @@ def check(model: Model, protocol: EpisodicProtocol) -> None:
     manifest = read_manifest(protocol.dataset)
     if not protocol.resize:
         check_images(model, manifest)
-    check_spec(class_table(manifest, protocol.split), protocol.spec, "evaluation")
+    check_spec(class_table(manifest, protocol.split), protocol.spec, "")
     fixed = model.build()[0].fixed_way
     if fixed is not None and fixed != protocol.way:
         name = model.spec["method"]["name"]

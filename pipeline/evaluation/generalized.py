@@ -98,7 +98,7 @@ def evaluate_joint(model: Model, protocol: GeneralizedProtocol, gpus: float = 0.
             "images of a base class aside"
         )
     novel = class_table(manifest, protocol.split)
-    check_spec(novel, EpisodeSpec(len(novel), protocol.shot, protocol.query), "evaluation")
+    check_spec(novel, EpisodeSpec(len(novel), protocol.shot, protocol.query), "")
     numbers = parts(protocol.draws, max(1, min(10, -(-protocol.draws // cores()))))
     found = fetched(OnCluster(model, gpus).spread(_draws, numbers, protocol))
     return GeneralizedResult(protocol, {name: np.concatenate([part[name] for part in found]) for name in FIGURES})

@@ -58,7 +58,8 @@ def paired(a: np.ndarray, b: np.ndarray, confidence: float = 0.95) -> Comparison
     """Student's paired interval of the mean of b - a, accuracies [n] of two models on the same n episodes."""
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if a.shape != b.shape or a.ndim != 1 or len(a) < 2:
-        raise ValueError(f"a paired comparison needs two equally long lists, not {a.shape} and {b.shape}")
+        got = f"{a.shape} and {b.shape}"
+        raise ValueError(f"a paired comparison needs two equally long lists of two or more, not {got}")
     difference = b - a
     n = len(difference)
     half = _student(0.5 + confidence / 2, n - 1) * float(difference.std(ddof=1)) / math.sqrt(n)

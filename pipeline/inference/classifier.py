@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import threading
@@ -57,6 +58,14 @@ class FewShotClassifier:
         self.shape: tuple[int, int, int] = tuple(spec["input"]["shape"])
         self._turn = threading.Lock()
         self._fingerprint: str | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and copy: all but the lock, which each has of its own, and never while a task is learnt."""
+        with self._turn:
+            return {**vars(self), "method": copy.deepcopy(self.method), "_turn": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _turn=threading.Lock())
 
     @classmethod
     def from_weights(

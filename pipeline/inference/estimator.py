@@ -117,9 +117,9 @@ class Classifier:
         order = list(index)
         # Names and whole numbers are enrolled as they are, so that a saved enrolment tells them; others by position.
         plain = label_kind(order) is not None
-        if before is not None and plain != (before.classes == known):
+        if before is not None and plain != (label_kind(known) is not None):
             raise PipelineError("labels are of another type than before: give one kind")
-        names: Any = given if plain else [index[label] for label in given]
+        names: Any = [order[index[label]] if plain else index[label] for label in given]
         pixels = read(images, self.model.shape)
         learn: Any = self.model.enrol if before is None else partial(self.model.extend, before)
         self.enrolment_ = learn(pixels, names)
@@ -147,7 +147,8 @@ def read(images: Any, shape: Shape) -> np.ndarray:
 
 def _label(given: Any) -> Any:
     """A label as Python has it; a name in the one Unicode form that enrolments keep, unlike a Mac's folders."""
-    plain = given.item() if hasattr(given, "item") else given
+    timed = isinstance(given, np.datetime64 | np.timedelta64)  # of nanoseconds Python has but a whole number
+    plain = given.item() if hasattr(given, "item") and not timed else given
     return unicodedata.normalize("NFC", plain) if type(plain) is str else plain
 
 
@@ -155,14 +156,15 @@ def _one(image: Any, number: int, shape: Shape) -> np.ndarray:
     try:
         if isinstance(image, str | os.PathLike):
             return decode(Path(image).read_bytes(), shape)
-        if isinstance(image, Image.Image):
+        if isinstance(image, Image.Image) and image.width and image.height:
             return to_array(standing(image), shape)
     except Exception as error:  # Pillow's readers fail in as many ways as files can be broken
         name = f"image {number}" if isinstance(image, Image.Image) else f"image {os.fspath(image)}"
         why = " ".join(str(error).split()) or type(error).__name__
         raise PipelineError(f"{name} cannot be read ({why})") from error
     pixels = np.asarray(image)
-    if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (1, 3, 4))):
+    form = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (1, 3, 4))
+    if pixels.dtype != np.uint8 or not pixels.size or not form:
         raise PipelineError(
             f"image {number} is {pixels.dtype} {list(pixels.shape)}: give uint8 [H, W] or [H, W, C], values 0 to 255"
         )
@@ -181,7 +183,7 @@ def _sorted(labels: Sequence[Any]) -> list[int]:
 def _array(labels: list[Any]) -> np.ndarray:
     """[way] numbers or names as numpy has them, anything else as objects."""
     kinds = {type(label) for label in labels}
-    if len(kinds) == 1 and kinds <= {str, int, float, bool}:
+    if len(kinds) == 1 and kinds <= {str, int, float, bool, np.datetime64, np.timedelta64}:
         return np.asarray(labels)
     boxed = np.empty(len(labels), dtype=object)
     for position, label in enumerate(labels):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import sys
 from typing import Any
 
 from pipeline import store
-from pipeline.config import Config
+from pipeline.config import Config, Section, as_argument, compose, flat, validate
 from pipeline.environment import code_version, machine
+from pipeline.evaluation.protocols import EvaluateConfig
+from pipeline.registry.masking import mask_argument
 from pipeline.training.checkpoint import Checkpoint, load_checkpoint
 from pipeline.training.runs import Run, read_run
 from pipeline.weights import origin_of
@@ -29,15 +32,15 @@ def record(
     run: Run,
     checkpoint: Checkpoint,
     results: list[dict[str, Any]],
-    protocol: str,
+    config: EvaluateConfig,
     comparison: list[dict[str, Any]] | None = None,
 ) -> None:
     """Write what was measured, and all it takes to measure it again; ``comparison`` with another run, in pairs."""
     history = checkpoint.history
     content = {
         "command": _trained_by(run),
-        "evaluation": shlex.join(["python", "-m", "jobs.evaluate", "run=RUN", *_portable(sys.argv[1:])]),
-        "protocol": protocol,
+        "evaluation": shlex.join(["python", "-m", "jobs.evaluate", "run=RUN", *_arguments("evaluate", config)]),
+        "protocol": config.protocol,
         "code": code_version(),
         **_about(checkpoint),
         "curve": [[e["step"], e["val/accuracy"], e["val/interval"]] for e in history if "val/accuracy" in e],
@@ -47,13 +50,15 @@ def record(
     store.write_bytes(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
-def record_comparison(path: str, runs: list[tuple[Run, Checkpoint, str]], found: dict[str, Any], protocol: str) -> None:
+def record_comparison(
+    path: str, runs: list[tuple[Run, Checkpoint, str]], found: dict[str, Any], protocol: str, config: Section
+) -> None:
     """Write a comparison of (run, checkpoint, "meta" or "classical"), and all it takes to make it again.
 
     ``found`` has the "results" and "comparisons" that :mod:`pipeline.pages.comparison_tables` makes tables of.
     """
     content = {
-        "command": shlex.join(["python", "-m", "jobs.report", *_portable(sys.argv[1:])]),
+        "command": shlex.join(["python", "-m", "jobs.report", *_arguments("report", config)]),
         "protocol": protocol,
         "code": code_version(),
         "runs": [
@@ -67,7 +72,7 @@ def record_comparison(path: str, runs: list[tuple[Run, Checkpoint, str]], found:
 
 
 def _trained_by(run: Run) -> str:
-    return shlex.join(["python", "-m", "jobs.train", *_portable(list(run.arguments))])
+    return shlex.join(["python", "-m", "jobs.train", *_portable([mask_argument(a) for a in run.arguments])])
 
 
 def _about(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -104,6 +109,17 @@ def _seconds(history: list[dict[str, float]], log_every: int) -> float:
     steps = [entry["step"] for entry in logged]
     windows = [b - a for a, b in zip([0, *steps], steps, strict=False)]
     return sum(min(w, log_every) / e["train/steps_per_s"] for w, e in zip(windows, logged, strict=True))
+
+
+def _arguments(job: str, config: Section) -> list[str]:
+    """Those of the job that this process is; where a program called it, what its configuration has of its own."""
+    if os.path.basename(sys.argv[0]) == f"{job}.py":
+        given = sys.argv[1:]
+    else:
+        usual = flat(validate(type(config), compose(job)).model_dump(by_alias=True))
+        own = flat(config.model_dump(by_alias=True))
+        given = [as_argument(key, value) for key, value in own.items() if key not in usual or usual[key] != value]
+    return _portable([mask_argument(argument) for argument in given])
 
 
 def _portable(overrides: list[str]) -> list[str]:

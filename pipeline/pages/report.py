@@ -9,7 +9,7 @@ from pydantic import Field
 
 from pipeline import store
 from pipeline.config import Config, Section, validate
-from pipeline.config_kinds import Cluster, Count, Name, Positive
+from pipeline.config_kinds import Cluster, Count, Name, Positive, Several
 from pipeline.data.dataset import read_manifest
 from pipeline.errors import PipelineError
 from pipeline.evaluation import clustering, cross_table
@@ -57,7 +57,7 @@ class ReportConfig(Section):
     way: Count
     shot: Counts
     query: Count
-    episodes: Count
+    episodes: Several
     tasks: Count
     seed: int
     heads: Annotated[list[Head], Field(min_length=1)]
@@ -134,7 +134,7 @@ class Subjects:
 
     def record(self, config: ReportConfig, found: dict[str, Any]) -> None:
         if config.record:
-            record_comparison(config.record, self.trained, found, config.what)
+            record_comparison(config.record, self.trained, found, config.what, config)
             print(f"recorded in {config.record}")
 
 

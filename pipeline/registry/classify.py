@@ -55,7 +55,7 @@ def classify(raw: Config) -> dict[str, Any]:
     """Enrol (or load, or extend) classes, answer queries, print them, and return the summary of ``--json``."""
     config = validate(ClassifyConfig, raw)
     _check(config)
-    classifier = load_classifier(config.model, config.tracking.model_dump(), _device(config.device))
+    classifier = load_classifier(config.model, config.tracking.model_dump(), config.device)
     enrolment, skipped = _enrolment(config, classifier)
     if not config.keep_images:  # those of the file neither
         enrolment = replace(enrolment, images=None, positions=None)
@@ -88,6 +88,7 @@ def classify(raw: Config) -> dict[str, Any]:
 
 def load_classifier(model: str, tracking: dict[str, Any], device: str = "cpu") -> FewShotClassifier:
     """From the registry (``models:/...``), or from a folder of ``model.json`` and ``weights.safetensors``."""
+    _check_device(device)
     if model.startswith("models:"):
         return pull(model, tracking, device)
     if not Path(model).is_dir():
@@ -107,12 +108,11 @@ def _check(config: ClassifyConfig) -> None:
         raise PipelineError(f"threshold={text!r}: give auto, none or a number")
 
 
-def _device(name: str) -> str:
+def _check_device(name: str) -> None:
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
         raise PipelineError(f"device={name}: torch cannot use it here; give device=cpu") from error
-    return name
 
 
 def _enrolment(config: ClassifyConfig, classifier: FewShotClassifier) -> tuple[Enrolment, list[tuple[Path, str]]]:

@@ -29,7 +29,12 @@ class FewShot:
 
     def features(self, images, at_once=16):
         """uint8 images [N, C, H, W] to what the head sees, float64 [N, D]."""
-        images = np.asarray(images, np.uint8)
+        images = np.asarray(images)
+        whole = images.size and images.dtype.kind in "iu" and images.min() >= 0 and images.max() <= 255
+        if not whole or images.shape[1:] != tuple(self.shape):
+            form = ", ".join(map(str, self.shape))
+            raise ValueError(f"images are {images.dtype} {list(images.shape)}: give uint8 [N, {form}], values 0 to 255")
+        images = images.astype(np.uint8)
         parts = [images[start : start + at_once] for start in range(0, len(images), at_once)]
         return self.see(np.concatenate([self.network.run(None, {"images": part})[0] for part in parts]))
 
@@ -45,10 +50,13 @@ class FewShot:
 
     def enrol(self, images, labels):
         """Learn classes anew."""
+        if len(labels) != len(images):
+            raise ValueError(f"{len(images)} images came with {len(labels)} labels: give one label an image")
+        features = self.features(images)
         self.classes = list(dict.fromkeys(labels))
         positions = np.asarray([self.classes.index(label) for label in labels])
         self.counts = np.bincount(positions).tolist()
-        self.means = self.mean_of_each(self.features(images), positions)
+        self.means = self.mean_of_each(features, positions)
 
     def logits(self, seen, means):
         """[N, way]: minus the scaled distance."""
@@ -65,12 +73,15 @@ class FewShot:
         """Labels, probabilities [N, way], scores [N], and whether the image is of an enrolled class at all [N].
 
         The threshold "auto" lets the share ``unknown_pass`` of strangers pass, as 0.05 or 0.2; None: the model's own.
+        "none" or None knows every image.
         """
+        if isinstance(threshold, str) and threshold not in ("auto", "none"):
+            raise ValueError(f"threshold={threshold!r}: give auto, none or a number")
         seen = self.features(images)
         logits, point = self.logits(seen, self.means), self.nearest_point()
         temperature = point.get("temperature", 1.0)
         scores = self.score(point.get("score", "logit"), seen, logits, temperature)
-        limit = threshold
+        limit = None if threshold in ("auto", "none") else threshold
         if threshold == "auto":
             limit = point.get("threshold") if unknown_pass is None else self.threshold_at(point, unknown_pass)
         known = np.ones(len(scores), bool) if limit is None else scores >= limit

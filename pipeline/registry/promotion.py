@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import Config, Section, validate
-from pipeline.config_kinds import Cluster, Count, Name, Real, Share
+from pipeline.config_kinds import Cluster, Count, Name, Real, Several, Share
 from pipeline.data.dataset import read_manifest
 from pipeline.errors import PipelineError
 from pipeline.evaluation.evaluate import EpisodicProtocol, evaluate
@@ -28,7 +28,7 @@ class Contest(Section):
     """On which episodes two models meet, and by how much the challenger must be better."""
 
     split: str
-    episodes: Count
+    episodes: Several
     way: Count
     shot: Count
     query: Count

@@ -10,11 +10,16 @@ from pydantic import BeforeValidator, Field
 from pipeline import store
 from pipeline.config import Config, Section, config_hash, validate
 from pipeline.config_kinds import Count, Name, Positive, Real
+from pipeline.data.dataset import class_table
+from pipeline.data.episodes import EpisodeSpec, check_spec
+from pipeline.data.manifest import Manifest
 from pipeline.errors import PipelineError
+from pipeline.model import build_model
 from pipeline.registry.promotion import Contest, PromoteConfig
 from pipeline.renamed import at_first
 from pipeline.training.config import TrainConfig
-from pipeline.training.launch import absolute
+from pipeline.training.launch import absolute, model_spec
+from pipeline.weights import settle
 
 ELSEWHERE = ("name", "storage", "resume", "cluster", "tracking", "register_as", "initial")  # change no result
 Word = Annotated[bool | str, BeforeValidator(lambda value: str(value) if type(value) in (int, float) else value)]
@@ -68,6 +73,19 @@ class Settings:
             tracking=self.train.tracking,  # type: ignore[arg-type]
             **self.retrain.promotion.model_dump(),
         )
+
+    def check_promotion(self, manifest: Manifest) -> None:
+        """Refuse a contest that the dataset or the method cannot serve, before anything is trained for it."""
+        how = self.retrain.promotion
+        table = class_table(manifest, how.split)
+        check_spec(table, EpisodeSpec(how.way, how.shot, how.query), "retrain.promotion")
+        train = self.train.model_copy(update={"backbone": settle(self.train.backbone)})
+        fixed = build_model(model_spec(train, manifest)).fixed_way
+        if fixed not in (None, how.way):
+            raise PipelineError(
+                f"retrain.promotion.way={how.way}: {self.train.method['name']} trained with {fixed} ways answers for "
+                f"{fixed} classes only: set retrain.promotion.way={fixed}"
+            )
 
     def ingest(self) -> dict[str, Any]:
         """As ``jobs.ingest`` would be asked."""

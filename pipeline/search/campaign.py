@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, Field
 from pipeline import store
 from pipeline.commands import command, from_anywhere
 from pipeline.config import Config, Section, as_argument, chosen_files, compose, flat, validate
-from pipeline.config_kinds import Count, Name, Positive
+from pipeline.config_kinds import Count, Name, Positive, Several
 from pipeline.data.dataset import read_manifest
 from pipeline.errors import PipelineError
 from pipeline.ray_start import in_submitted_job
@@ -46,7 +46,7 @@ class Objective(Section):
     way: Count | None
     shot: Count | None
     query: Count | None
-    episodes: Count | None
+    episodes: Several | None
     seed: int | None
 
 
@@ -142,7 +142,8 @@ class Campaign:
             for number, values in enumerate(config.first)
             if all(values.get(key, value) == value for key, value in self.fixed.items())
         ]
-        self.first = [self._first(number, values) for number, values in first or [(0, {})]]
+        given = [self._first(number, values) for number, values in first or [(0, {})]]
+        self.first = [values for number, values in enumerate(given) if values not in given[:number]]
         self.default = self.first[0]  # what everything is compared with: the paper's choice
         manifest, uri = self.manifest, self.train.dataset_uri
         self.dataset = {"name": manifest.name, "fingerprint": manifest.fingerprint, "uri": uri}

@@ -203,8 +203,8 @@ class SearchTrials(CampaignSearcher):
             values: Values | None = campaign.first[number]
         else:
             known = [record.known(campaign.train.validation.select) for record in self.known()]
-            search = config.search
-            values = propose(campaign.space, search.kind, search.seed, number, known, search.startup)
+            search, startup = config.search, len(campaign.first) + config.search.startup
+            values = propose(campaign.space, search.kind, search.seed, number, known, startup)
         if values is None:
             return None
         return Record(number, f"{campaign.name}-{number:04d}", values, began=time.time())

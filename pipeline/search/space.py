@@ -68,15 +68,20 @@ class Dimension(Section):
 
     def encode(self, value: Any) -> Any:
         """As Optuna holds it: choices may be lists or null, which it does not take."""
-        return _code(value) if self.choices is not None else value
+        return value if self.choices is None else _code(self._choices_like(value)[0])
 
     def holds(self, value: Any) -> bool:
         if self.choices is not None:
-            return _code(value) in [_code(choice) for choice in self.choices]
+            return bool(self._choices_like(value))
         if isinstance(value, bool) or not isinstance(value, int | float):
             return False
         assert self.low is not None and self.high is not None
         return self.low <= value <= self.high and not (self.integer and value % 1)
+
+    def _choices_like(self, value: Any) -> list[Any]:
+        """Those equal to ``value``: 10 is 10.0, and true is not 1."""
+        truth = isinstance(value, bool)
+        return [choice for choice in self.choices or [] if choice == value and isinstance(choice, bool) == truth]
 
     def __str__(self) -> str:
         if self.choices is not None:
@@ -154,7 +159,7 @@ def propose(
     """Values of trial ``number`` that no trial had: by Optuna's tree-structured Parzen estimator, or at random.
 
     Args:
-        startup: the first trials that TPE draws at random too.
+        startup: so many trials are known before TPE has something to go by; until then it draws at random too.
         known: all trials before. One that failed counts with its score of 0: the search keeps away from there.
 
     Returns:

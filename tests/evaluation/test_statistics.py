@@ -52,5 +52,6 @@ def test_paired_interval_is_students():
 
 
 def test_different_episodes_cannot_be_paired():
-    with pytest.raises(ValueError, match="equally long"):
-        paired(np.zeros(3), np.zeros(4))
+    for number, other in ((3, 4), (1, 1)):
+        with pytest.raises(ValueError, match="two equally long lists of two or more"):
+            paired(np.zeros(number), np.zeros(other))

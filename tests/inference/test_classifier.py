@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -311,6 +313,17 @@ def test_a_threshold_is_finite(classifier: FewShotClassifier, pictures: np.ndarr
     enrolment = classifier.enrol(*support_of(pictures, [0, 1], 1))
     with pytest.raises(PipelineError, match="finite number"):
         classifier.classify(enrolment, pictures[0, :1], threshold)
+
+
+@pytest.mark.parametrize("method", ["prototypical", "maml"])
+def test_a_copy_answers_the_same(pictures: np.ndarray, method: str) -> None:
+    classifier = classifier_of(spec_of(method, way=3))
+    enrolment = classifier.enrol(*support_of(pictures, [0, 1, 2], 2))
+    answers = classifier.logits(enrolment, pictures[:3, 9])
+    for again in (copy.deepcopy(classifier), pickle.loads(pickle.dumps(classifier))):
+        assert again.method is not classifier.method and again.fingerprint == classifier.fingerprint
+        np.testing.assert_array_equal(again.logits(enrolment, pictures[:3, 9]), answers)
+        assert again.enrol(*support_of(pictures, [0, 1, 2], 2)).counts == [2, 2, 2]
 
 
 def test_nan_is_no_answer(pictures: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,6 +58,9 @@ def test_numpy_labels(classifier: FewShotClassifier, pictures: np.ndarray) -> No
     for labels in (np.asarray(names), np.asarray(names, dtype=object)):
         assert set(Classifier(classifier).fit(images, labels).classes_) == set(NAMES)
     assert Classifier(classifier).fit(images, np.repeat([3, 1, 2], 4)).classes_.dtype.kind == "i"
+    days = np.repeat(np.asarray(["2026-01-03", "2026-01-01", "2026-01-02"], "datetime64[ns]"), 4)
+    fitted = Classifier(classifier).fit(images, days)
+    assert fitted.predict(images).dtype == days.dtype and fitted.score(images, fitted.predict(images)) == 1.0
 
 
 def test_classes_can_be_added(classifier: FewShotClassifier, pictures: np.ndarray) -> None:
@@ -67,6 +71,13 @@ def test_classes_can_be_added(classifier: FewShotClassifier, pictures: np.ndarra
     pairs = Classifier(classifier).fit(images[:8], [(name, 0) for name in labels[:8]])
     pairs.partial_fit(images[8:], [(name, 0) for name in labels[8:]])
     assert pairs.predict(queries(pictures)).tolist() == [(name, 0) for name in whole.predict(queries(pictures))]
+    cases: list[tuple[list[Any], Any]] = [([0.0, 1.0], 2.0), ([False, False], True), ([0, 1], 2)]
+    for first, more in cases:  # which are also positions
+        numbers = Classifier(classifier).fit(images[:8], np.repeat(first, 4)).partial_fit(images[8:], [more] * 4)
+        assert numbers.classes_.tolist() == sorted({*first, more}), "of one type"
+        assert numbers.partial_fit(images[:1], [first[0]]).predict(queries(pictures)).dtype == np.asarray(first).dtype
+    whole_numbers = Classifier(classifier).fit(images[:8], [0] * 4 + [1] * 4).partial_fit(images[:1], [0.0])
+    assert whole_numbers.classes_.dtype == int and whole_numbers.enrolment_.counts == [5, 4]
     assert whole.fit(images[:8], labels[:8]).classes_.tolist() == ["apple", "pear"]  # fitted anew
 
 
@@ -130,6 +141,9 @@ def test_a_grey_image_suits_a_network_of_colour(pictures: np.ndarray) -> None:
     [
         (np.zeros((2, *SHAPE), dtype=np.float32), "image 0 is float32"),
         (np.zeros((2, 20, 20, 7), dtype=np.uint8), "image 0 is uint8"),
+        (np.zeros((2, 0, 9, 1), dtype=np.uint8), r"image 0 is uint8 \[0, 9, 1\]"),
+        ([np.zeros((9, 0), dtype=np.uint8)] * 2, r"image 0 is uint8 \[9, 0\]"),
+        ([Image.new("L", (0, 9))] * 2, r"image 0 is uint8 \[9, 0\]"),
         (["nowhere.png", "nowhere.png"], "image nowhere.png cannot be read"),
         ("nowhere.png", "give a list of images"),
         ([object(), object()], "image 0 is object"),

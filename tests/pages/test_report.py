@@ -129,7 +129,8 @@ def test_a_model_is_not_measured_on_images_of_another_shape(runs, tmp_path):
 
 
 def test_cross_table(ray_session, runs, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["report", "cross_table", "runs=[meta,classical]", f"storage={runs}", "record=x"])
+    given = ["cross_table", "runs=[meta,classical]", f"storage={runs}", "record=x"]
+    monkeypatch.setattr("sys.argv", ["/x/report.py", *given])
     found = make("cross_table", runs, *SMALL, f"record={tmp_path}/cross_table_x.json")
     shown = capsys.readouterr().out
     assert [(row["run"], row["head"]) for row in found["results"]] == [

@@ -93,6 +93,7 @@ def test_the_page_answers_like_the_model(method: dict, tmp_path: Path, photograp
     assert names == answers.labels and known.all()
     np.testing.assert_allclose(probabilities, answers.probabilities, atol=1e-5)
     np.testing.assert_allclose(scores, answers.scores, rtol=1e-4, atol=1e-5)
+    assert page.classify(pixels[6:], "none")[3].all()
     alone = np.concatenate([page.classify(pixels[number : number + 1])[2] for number in range(6, len(pixels))])
     np.testing.assert_allclose(alone, scores, rtol=1e-5, atol=1e-6)
 
@@ -232,6 +233,21 @@ def test_what_cannot_be_is_refused_in_a_line(tmp_path: Path, photographs: Path) 
     with pytest.raises(PipelineError, match="is there already"):
         export(compose("export", words))
     assert json.loads((tmp_path / "model" / "model.json").read_text())["schema"] == 1
+
+
+def test_the_page_refuses_images_that_the_model_refuses(tmp_path: Path, photographs: Path) -> None:
+    exported(classifier_of(METHODS[0]), tmp_path, photographs)
+    page = _load(tmp_path / "out" / "few_shot.py").FewShot(tmp_path / "out")
+    pixels = read_images(sorted(photographs.iterdir())[:3], SHAPE).images
+    page.enrol(pixels.astype(int).tolist(), "aba")  # whole numbers from 0 to 255 are what they say
+    for wrong in (pixels / 255, pixels.astype(int) + 256, pixels.astype(np.int8), pixels[:, :1], pixels[:0], []):
+        with pytest.raises(ValueError, match=r"^images are .*: give uint8 \[N, 3, 24, 20\], values 0 to 255$"):
+            page.classify(wrong)
+    with pytest.raises(ValueError, match="3 images came with 2 labels"):
+        page.enrol(pixels, "cd")
+    with pytest.raises(ValueError, match="threshold='low': give auto, none or a number"):
+        page.classify(pixels, "low")
+    assert page.classify(pixels)[0] == ["a", "b", "a"]
 
 
 def test_the_page_refuses_what_it_would_read_wrongly(tmp_path: Path) -> None:

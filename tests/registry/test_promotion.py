@@ -205,6 +205,11 @@ def config(tracking: dict, *overrides: str) -> dict:
     return compose("promote", ["name=people", *given, *overrides])
 
 
+def test_one_episode_alone_decides_nothing():
+    with pytest.raises(PipelineError, match="episodes=1: .*greater than or equal to 2"):
+        validate(PromoteConfig, compose("promote", ["name=people", "episodes=1"]))
+
+
 def test_the_rule():
     """Promoted only if the whole paired interval lies above the margin; the figures are scipy's."""
     from scipy import stats

@@ -15,6 +15,7 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline.config import compose, help_text
+from pipeline.data.dataset import read_manifest
 from pipeline.data.write import write_dataset
 from pipeline.errors import PipelineError
 from pipeline.registry import locks
@@ -153,6 +154,15 @@ def test_a_champion_s_weights_are_not_measured_as_untrained(tmp_path: Path) -> N
     entry = due(found, Journal(found.uri), None, "1" * 64)
     assert entry is not None and _training(found, entry)["evaluation"]["untrained"]
     assert not _training(found, replace(entry, initial="champion-1"))["evaluation"]["untrained"]
+
+
+def test_a_contest_has_the_ways_of_a_method_that_has_no_others(tmp_path: Path, glyphs: str) -> None:
+    manifest = read_manifest(glyphs)
+    asked = ("method=snail", "backbone.width=4", "train.way=4")
+    settings(tmp_path, *asked, "retrain.promotion.way=4").check_promotion(manifest)
+    with pytest.raises(PipelineError, match=r"retrain.promotion.way=3: snail trained with 4 ways .* set .*way=4"):
+        settings(tmp_path, *asked, "retrain.promotion.way=3").check_promotion(manifest)
+    settings(tmp_path, "retrain.promotion.way=3").check_promotion(manifest)
 
 
 def test_a_damaged_journal_is_named(tmp_path: Path) -> None:

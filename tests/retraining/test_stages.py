@@ -49,7 +49,7 @@ DIFFERENCE = [0.1]  # of the next measurement
 def make_data(home: Path, seed: int) -> str:
     splits = {"train": ["a", "c"], "val": ["b"], "test": ["d"]}
     uri = f"{home}/datasets/growing"
-    return write_dataset(uri, "growing", some_classes(seed).items(), splits, overwrite=True).fingerprint
+    return write_dataset(uri, "growing", some_classes(seed, (1, 16, 16)).items(), splits, overwrite=True).fingerprint
 
 
 def checkpoint(spec: dict[str, Any], seed: int = 99) -> Checkpoint:
@@ -96,7 +96,8 @@ def quick(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def retrained(home: Path, *more: str) -> dict[str, Any]:
-    return run.retrain(compose("retrain", arguments(home, "retrain.ingest=false", *more)))
+    small = ["retrain.ingest=false", "retrain.promotion.way=1", "retrain.promotion.query=2"]
+    return run.retrain(compose("retrain", arguments(home, *small, *more)))
 
 
 def store(home: Path) -> MlflowClient:
@@ -139,6 +140,15 @@ def test_stopped_everywhere(quick: Path) -> None:
     assert "a new champion" in page and "| difference, 95 % interval | +10.00 (+9.00 … +11.00) |" in page
     recorded = json.loads(store(quick).get_model_version("people", "2").tags[DECISION_TAG])
     assert recorded["promoted"] and recorded["champion"] == 1 and recorded["figures"]["difference"] == 0.1
+
+
+def test_a_contest_that_cannot_be_is_refused_before_the_training(quick: Path) -> None:
+    make_data(quick, 0)
+    for wrong, says in (("split=tets", "has no split 'tets'"), ("way=2", "retrain.promotion.way=2: split 'test' has")):
+        with pytest.raises(PipelineError, match=says):
+            retrained(quick, f"retrain.promotion.{wrong}")
+    assert not CALLS and not Journal(f"{quick}/runs/people.retraining").entries
+    assert retrained(quick)["outcome"] == "promoted"
 
 
 def test_unchanged_better_and_worse(quick: Path) -> None:

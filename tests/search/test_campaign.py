@@ -22,6 +22,7 @@ from pipeline.search.ledger import Ledger, Record
 from pipeline.search.results import statement, summary, trials_table
 from pipeline.search.run import conclude
 from pipeline.search.searchers import FinalistTrials, SearchTrials, room
+from pipeline.search.space import propose
 from pipeline.training.checkpoint import save_checkpoint
 from pipeline.training.config import TrainConfig
 from pipeline.training.launch import prepare
@@ -68,6 +69,38 @@ def test_the_first_trials_are_the_base_where_nothing_is_given(campaign):
     for wrong in ({"method.scale": "high"}, {"method.distance": "manhattan"}, {"method.scales": 1}):
         with pytest.raises(PipelineError, match=r"first\[0\]: method.*(outside the space|no key of the space)"):
             campaign(first=[wrong])
+    with pytest.raises(PipelineError, match="objective.episodes=1: .*greater than or equal to 2"):
+        campaign("objective.episodes=1")
+
+
+@pytest.mark.parametrize("method", ["prototypical", "matching", "tadam"])
+def test_the_metric_scale_of_every_method_can_be_searched(campaign, method):
+    assert {values["method"] for values in campaign(f"fix.method={method}").first} == {method}
+    assert campaign(f"base.method={method}").default == DEFAULT
+
+
+def test_a_fixed_number_is_the_same_however_it_is_written_and_leaves_no_first_trial_twice(campaign):
+    metrics = ("squared_euclidean", "euclidean", "cosine")
+    for scale, said in (("1", metrics), ("1.0", metrics), ("10", ("cosine",))):
+        first = campaign("fix.method=prototypical", f"fix.method.scale={scale}").first
+        assert [values["method.distance"] for values in first] == list(said)
+        assert {values["method.scale"] for values in first} == {float(scale)}
+    small = campaign("fix.method=maml", "fix.method.adapt_parameters=head", campaign="inner_lr")
+    assert len(small.first) == 1 and small.default["method.adapt_parameters"] == "head"
+    with pytest.raises(PipelineError, match="fix.method.learn_scale=1 lies outside the space"):
+        campaign("fix.method.learn_scale=1")
+
+
+def test_so_many_trials_after_the_first_are_drawn_at_random(campaign):
+    small = campaign("trials=6", "search.startup=3", first=[{}, {"method.scale": 5.0}])
+    plan = SearchTrials(small, Ledger(small.uri))
+    at_random = []
+    for number in range(6):
+        known = [record.known("best") for record in plan.known()]
+        record, _ = plan.next()
+        at_random.append(record.values == propose(small.space, "tpe", 0, number, known, startup=99))
+        plan.end(replace(record.with_point(12, surrogate(record)), status="finished"))
+    assert at_random == [False, False, True, True, True, False]
 
 
 def test_a_group_is_taken_as_it_was_chosen_and_not_by_the_name_in_its_file(campaign):

@@ -14,6 +14,7 @@ from pipeline.config import Config, validate
 from pipeline.data.dataset import class_table, read_manifest
 from pipeline.evaluation.evaluate import EpisodicProtocol, Result
 from pipeline.evaluation.model import Model
+from pipeline.evaluation.protocols import EvaluateConfig
 from pipeline.pages.record import _anywhere, record
 from pipeline.renamed import current
 from pipeline.training.checkpoint import save_checkpoint
@@ -99,7 +100,11 @@ def test_a_record_is_rendered(tmp_path, monkeypatch, glyphs):
     protocol = EpisodicProtocol(glyphs, "test", 5, 1, 4, episodes=2)
     result = Result(protocol, np.asarray([0.5, 0.7]))
     rows = [{"model": Model(spec, None).label, **result.summary()}]
-    record(str(tmp_path / "case.json"), run, learner.checkpoint(raw, dataset), rows, "episodic")
+    asked = validate(EvaluateConfig, compose("evaluate", ["run=r", f"storage={tmp_path}", "way=20", "query=4"]))
+    monkeypatch.setattr("sys.argv", ["/x/ipykernel_launcher.py", "-f", "/x/kernel-1.json"])
+    record(str(tmp_path / "case.json"), run, learner.checkpoint(raw, dataset), rows, asked)
+    said = json.loads((tmp_path / "case.json").read_text())["evaluation"]
+    assert said == "python -m jobs.evaluate run=RUN 'way=[20]' query=4"
     monkeypatch.setattr(results, "FOLDER", tmp_path)
     text = render("case")
     assert "60.00 ± 19.60" in text and "98.8" in text and "98.4" in text
@@ -110,7 +115,10 @@ def test_a_record_is_rendered(tmp_path, monkeypatch, glyphs):
     backbone = {**raw["backbone"], "weights": f"{tmp_path}/w.pth"}
     given = {"initial": f"{tmp_path}/first/step_00000100", "backbone": backbone}
     later = learner.checkpoint({**raw, **given}, dataset)
-    record(str(tmp_path / "later.json"), run, later, rows, "episodic")
+    monkeypatch.setattr("sys.argv", ["/x/evaluate.py", "run=r", "way=20", "dataset=s3://b/set?token=abc"])
+    record(str(tmp_path / "later.json"), run, later, rows, asked)
+    said = json.loads((tmp_path / "later.json").read_text())["evaluation"]
+    assert said == "python -m jobs.evaluate run=RUN way=20 'dataset=s3://b/set?token=***'"
     begun = json.loads((tmp_path / "later.json").read_text())["initial"]
     assert begun["command"] == "python -m jobs.train recipe=demo"
     assert str(tmp_path) not in (tmp_path / "later.json").read_text()
