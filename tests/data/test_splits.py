@@ -14,8 +14,10 @@ from PIL import Image
 
 from pipeline.data.dataset import class_table, read_manifest
 from pipeline.data.episodes import EpisodeSpec, check_spec
-from pipeline.data.ingest import SKIPPED_NAME, ingest
+from pipeline.data.ingest import SKIPPED_NAME, _chosen, ingest
+from pipeline.data.ingest_tasks import Rows
 from pipeline.data.manifest import Manifest
+from pipeline.data.sources.base import Plan
 from pipeline.data.sources.folder import Folder
 from pipeline.data.write import write_dataset
 from pipeline.errors import PipelineError
@@ -222,6 +224,20 @@ def test_small_classes_are_left_out_and_listed(ray_session: Any, tmp_path: Path)
     clean = ingest(config(tmp_path / "clean", images, fractions=fractions), progress=False)
     assert clean.class_names == manifest.class_names and clean.mean != [0.0] * 3
     assert read_manifest(str(tmp_path / "mine")) == manifest
+
+
+def test_no_image_is_left_out_for_one_of_a_class_that_is_left_out() -> None:
+    """Of a, which has three of the images of c, and of b: c has enough where theirs do not come first."""
+    content = {"a": "rst", "b": "ux", "c": "rstuv", "d": "vwxyz"}
+    digests = [letter.encode() for letters in content.values() for letter in letters]
+    numbers = np.repeat(np.arange(4), [len(letters) for letters in content.values()])
+    rows = Rows(numbers, [str(row) for row in range(len(digests))], digests, np.zeros((15, 1)), np.zeros((15, 1)), [])
+    source = Folder("nowhere", min_images=4)
+    stays, duplicates, small = _chosen(Plan(list(content), {}, [], {}), rows, source)
+    assert "".join(np.array(list("".join(content.values())))[stays]) == "rstuv" + "wxyz"
+    assert [skip.class_name for skip in small] == ["a", "b"] and len(duplicates) == 6
+    source.keep_duplicates = True
+    assert _chosen(Plan(list(content), {}, [], {}), rows, source)[0].tolist() == [False] * 5 + [True] * 10
 
 
 def test_a_message_names_the_classes_that_are_too_small(tmp_path: Path) -> None:
