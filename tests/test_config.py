@@ -103,6 +103,12 @@ def test_every_group_composes(group):
         validate(TrainConfig, compose("train", [f"{group}={choice}"]))
 
 
+@pytest.mark.parametrize("key", ["way", "shot"])
+def test_an_evaluation_of_nothing_is_refused(key):
+    with pytest.raises(PipelineError, match=rf"evaluation.{key}=\[\]: list should have at least 1 item"):
+        validate(TrainConfig, compose("train", [f"evaluation.{key}=[]"]))
+
+
 def test_shares_that_are_given_whole_take_the_place_of_the_usual_ones():
     given = ["data=folder", "data.source.fractions={train: 0.7, test: 0.3}"]
     for job in ("ingest", "retrain"):
