@@ -54,6 +54,19 @@ def test_a_name_that_is_given_is_had_by_one(small_run, begun: list) -> None:
     assert len(begun) == 1
 
 
+@pytest.mark.parametrize(
+    ("method", "overrides", "message"),
+    [
+        ("clustering", ["train.grouping=null"], r"set train.grouping=\[2,2\]"),
+        ("clustering", ["train.grouping=[1,4]"], r"set train.grouping=\[2,2\]"),
+        ("reptile", ["method.consensus=0.1", "method.consensus_order=sequential", "cluster.workers=2"], "one worker"),
+    ],
+)
+def test_batches_that_a_method_cannot_be_trained_by_are_refused(small_run, method, overrides, message) -> None:
+    with pytest.raises(PipelineError, match=message):
+        prepare(small_run(method, *overrides))
+
+
 def test_who_is_refused_leaves_nothing_behind(small_run, begun: list, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = small_run("prototypical", "name=mine")
 
