@@ -411,6 +411,7 @@ def _given(raw: Config) -> list[str]:
 
 def absolute(key: str, value: str) -> str:
     """A local path made absolute: workers have another working directory."""
+    value = value.removeprefix("file://")
     if store.is_remote(value) or os.path.isabs(value):
         return value
     if in_submitted_job():
@@ -431,7 +432,8 @@ def _absolute(raw: Config) -> Config:
     if backbone.get("weights", HUB) not in (HUB, None):
         backbone["weights"] = absolute("backbone.weights", str(backbone["weights"]))
     if backbone.get("name") == "module" and backbone.get("path") is not None:
-        backbone["path"] = os.path.abspath(str(backbone["path"]))  # read here, and sent to the workers
+        path = str(backbone["path"]).removeprefix("file://")
+        backbone["path"] = os.path.abspath(path)  # read here, and sent to the workers
     if os.path.isdir(str(backbone.get("model"))):
         backbone["model"] = absolute("backbone.model", str(backbone["model"]))
     placed["backbone"] = backbone
