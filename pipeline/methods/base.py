@@ -137,6 +137,10 @@ class Method(nn.Module):
         """
         return None
 
+    @property
+    def summarises(self) -> bool:
+        return self.summarise(torch.zeros(0, self.width), torch.zeros(0, dtype=torch.int64)) is not None
+
     def keep_summary(self, total: Tensor, images: int) -> None:
         """Put away, in buffers, the sum of :meth:`summarise` over so many ``images``."""
 
