@@ -38,6 +38,7 @@ NAMES = frozenset(
     + ("backbone.model", "backbone.trained_on", "retrain.force")
     + ("tracking.uri", "tracking.experiment")
 )
+WHOLE = frozenset(("data.source.fractions",))  # dicts whose own keys are the user's
 # What is a path in some jobs, and a number in others.
 PATHS_OF_JOBS = {job: frozenset(("images",)) for job in ("export", "benchmark")}
 OmegaConf.register_new_resolver("in_uri", in_uri, replace=True)  # of conf/tracking
@@ -52,7 +53,8 @@ class Section(BaseModel):
 
 def compose(job: str, overrides: list[str] | None = None) -> Config:
     """The configuration of ``job`` with ``key=value`` overrides, as plain containers."""
-    overrides = [_as_typed(job, current_override(override)) for override in overrides or []]
+    typed = [_as_typed(job, current_override(override)) for override in overrides or []]
+    overrides = [part for override in typed for part in _whole(override)]
     if any(override.startswith("config=") for override in overrides):
         return _stored(job, overrides)
     for override in overrides:
@@ -142,6 +144,12 @@ def _as_typed(job: str, override: str) -> str:
     if value in ("", "null", "???") or "${" in value or (value.startswith("[") and value.endswith("]")):
         return override
     return f"{key}={_quoted(os.path.expanduser(value) if path else value)}"
+
+
+def _whole(override: str) -> list[str]:
+    """A dict of ``WHOLE`` in place of the one that is there, with which Hydra would merge it."""
+    key, _, value = override.lstrip("+").partition("=")
+    return [f"~{key}", f"+{key}={value}"] if key in WHOLE and value.startswith("{") else [override]
 
 
 def _quoted(text: str) -> str:
@@ -257,7 +265,7 @@ def chosen_files(job: str, overrides: Sequence[str]) -> dict[str, str]:
 
 
 def _one_line(message: str, job: str, overrides: Sequence[str]) -> str:
-    unknown = re.search(r"Could not override '([^']+)'", message)
+    unknown = re.search(r"Could not (?:override|delete from config\.) '([^']+)'", message)
     if unknown:
         known = _known_keys(job, _choices(overrides))
         see = " ".join([f"python -m jobs.{job}", *_choices(overrides), "--help"])

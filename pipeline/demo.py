@@ -15,7 +15,7 @@ from pydantic import PositiveInt
 
 from pipeline import store
 from pipeline.commands import command
-from pipeline.config import Config, Section, compose, validate
+from pipeline.config import CONF, Config, Section, compose, validate
 from pipeline.data.dataset import ClassTable, Dataset, class_table
 from pipeline.data.manifest import MANIFEST_NAME
 from pipeline.errors import PipelineError
@@ -38,9 +38,11 @@ def demo(raw: Config) -> dict[str, Any]:
     name, root = config.data["name"], config.data["root"]
     if store.is_remote(root):
         raise PipelineError(f"data.root={root}: the demonstration shows files; set PIPELINE_HOME to a local folder")
-    data = [f"data={name}"]
-    if root != compose("demo")["data"]["root"]:
-        data.append(f"data.root={root}")
+    files = (path.stem for path in (CONF / "data").glob("*.yaml"))
+    known = {file: compose("demo", [f"data={file}"])["data"] for file in files}
+    file = next(file for file, usual in known.items() if usual["source"] == config.data["source"])
+    given = [f"data.{key}={config.data[key]}" for key in ("name", "root") if config.data[key] != known[file][key]]
+    data = [f"data={file}", *given]
     uri = store.join(root, name)
     if not store.exists(store.join(uri, MANIFEST_NAME)):
         run_job("ingest", *data)

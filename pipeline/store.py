@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlparse
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -63,10 +62,10 @@ def open_store(uri: str, patient: bool = False) -> tuple[pafs.FileSystem, str]:
     """
     if not is_remote(uri):
         return pafs.LocalFileSystem(), os.path.abspath(uri.removeprefix("file://"))
-    parsed = urlparse(uri)
-    if parsed.scheme != "s3" or not parsed.netloc:
+    scheme, _, path = uri.partition("://")  # no URL: "#", "?" and "%" are letters of a key as others are
+    if scheme.lower() != "s3" or not path.partition("/")[0]:
         raise PipelineError(f"{uri!r} is no folder this pipeline reads: give a local path or s3://bucket/prefix")
-    path = f"{parsed.netloc}{parsed.path}".rstrip("/")
+    path = path.rstrip("/")
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     options: dict[str, Any] = {}
     if endpoint:

@@ -18,7 +18,7 @@ from pipeline.evaluation.evaluate import EpisodicProtocol, evaluate
 from pipeline.evaluation.model import Model
 from pipeline.evaluation.protocols import EvaluateConfig, compare, figures, measure, print_episodic
 from pipeline.evaluation.seen import SPLIT, refuse_seen
-from pipeline.evaluation.spread import EmbeddedSplits
+from pipeline.evaluation.spread import EmbeddedSplits, surveyed
 from pipeline.files import to_json
 from pipeline.inference.calibration import Calibration
 from pipeline.pages.record import record
@@ -109,9 +109,14 @@ def evaluate_job(raw: Config) -> dict[str, Any]:
         models.append(_untrained(model, run))
     if config.compare:
         models.append(_subject(config.compare, config, config.dataset or model.dataset)[0])
-    if config.protocol != "one_shot_runs":  # which is of 800 images, computed here
+    surveys = config.untrained and model.build()[0].summarises
+    if surveys and run is None:
+        raise PipelineError(f"untrained: {model.label} keeps figures of its training images; give its run=NAME instead")
+    if config.protocol != "one_shot_runs" or surveys:  # which is of 800 images, computed here
         start_ray(config.cluster)
         check_resources(config.cluster)
+    if surveys and run is not None:
+        models[1] = _surveyed(models[1], run, config.cluster.gpus_per_worker)
     dataset = config.dataset or model.dataset
     if dataset is not None and config.protocol != "one_shot_runs":
         models = [model_for(one, dataset) for one in models]
@@ -181,6 +186,12 @@ def _untrained(model: Model, run: Run | None) -> Model:
     return model.untrained(run.config["seed"])
 
 
+def _surveyed(model: Model, run: Run, gpus: float) -> Model:
+    """An untrained model with what its method keeps of the training images, as every checkpoint of its run has it."""
+    how = run.config["train"]
+    return surveyed(model, str(model.dataset), how["split"], how["holdout"], gpus)
+
+
 def _evaluate_run(config: TrainConfig, run: Run, model: Model) -> list[dict[str, Any]]:
     """Test accuracy, the calibration of 'unknown' and pictures: into the run's ``report`` folder."""
     from pipeline.pages.card import MOST_IMAGES
@@ -197,7 +208,7 @@ def _evaluate_run(config: TrainConfig, run: Run, model: Model) -> list[dict[str,
     once = EmbeddedSplits(model, gpus)
     measured = [(model, evaluate(model, protocols, gpus, once=once))]
     if how.untrained and config.initial is None:  # a run of earlier code may have both
-        before = _untrained(model, run)
+        before = _surveyed(_untrained(model, run), run, gpus)
         measured.append((before, evaluate(before, protocols, gpus)))
     print_episodic(measured)
     results = [{"model": m.label, **r.summary()} for m, rs in measured for r in rs]

@@ -103,6 +103,22 @@ def test_every_group_composes(group):
         validate(TrainConfig, compose("train", [f"{group}={choice}"]))
 
 
+@pytest.mark.parametrize("key", ["way", "shot"])
+def test_an_evaluation_of_nothing_is_refused(key):
+    with pytest.raises(PipelineError, match=rf"evaluation.{key}=\[\]: list should have at least 1 item"):
+        validate(TrainConfig, compose("train", [f"evaluation.{key}=[]"]))
+
+
+def test_shares_that_are_given_whole_take_the_place_of_the_usual_ones():
+    given = ["data=folder", "data.source.fractions={train: 0.7, test: 0.3}"]
+    for job in ("ingest", "retrain"):
+        assert compose(job, given)["data"]["source"]["fractions"] == {"train": 0.7, "test": 0.3}
+    one = compose("ingest", ["data=folder", "data.source.fractions.val=0.1"])["data"]["source"]["fractions"]
+    assert one == {"train": 0.64, "val": 0.1, "test": 0.2}
+    with pytest.raises(PipelineError, match=r"unknown key 'data.source.fractions'"):
+        compose("ingest", ["data=glyphs", *given[1:]])
+
+
 @pytest.mark.parametrize("override", ["data.source.size=96", "++data.source.new=1", "data.source={kind: folder}"])
 def test_a_training_refuses_keys_of_the_ingest(override):
     with pytest.raises(PipelineError, match=r"data\.source.*: jobs.train takes the dataset as it was ingested"):

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.config import compose
 from pipeline.data.dataset import Dataset
-from pipeline.demo import DemoConfig, export_examples, verdict
+from pipeline.demo import DemoConfig, demo, export_examples, verdict
+from pipeline.errors import PipelineError
 
 CONFIG = DemoConfig(data={}, method="prototypical", recipe="demo", support=3, queries=2, classes=4)
 
@@ -30,6 +32,21 @@ def test_the_verdict_counts_names_and_strangers(tmp_path: Path) -> None:
     told = [("a", "a"), ("a", "b"), ("b", None), ("b", "b"), ("c", None), ("c", "a"), ("c", None)]
     answers = [{"file": f"queries/{truth}/0.png", "label": label} for truth, label in told]
     assert "2 of 4 images" in verdict(answers, tmp_path) and "2 of 3 of a class" in verdict(answers, tmp_path)
+
+
+def test_another_name_is_of_the_chosen_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def run_job(*arguments: str) -> dict[str, str]:
+        asked.append(arguments)
+        return {"run": "r", "folder": "f"}
+
+    monkeypatch.setattr("pipeline.demo.run_job", run_job)
+    for file, given in (("glyphs", ["data.name=mine"]), ("omniglot_background", [])):
+        with pytest.raises(PipelineError, match="not registered"):
+            demo(compose("demo", [f"data={file}", *given, f"data.root={tmp_path}"]))
+        assert asked[-2] == ("ingest", f"data={file}", *given, f"data.root={tmp_path}")
+        assert asked[-1][1 : len(asked[-2])] == asked[-2][1:]
 
 
 @pytest.mark.slow

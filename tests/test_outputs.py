@@ -113,6 +113,15 @@ def test_a_reading_that_may_succeed_another_time_is_no_mistake(
         assert number == errno.ENOSPC or raised.value.errno == number
 
 
+def test_every_letter_of_a_key_counts() -> None:
+    for prefix in ("run #3", "who?", "a%20b", "a;b"):
+        keys = [store.open_store(f"s3://bucket/{prefix}/{name}")[1] for name in ("a.json", "b.json")]
+        assert keys == [f"bucket/{prefix}/a.json", f"bucket/{prefix}/b.json"]
+    for wrong in ("gs://bucket/x", "s3:///x"):
+        with pytest.raises(PipelineError, match="is no folder this pipeline reads"):
+            store.open_store(wrong)
+
+
 def test_a_disk_that_fails_for_a_while_may_be_tried_again() -> None:
     with pytest.raises(Unavailable, match="cannot be written"), store.writing("/mnt/share", "folder"):
         raise OSError(errno.ESTALE, "Stale file handle")

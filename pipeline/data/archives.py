@@ -88,7 +88,8 @@ def _check_member(path: str, info: zipfile.ZipInfo, limits: Limits) -> None:
         return PipelineError(f"{path} is refused: its entry {info.filename!r} {why}")
 
     if not safe_name(info.orig_filename):
-        raise refuse("leads out of its folder")
+        inside = safe_name(info.orig_filename.replace("\\", "/"))
+        raise refuse("has a backslash in its name; pack it again" if inside else "leads out of its folder")
     if stat.S_ISLNK(info.external_attr >> 16):
         raise refuse("is a link")
     if info.flag_bits & 0x1:

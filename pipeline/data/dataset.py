@@ -66,7 +66,9 @@ def class_table(manifest: Manifest, split: str, holdout: str = "all", holdout_fr
     (the last ``holdout_fraction``), for classical training that keeps images of its own classes aside.
     """
     members: list[int] = []
-    for part in split.split("+"):
+    for part in (parts := split.split("+")):
+        if parts.count(part) > 1:
+            raise PipelineError(f"split {split!r} names {part!r} twice")
         if part not in manifest.splits:
             known = ", ".join(sorted(manifest.splits))
             raise PipelineError(f"dataset {manifest.name!r} has no split {part!r}; it has {known}")

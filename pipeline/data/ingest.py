@@ -84,16 +84,10 @@ def ingest(config: Mapping[str, Any], progress: bool = True) -> Manifest:
             if not any(part.rows.names for part in written):
                 raise PipelineError(f"data.source holds no usable images{_examples(_held(skipped))}")
             rows = Rows.join([part.rows for part in written])
-            stays = np.ones(len(rows.names), dtype=bool)
-            duplicates = _duplicates(plan, rows)
-            if not source.keep_duplicates:
-                skipped += duplicates.values()
-                stays[list(duplicates)] = False
+            stays, duplicates, small = _chosen(plan, rows, source)
+            skipped += [] if source.keep_duplicates else duplicates.values()
             _refuse_many(skipped, len(stays), settings)
-            counts = np.bincount(rows.classes[stays], minlength=len(plan.classes))
-            small = np.flatnonzero((counts > 0) & (counts < source.min_images)).tolist()
-            skipped += [small_class(plan.classes[n], counts[n], source.min_images) for n in small]
-            stays &= ~np.isin(rows.classes, small)
+            skipped += small
             _rewrite(written, stays, layout, target, progress)
             plan.source["archives"] = checksums.result()
         kept = [*duplicates.values()] if source.keep_duplicates else []
@@ -118,12 +112,34 @@ def _kept_splits(target: Target, report: Report) -> dict[str, str]:
     return {manifest.class_names[number]: split for split, names in manifest.splits.items() for number in names}
 
 
-def _duplicates(plan: Plan, rows: Rows) -> dict[int, Skip]:
-    """Images whose content came before, by their row: each tells which image it repeats."""
+def _chosen(plan: Plan, rows: Rows, source: Source) -> tuple[np.ndarray, dict[int, Skip], list[Skip]]:
+    """Which rows stay (bool [N]), the duplicates by their row, and the classes that are too small.
+
+    No image is left out for one of a class that does not stay: classes that are small whatever others hold go first,
+    and duplicates are looked for again without every class that goes.
+    """
+    of_class = range(len(rows.names)) if source.keep_duplicates else rows.digests
+    images = set(zip(rows.classes.tolist(), of_class, strict=True))
+    counts, small = np.bincount([number for number, _ in images], minlength=len(plan.classes)), dict[int, int]()
+    while True:
+        small |= {n: int(counts[n]) for n in np.flatnonzero((counts > 0) & (counts < source.min_images)).tolist()}
+        stays = ~np.isin(rows.classes, list(small))
+        duplicates = _duplicates(plan, rows, stays)
+        if not source.keep_duplicates:
+            stays[list(duplicates)] = False
+        counts = np.bincount(rows.classes[stays], minlength=len(plan.classes))
+        if not ((counts > 0) & (counts < source.min_images)).any():
+            left = [small_class(plan.classes[n], count, source.min_images) for n, count in sorted(small.items())]
+            return stays, duplicates, left
+
+
+def _duplicates(plan: Plan, rows: Rows, stays: np.ndarray) -> dict[int, Skip]:
+    """Images whose content came before, by their row, those that ``stays`` says first: each tells what it repeats."""
     first: dict[bytes, int] = {}
     found = {}
     numbers = rows.classes.tolist()
-    for row, digest in enumerate(rows.digests):
+    for row in np.argsort(~stays, kind="stable").tolist():
+        digest = rows.digests[row]
         original = first.setdefault(digest, row)
         if original != row:
             number, owner = numbers[row], numbers[original]

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import ray
+import torch
 
 from pipeline.data.dataset import ClassTable, check_shards, class_table, open_dataset, read_manifest
 from pipeline.errors import PipelineError
@@ -114,6 +115,20 @@ class EmbeddedSplits(OnCluster):
 def _embed(built: Built, part: range, uri: str, shape: tuple[int, int, int], table: ClassTable) -> np.ndarray:
     method, preprocess, device = built
     return embed_part(method.backbone, preprocess, open_dataset(uri, shape), table, part, device)
+
+
+def surveyed(model: Model, dataset: str, split: str, holdout: float, gpus: float = 0.0) -> Model:
+    """The model with what its method summarises of the images it would be trained on, as its weights see them."""
+    method, _ = model.build()
+    if not method.summarises:
+        return model
+    table = class_table(read_manifest(dataset), split, "kept", holdout)
+    labels, _ = table.images(np.arange(int(table.counts.sum())))
+    features = torch.from_numpy(EmbeddedSplits(model, gpus).few(dataset, table).values)
+    total = method.summarise(features, torch.from_numpy(labels))
+    assert total is not None
+    method.keep_summary(total, len(labels))
+    return replace(model, weights=dict(method.state_dict()))
 
 
 def fetched(references: Any) -> Any:

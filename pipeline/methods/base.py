@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -137,6 +137,10 @@ class Method(nn.Module):
         """
         return None
 
+    @property
+    def summarises(self) -> bool:
+        return self.summarise(torch.zeros(0, self.width), torch.zeros(0, dtype=torch.int64)) is not None
+
     def keep_summary(self, total: Tensor, images: int) -> None:
         """Put away, in buffers, the sum of :meth:`summarise` over so many ``images``."""
 
@@ -151,6 +155,10 @@ class Method(nn.Module):
         weight of it is trained, or stored in a checkpoint.
         """
         raise NotImplementedError
+
+    def check_batches(self, workers: int, grouping: Sequence[int] | None) -> None:
+        """Refuse, before a run begins, so many workers or batches in groups of [classes, images] (``train.grouping``)
+        that it cannot be trained by."""
 
     def check_way(self, way: int) -> None:
         if self.fixed_way is not None and way != self.fixed_way:

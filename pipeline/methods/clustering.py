@@ -63,6 +63,12 @@ class Clustering(ClassicalMethod):
         self.new_classes = HEADS[choose("head", head, HEADS)]()
         self._grouped = False  # whether a batch was seen to come in groups
 
+    def check_batches(self, workers: int, grouping: Sequence[int] | None) -> None:
+        classes, images = grouping or (0, 0)
+        fit = images == self.group[1] and classes and classes % self.group[0] == 0
+        if (self.feature_weight or self.hyperplane_weight) and not fit:
+            raise self._not_in_groups()
+
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy and penalties; the figures have each penalty before its coefficient."""
         assert isinstance(batch, Images)
@@ -92,8 +98,11 @@ class Clustering(ClassicalMethod):
             firsts = rows[..., 0].sort(1).values
             self._grouped = bool((rows == rows[..., :1]).all() and (firsts.diff(dim=1) > 0).all())
         if not whole or not self._grouped:
-            raise PipelineError(
-                f"clustering compares images in groups of {self.group[0]} classes with {self.group[1]} images each: "
-                f"set train.grouping=[{self.group[0]},{self.group[1]}]"
-            )
+            raise self._not_in_groups()
         return features.view(-1, *self.group, features.shape[-1])
+
+    def _not_in_groups(self) -> PipelineError:
+        return PipelineError(
+            f"clustering compares images in groups of {self.group[0]} classes with {self.group[1]} images each: "
+            f"set train.grouping=[{self.group[0]},{self.group[1]}]"
+        )

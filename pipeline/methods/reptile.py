@@ -130,6 +130,10 @@ class Reptile(_FastWeights):
         self.register_buffer("second_moment", torch.zeros(size) if self._persistent else None)
         self.register_buffer("moment_steps", torch.tensor(0) if self._persistent else None)
 
+    def check_batches(self, workers: int, grouping: Sequence[int] | None) -> None:
+        if self.consensus and self.consensus_order == "sequential" and workers > 1:
+            raise PipelineError("consensus_order=sequential runs on one worker: take simultaneous, or one worker")
+
     def adapt(self, support: Tensor, labels: Tensor, way: int | None = None) -> State:
         """The weights [T, ...] by name after inner steps on the support; with them what normalises the queries."""
         self.check_support(labels, way)
@@ -255,8 +259,7 @@ class Reptile(_FastWeights):
             mean, tasks = _mean_of_all_workers(weights)
             penalty, towards = pull(weights, mean, tasks)
             return *self._step(weights, gradients + self.consensus * towards, moments), penalty
-        if _workers() > 1:
-            raise PipelineError("consensus_order=sequential runs on one worker: take simultaneous, or one worker")
+        self.check_batches(_workers(), None)
         weights, penalties, parts = weights.clone(), [], []
         shared = moments.second.ndim == 1
         for i in range(len(weights)):

@@ -12,6 +12,7 @@ from pipeline.options import check_options
 
 T = TypeVar("T")
 MODULE_NAME = re.compile(r"[a-z][a-z0-9_]*")
+BUILDS = "torch and torchvision of different builds do that: install both from one index"
 IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", re.ASCII)
 
 
@@ -65,9 +66,10 @@ def construct(
     check_options(where or kind, cls, options)
     try:
         return cls(**arguments)
-    except (TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError, MemoryError) as error:
+    except (TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError, MemoryError, ImportError) as error:
         shown = ", ".join(f"{name}={value!r:.60}" for name, value in options.items())
         why = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        why += f"; {BUILDS}" if isinstance(error, ImportError) else ""
         raise PipelineError(f"{kind} {cls.__name__} cannot be made with {shown or 'its defaults'} ({why})") from error
 
 

@@ -68,11 +68,10 @@ class HuggingFace(Wrapped):
 
     @classmethod
     def recipe(cls, options: Mapping[str, Any]) -> Options:
-        from transformers.image_processing_base import ImageProcessingMixin
-
+        processing = library("huggingface", "transformers.image_processing_base")
         model = options.get("model")
         try:
-            known = ImageProcessingMixin.get_image_processor_dict(str(model))[0]
+            known = processing.ImageProcessingMixin.get_image_processor_dict(str(model))[0]
         except (OSError, ValueError) as error:
             raise PipelineError(
                 f"input.scaling=backbone: backbone.model={model} has no preprocessor_config.json that says how; give "

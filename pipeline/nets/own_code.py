@@ -41,7 +41,7 @@ def sources_at(path: str) -> Sources:
         if name in found:
             continue
         try:
-            found[name] = file.read_text("utf-8")
+            found[name] = file.read_text("utf-8-sig")
             tree = ast.parse(found[name])
         except (OSError, UnicodeError, SyntaxError, ValueError) as error:
             raise PipelineError(f"backbone.path={file}: cannot be read as Python ({error})") from error

@@ -44,7 +44,7 @@ class RelationModule(nn.Module):
         if min(left) < 1:
             raise PipelineError(
                 f"the relation module leaves nothing of maps of {size[0]}x{size[1]} with padding={self.padding}: "
-                "choose backbone=relation_encoder, or a backbone with larger maps"
+                "give larger images, method.padding=null, or a backbone with larger maps"
             )
         self.channels = channels
         self.convs = nn.ModuleList(

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.errors import PipelineError
 from pipeline.nets.base import Backbone, Shape
-from pipeline.nets.by_name import choose
+from pipeline.nets.by_name import BUILDS, choose
 from pipeline.nets.norm import BatchNorm
 from pipeline.nets.trial import tried
 
@@ -25,6 +25,9 @@ def library(backbone: str, package: str) -> Any:
         raise PipelineError(
             f"backbone={backbone} needs the package {package}: pip install '.[{backbone}]' or {package}"
         ) from error
+    except (ImportError, RuntimeError) as error:
+        why = next(iter(str(error).splitlines()), "")
+        raise PipelineError(f"backbone={backbone}: {package} cannot be imported ({why}); {BUILDS}") from error
 
 
 class Wrapped(Backbone, ABC):

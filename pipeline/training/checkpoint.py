@@ -26,6 +26,7 @@ MODEL, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
 _PLAIN = ("step", "spec", "config", "dataset", "metrics", "history", "groups")  # what STATE has of a checkpoint
 SET_ASIDE = "damaged.json"  # the name that the state of a corrupt checkpoint gets, which makes it a checkpoint no more
 BACKBONE = "backbone."
+COUNTERS = ("steps_taken", "forwards")  # buffers that tell how far a training has come, by the last part of their names
 
 
 class Corrupt(PipelineError):
@@ -195,7 +196,8 @@ def begin_with(method: nn.Module, uri: str) -> list[str]:
     """Give a method the weights of the checkpoint at ``uri``; the names of those that stay as the seed made them.
 
     Everything of the backbone must fit. Beyond it (a layer with an output a training class, say) what has another name
-    or shape stays, and so does what is not trained, which the configuration gives (a metric scale).
+    or shape stays, and so does what is not trained, which the configuration gives (a metric scale), and counters, which
+    begin anew.
 
     Raises:
         PipelineError: the backbone is another one, or there is no checkpoint.
@@ -208,5 +210,5 @@ def begin_with(method: nn.Module, uri: str) -> list[str]:
     if wrong or not fitting:
         what = f"{wrong[0]!r} is missing or of another shape" if wrong else "no weight fits"
         raise PipelineError(f"initial={uri}: these are weights of another model ({what}); train from scratch")
-    method.load_state_dict({**own, **fitting})
+    method.load_state_dict({**own, **{n: t for n, t in fitting.items() if n.rpartition(".")[2] not in COUNTERS}})
     return left

@@ -57,8 +57,8 @@ class Evaluation(Section):
     episodes: Count
     tasks: Count
     seed: int
-    way: list[Count]
-    shot: list[Count]
+    way: Annotated[list[Count], Field(min_length=1)]
+    shot: Annotated[list[Count], Field(min_length=1)]
     query: Count
 
 

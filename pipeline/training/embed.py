@@ -16,7 +16,7 @@ from pipeline.config_kinds import Cluster, Count, Name
 from pipeline.data.dataset import read_manifest
 from pipeline.data.features import Network
 from pipeline.data.ingest import DataSection
-from pipeline.data.manifest import FEATURES, Manifest
+from pipeline.data.manifest import FEATURES, MANIFEST_NAME, Manifest
 from pipeline.data.write import Target
 from pipeline.errors import PipelineError
 from pipeline.evaluation.embed_dataset import Embedding, embed_dataset, load_network
@@ -64,7 +64,10 @@ def embed(raw: Config) -> dict[str, Any]:
     name = config.name or f"{config.data.name}-{who}"
     if config.views and not config.augmentation.build().active:
         raise PipelineError(f"views={config.views} are all alike: give augmentation.flip=true or another of its keys")
-    target = Target(store.join(config.data.root, name), config.overwrite, resume=True)
+    place = store.join(config.data.root, name)
+    if store.exists(store.join(place, MANIFEST_NAME)) and read_manifest(place).encoding != FEATURES:
+        raise PipelineError(f"name={name}: {place} is a dataset of images, which features never replace; give another")
+    target = Target(place, config.overwrite, resume=True)
     gpus, began = config.cluster.gpus_per_worker, time.perf_counter()
     embedding = Embedding.of(config.data.uri, network, config.batch, config.shard_mb * 2**20, gpus > 0)
     embedding = replace(embedding, views=config.views, augmentation=config.augmentation.build(), seed=config.seed)

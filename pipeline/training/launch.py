@@ -198,7 +198,7 @@ def check(config: TrainConfig, manifest: Manifest, spec: dict[str, Any]) -> Meth
         method.imitate(load_teacher(spec, manifest.fingerprint))
     check_optimizer(method, config.optimizer)
     build_schedule(config.schedule, config.steps)
-    config.check_workers(method.regime)
+    _check_batches(config, method)
     make_planner(config, manifest, method)
     if config.evaluation is not None:
         table = class_table(manifest, config.evaluation.split)
@@ -222,6 +222,12 @@ def check(config: TrainConfig, manifest: Manifest, spec: dict[str, Any]) -> Meth
     if foreign and config.steps:
         try_step(config, manifest, copy.deepcopy(method), preprocess)
     return method
+
+
+def _check_batches(config: TrainConfig, method: Method) -> None:
+    config.check_workers(method.regime)
+    if config.steps:
+        method.check_batches(config.cluster.workers, config.train.grouping)
 
 
 def _check_features(config: TrainConfig, manifest: Manifest) -> None:
@@ -342,7 +348,7 @@ def _resumed(raw: Config) -> tuple[TrainConfig, Config, Run]:
     stored["storage"] = run.uri.removesuffix(f"/{run.name}")  # the folder of runs may have moved
     config = validate(TrainConfig, stored)
     if config.cluster.workers != run.config["cluster"]["workers"]:
-        config.check_workers(build_model(run.spec).regime)
+        _check_batches(config, build_model(run.spec))
         print(
             f"run {run.name}: {config.cluster.workers} workers from here on, {run.config['cluster']['workers']} at its "
             "beginning: every step has the same episodes, and their sums differ in the last bits; batch-norm's "
@@ -403,6 +409,7 @@ def _given(raw: Config) -> list[str]:
 
 def absolute(key: str, value: str) -> str:
     """A local path made absolute: workers have another working directory."""
+    value = value.removeprefix("file://")
     if store.is_remote(value) or os.path.isabs(value):
         return value
     if in_submitted_job():
@@ -423,7 +430,8 @@ def _absolute(raw: Config) -> Config:
     if backbone.get("weights", HUB) not in (HUB, None):
         backbone["weights"] = absolute("backbone.weights", str(backbone["weights"]))
     if backbone.get("name") == "module" and backbone.get("path") is not None:
-        backbone["path"] = os.path.abspath(str(backbone["path"]))  # read here, and sent to the workers
+        path = str(backbone["path"]).removeprefix("file://")
+        backbone["path"] = os.path.abspath(path)  # read here, and sent to the workers
     if os.path.isdir(str(backbone.get("model"))):
         backbone["model"] = absolute("backbone.model", str(backbone["model"]))
     placed["backbone"] = backbone

@@ -126,7 +126,7 @@ class Learner:
     def _descend(self, optimizer: torch.optim.Optimizer, batch: Batch) -> Figures:
         """Forward, backward, clipping and a step of the optimizer."""
         clip = self.config.clip
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+        with self.autocast():
             loss, metrics = self.module(batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -139,6 +139,10 @@ class Learner:
         optimizer.step()
         self.method.after_step()
         return {"loss": loss.detach(), **metrics}
+
+    def autocast(self) -> torch.autocast:
+        """The run's precision of a forward pass."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:

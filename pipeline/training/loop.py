@@ -175,8 +175,7 @@ def choose_candidate(learner: Learner, dataset: Dataset, workers: Workers, say: 
 def survey(learner: Learner, dataset: Dataset, workers: Workers) -> None:
     """What the method summarises of the training images, as the weights at hand see them.
 
-    The first worker goes through all images: its batch-norm averages, a step apart from the others', are those of the
-    checkpoint.
+    The first worker goes through all images.
     """
     method, how, device = learner.method, learner.config.train, learner.device
     width = method.width
@@ -260,7 +259,8 @@ def training(
                 if told and (line := still_guessing(learner, figures["accuracy"], window.steps, per_step)):
                     hooks.say(line)
                 window = _Window(waited=waited())
-        if saves:
+        if saves:  # what is validated is the checkpoint: batch-norm's averages are a step apart, and those of the first
+            workers.take_firsts(learner.method.buffers())
             survey(learner, dataset, workers)
         if validates:
             _log_validation(learner, dataset, workers, hooks)

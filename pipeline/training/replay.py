@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.batch import Batch
+from pipeline.batch import Batch, Episodes, Images
 from pipeline.config import Config, Section, validate
 from pipeline.data.batches import read_batch
 from pipeline.data.dataset import Dataset
@@ -82,6 +82,20 @@ class Replayed(Learner):
         of_workers = [self.turns_of(share, rank) for rank, share in enumerate(shares)]
         return [(turns[0][0], [share for _, share in turns]) for turns in zip(*of_workers, strict=True)]
 
+    def parts(self, share: Batch, rank: int) -> list[Batch]:
+        """A worker's episodes one by one, prepared together as in the step, which draws augmentation for all."""
+        self.rank = rank
+        whole = self._prepare(share)
+        if isinstance(whole, Images):
+            return [whole]
+        parts: list[Batch] = []
+        for n in (slice(number, number + 1) for number in range(whole.tasks)):
+            support, query = (whole.support[n], whole.support_labels[n]), (whole.query[n], whole.query_labels[n])
+            parts.append(Episodes(*support, *query, whole.classes[n], whole.way))
+        if isinstance(share, Episodes) and share.auxiliary is not None:
+            parts.append(self._prepare(share.auxiliary))
+        return parts
+
     def turns_of(self, share: Batch, rank: int) -> list[tuple[str, Batch]]:
         self.rank = rank  # augmentation is the worker's own
         return super().turns(share)
@@ -133,7 +147,9 @@ def replay(run: Run, step: int) -> tuple[list[Looked], int]:
     looked = []
     for rank in range(workers):
         plan = planner.plan(step - 1, rank, workers)
-        looked += [_look(learner, dataset, part, rank) for part in _episodes(plan)]
+        parts = learner.parts(read_batch(dataset, plan), rank)
+        for part, batch in zip(_episodes(plan), parts, strict=True):
+            looked.append(_look(learner, dataset, part, batch, rank))
     return looked, began
 
 
@@ -158,12 +174,12 @@ def _episodes(plan: AnyPlan) -> list[AnyPlan]:
     return episodes if plan.auxiliary is None else [*episodes, plan.auxiliary]
 
 
-def _look(learner: Replayed, dataset: Dataset, plan: AnyPlan, rank: int) -> Looked:
+def _look(learner: Replayed, dataset: Dataset, plan: AnyPlan, batch: Batch, rank: int) -> Looked:
     """Loss and gradient of a part of a step; the learner stays as it is."""
     method = copy.deepcopy(learner.method).train()
-    ((_, batch),) = learner.turns_of(read_batch(dataset, plan), rank)
     seed_everything("step", learner.config.seed, learner.step, rank)
-    loss, _ = method(batch)
+    with learner.autocast():
+        loss, _ = method(batch)
     loss.backward()
     gradients = [p.grad.norm() for p in method.parameters() if p.grad is not None]
     names, rotations = dataset.manifest.class_names, len(dataset.manifest.rotations)

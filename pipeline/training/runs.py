@@ -1,7 +1,6 @@
 """The folders of runs: ``run.json``, the checkpoints, and ``report/``."""
 
 import json
-import os
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -123,7 +122,7 @@ def find_run(name: str, storage: str) -> Run:
     """A run by its name in ``storage``, or by the path or URI of its folder."""
     for uri in store.places(name, storage):
         if store.exists(store.join(uri, RUN_FILE)):
-            uri = uri.rstrip("/") if store.is_remote(uri) else os.path.abspath(uri)
+            uri = uri.rstrip("/") if store.is_remote(uri) else store.open_store(uri)[1]
             return read_run(uri)
     if store.is_remote(name):
         raise PipelineError(f"no run {name!r}: it has no {RUN_FILE}")

@@ -1,5 +1,6 @@
 """What the workers of a run are to each other: means over all of them, and values put together."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,9 @@ class Alone:
     def gather(self, values: np.ndarray) -> np.ndarray:
         return values
 
+    def take_firsts(self, tensors: Iterable[Tensor]) -> None:
+        """Its own."""
+
 
 class Distributed:
     """The workers of a process group."""
@@ -42,6 +46,11 @@ class Distributed:
         for rank, part in enumerate(parts):
             whole[rank :: self.world_size] = part
         return whole
+
+    def take_firsts(self, tensors: Iterable[Tensor]) -> None:
+        """The first worker's values, in place."""
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
 
 
 Workers = Alone | Distributed  # what a worker needs of the others

@@ -54,6 +54,11 @@ def test_names_that_lead_out_are_refused(tmp_path: Path, name: str) -> None:
     assert "\n" not in str(refusal.value)
 
 
+def test_a_backslash_is_told_as_such(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match="has a backslash in its name; pack it again"):
+        list_zip(make_zip(tmp_path / "x.zip", {"cat\\1.png": b"1"}))
+
+
 @pytest.mark.parametrize("name", ["a/b.png", "a..b/c..png", "...x/y", "a b/ü.png", "c:d"[1:]])
 def test_harmless_names_are_taken(name: str) -> None:
     assert safe_name(name)

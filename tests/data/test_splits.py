@@ -14,9 +14,12 @@ from PIL import Image
 
 from pipeline.data.dataset import class_table, read_manifest
 from pipeline.data.episodes import EpisodeSpec, check_spec
-from pipeline.data.ingest import SKIPPED_NAME, ingest
+from pipeline.data.ingest import SKIPPED_NAME, _chosen, ingest
+from pipeline.data.ingest_tasks import Rows
 from pipeline.data.manifest import Manifest
+from pipeline.data.sources.base import Plan
 from pipeline.data.sources.folder import Folder
+from pipeline.data.sources.splits import from_file
 from pipeline.data.write import write_dataset
 from pipeline.errors import PipelineError
 from tests.data.test_sources import read_all
@@ -222,6 +225,35 @@ def test_small_classes_are_left_out_and_listed(ray_session: Any, tmp_path: Path)
     clean = ingest(config(tmp_path / "clean", images, fractions=fractions), progress=False)
     assert clean.class_names == manifest.class_names and clean.mean != [0.0] * 3
     assert read_manifest(str(tmp_path / "mine")) == manifest
+
+
+def test_no_image_is_left_out_for_one_of_a_class_that_is_left_out() -> None:
+    """Of a, which has three of the images of c, and of b: c has enough where theirs do not come first."""
+    content = {"a": "rst", "b": "ux", "c": "rstuv", "d": "vwxyz"}
+    digests = [letter.encode() for letters in content.values() for letter in letters]
+    numbers = np.repeat(np.arange(4), [len(letters) for letters in content.values()])
+    rows = Rows(numbers, [str(row) for row in range(len(digests))], digests, np.zeros((15, 1)), np.zeros((15, 1)), [])
+    source = Folder("nowhere", min_images=4)
+    stays, duplicates, small = _chosen(Plan(list(content), {}, [], {}), rows, source)
+    assert "".join(np.array(list("".join(content.values())))[stays]) == "rstuv" + "wxyz"
+    assert [skip.class_name for skip in small] == ["a", "b"] and len(duplicates) == 6
+    source.keep_duplicates = True
+    assert _chosen(Plan(list(content), {}, [], {}), rows, source)[0].tolist() == [False] * 5 + [True] * 10
+
+
+def test_a_split_is_not_named_twice(tmp_path: Path) -> None:
+    classes = [(name, np.zeros((1, 1, 4, 4), np.uint8)) for name in "ab"]
+    manifest = write_dataset(str(tmp_path / "set"), "set", classes, {"train": ["a"], "val": ["b"]})
+    assert len(class_table(manifest, "train+val")) == 2
+    with pytest.raises(PipelineError, match=r"split 'train\+train' names 'train' twice"):
+        class_table(manifest, "train+train")
+    with pytest.raises(PipelineError, match=r"rotations=\[0, 360\] have the same turn twice"):
+        Folder(str(tmp_path), rotations=[0, 360])
+
+
+def test_splits_of_an_editor_that_marks_the_beginning_are_read(tmp_path: Path) -> None:
+    (tmp_path / "s.json").write_text(json.dumps({"train": ["a"]}), "utf-8-sig")
+    assert from_file(str(tmp_path / "s.json")) == {"train": ["a"]}
 
 
 def test_a_message_names_the_classes_that_are_too_small(tmp_path: Path) -> None:

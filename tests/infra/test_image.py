@@ -45,6 +45,14 @@ def test_an_image_is_pinned_and_its_user_has_a_number_and_no_privileges(file: st
     assert all(any(name == one or name.startswith(f"{one}/") for one in given) for name in copied), (copied, given)
 
 
+def test_torchvision_comes_from_where_torch_is_from() -> None:
+    """Of another index it is of another build, and none of the libraries of pretrained networks can be imported."""
+    lines = (ROOT / "infra" / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
+    [first] = [line for line in lines if "TORCH_INDEX:+" in line]
+    assert first.split()[-2:] == ["torch", "${EXTRAS:+torchvision}"]
+    assert lines.index('ARG EXTRAS=""') < lines.index(first)
+
+
 def test_both_images_have_the_same_python() -> None:
     found = {re.search(r"^ARG PYTHON=(\S+)", (ROOT / file).read_text(), flags=re.M)[1] for file in DOCKERFILES}
     assert len(found) == 1

@@ -9,12 +9,28 @@ import torch
 from pipeline.errors import PipelineError
 from pipeline.model import build_model
 from pipeline.nets import build_backbone
+from pipeline.nets.by_name import construct
 from pipeline.nets.norm import batch_norms
+from pipeline.nets.wrapped import library
 from pipeline.weights import recipe, settle, with_weights
 from tests.nets.pretrained import timm_file
 
 SHAPE = (3, 64, 64)
 PLAIN = {"name": "timm", "model": "test_resnet", "weights": None}
+
+
+def test_builds_of_torch_that_do_not_go_together_are_told(tmp_path, monkeypatch):
+    (tmp_path / "odd_builds.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(PipelineError, match="timm: odd_builds cannot be imported .*nms.*install both from one index"):
+        library("timm", "odd_builds")
+
+    class Lazy:
+        def __init__(self) -> None:
+            raise ModuleNotFoundError("Could not import module 'ViTModel'.")
+
+    with pytest.raises(PipelineError, match="Lazy cannot be made .*'ViTModel'.*install both from one index"):
+        construct("backbone", Lazy, {}, {})
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])

@@ -12,7 +12,7 @@ from pipeline import store, workflow
 from pipeline.errors import PipelineError
 from pipeline.training import launch as launch_module
 from pipeline.training.launch import prepare
-from pipeline.training.runs import claim_run, read_run
+from pipeline.training.runs import claim_run, find_run, read_run, write_run
 
 
 @pytest.fixture
@@ -52,6 +52,27 @@ def test_a_name_that_is_given_is_had_by_one(small_run, begun: list) -> None:
     with pytest.raises(PipelineError, match="name=mine: a run in .* has this name; go on with it: resume="):
         workflow.train(raw)
     assert len(begun) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "overrides", "message"),
+    [
+        ("clustering", ["train.grouping=null"], r"set train.grouping=\[2,2\]"),
+        ("clustering", ["train.grouping=[1,4]"], r"set train.grouping=\[2,2\]"),
+        ("reptile", ["method.consensus=0.1", "method.consensus_order=sequential", "cluster.workers=2"], "one worker"),
+    ],
+)
+def test_batches_that_a_method_cannot_be_trained_by_are_refused(small_run, method, overrides, message) -> None:
+    with pytest.raises(PipelineError, match=message):
+        prepare(small_run(method, *overrides))
+
+
+def test_a_place_may_be_written_as_a_file_s_address(small_run) -> None:
+    _, _, run = prepare(small_run("prototypical", "name=mine"))
+    write_run(run)
+    assert find_run(f"file://{run.uri}", "none").uri == run.uri
+    assert launch_module.absolute("storage", "file:///tmp/runs") == "/tmp/runs"
+    assert launch_module.absolute("storage", "s3://bucket/runs") == "s3://bucket/runs"
 
 
 def test_who_is_refused_leaves_nothing_behind(small_run, begun: list, monkeypatch: pytest.MonkeyPatch) -> None:

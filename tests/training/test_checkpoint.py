@@ -12,12 +12,15 @@ import pytest
 import torch
 
 from pipeline import store
+from pipeline.config import compose
 from pipeline.data.batches import local_batches
 from pipeline.data.dataset import Dataset
 from pipeline.errors import PipelineError
+from pipeline.model import build_model
 from pipeline.training.checkpoint import (
     Checkpoint,
     Corrupt,
+    begin_with,
     free_name,
     load_checkpoint,
     newest_whole,
@@ -29,6 +32,8 @@ from pipeline.training.loop import Hooks, make_planner, train
 from pipeline.training.preemption import Signal
 from pipeline.training.runs import checkpoints
 from pipeline.training.workers import Alone
+
+from .conftest import METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,6 +47,25 @@ def run(tmp_path: Path) -> str:
         found = Checkpoint(step, {}, {}, {}, {"val/accuracy": 0.5}, [entry], weights, weights)
         save_checkpoint(tmp_path / f"step_{step:08d}", found)
     return str(tmp_path)
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("backbone", ["conv4", "resnet12"])
+def test_counters_begin_anew_with_another_s_weights(tmp_path: Path, method: str, backbone: str) -> None:
+    """Adam's moments of Reptile are no schedule: they answer too, and go with their number."""
+    given = [override for override in METHODS[method] if not override.startswith("backbone")]
+    backbone = {"relation": "relation_encoder"}.get(method, backbone)
+    raw = compose("train", [*given, f"backbone={backbone}"])
+    about = {"way": 5, "shot": 1, "classes": 5, "input": {"shape": [1, 28, 28], "scaling": "unit"}}
+    made = build_model({"method": raw["method"], "backbone": raw["backbone"], **about})
+    model = {name: torch.full_like(tensor, 7) for name, tensor in made.state_dict().items()}
+    save_checkpoint(tmp_path, Checkpoint(7, {}, {}, {}, {}, [], model))
+    begin_with(made, str(tmp_path))
+    for name, buffer in made.named_buffers():
+        if not buffer.is_floating_point():
+            assert int(buffer) == (7 if name == "moment_steps" else 0), name
+    made.load_state_dict(model)
+    assert all(int(buffer) == 7 for buffer in made.buffers() if not buffer.is_floating_point())
 
 
 def damage(run: str, step: int, name: str = "model.safetensors") -> None:

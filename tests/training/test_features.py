@@ -21,7 +21,7 @@ from pipeline.evaluation.embed_dataset import _manifest
 from pipeline.evaluation.seen import trained_classes
 from pipeline.nets import build_backbone
 from pipeline.training.checkpoint import save_checkpoint
-from pipeline.training.embed import EmbedConfig, _network
+from pipeline.training.embed import EmbedConfig, _network, embed
 from pipeline.training.launch import prepare
 from pipeline.training.learner import Learner
 from pipeline.training.loop import make_planner, train
@@ -128,6 +128,13 @@ def test_classes_that_the_network_was_trained_on_are_not_tested_by(glyphs, featu
     assert prepare(compose("train", [*given, "evaluation=null"]))[2].dataset["trained"] == trained_classes(
         manifest, "train", trained
     )
+
+
+def test_features_never_replace_images(glyphs, tmp_path):
+    root, name = glyphs.rsplit("/", 1)
+    given = [f"data.root={root}", f"data.name={name}", "backbone=conv4", f"name={name}", "overwrite=true"]
+    with pytest.raises(PipelineError, match=f"name={name}: {glyphs} is a dataset of images, which features never"):
+        embed(compose("embed", given))
 
 
 def test_images_are_no_features(small_run):

@@ -7,10 +7,12 @@ import torch
 from torch import nn
 
 from pipeline.config import compose
-from pipeline.data.dataset import Dataset, class_table
+from pipeline.data.dataset import ClassTable, Dataset, class_table
 from pipeline.data.seeds import seed_everything
 from pipeline.errors import PipelineError
-from pipeline.evaluation.model import Model
+from pipeline.evaluation import spread
+from pipeline.evaluation.embedded import Embeddings
+from pipeline.evaluation.model import Built, Model
 from pipeline.model import build_model
 from pipeline.training import loop
 from pipeline.training.checkpoint import Checkpoint, load_checkpoint, name_of, save_checkpoint
@@ -19,7 +21,7 @@ from pipeline.training.learner import Learner
 from pipeline.training.loop import Hooks, train, validate
 from pipeline.training.runs import checkpoints
 from pipeline.training.workers import Alone
-from pipeline.workflow import _untrained
+from pipeline.workflow import _surveyed, _untrained
 
 
 @pytest.mark.parametrize("method", ["prototypical", "simple_shot", "maml"])
@@ -70,6 +72,27 @@ def test_what_is_measured_as_untrained_is_what_the_run_began_with(small_run) -> 
     trained = Model(run.spec, {name: tensor + 1 for name, tensor in begun.items()}, "run")
     for method, _ in (_untrained(trained, run).build(), Model(run.spec, None).build(seed=5)):
         assert all(torch.equal(tensor, begun[name]) for name, tensor in method.state_dict().items())
+
+
+def test_what_a_method_keeps_of_the_training_images_is_untrained_too(small_run, monkeypatch) -> None:
+    """Without Ray, which spreads the same embedding over tasks."""
+
+    class Here(spread.EmbeddedSplits):
+        def __init__(self, model: Model, gpus: float) -> None:
+            self.built = Built(*model.build(), torch.device("cpu"))
+
+        def few(self, dataset: str, table: ClassTable) -> Embeddings:
+            whole = range(int(table.counts.sum()))
+            return Embeddings(spread._embed(self.built, whole, dataset, (1, 28, 28), table), table)
+
+    monkeypatch.setattr(spread, "EmbeddedSplits", Here)
+    config, _, run = prepare(small_run("simple_shot", "steps=0", "train.holdout=0.2"))
+    learner, dataset = Learner(config, run.spec), Dataset(config.dataset_uri)
+    loop.survey(learner, dataset, Alone())
+    model = Model(run.spec, dict(learner.method.state_dict()), "run", config.dataset_uri)
+    found = _surveyed(_untrained(model, run), run, 0.0)
+    assert found.weights["mean"].abs().max() > 0
+    assert all(torch.equal(tensor, found.weights[name]) for name, tensor in model.weights.items())
 
 
 def test_a_run_that_begins_with_another_s_weights_was_never_untrained(small_run, tmp_path) -> None:

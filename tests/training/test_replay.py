@@ -110,6 +110,18 @@ def test_a_replay_begins_as_the_run_began(small_run):
     assert sum(one.loss for one in looked) / len(looked) == pytest.approx(loss, rel=1e-5)
 
 
+def test_an_episode_is_looked_at_as_the_step_saw_it(small_run):
+    """By the augmentation that the worker drew for its whole share, and in the run's precision."""
+    drawn = ["augmentation.flip=true", "augmentation.affine=1", "augmentation.crop_padding=4"]
+    raw = small_run("prototypical", "name=half", "backbone=mlp", "cluster.workers=1", "steps=1", *drawn)
+    for precision in ("float32", "bfloat16"):
+        run, learner = run_here({**raw, "name": precision, "precision": precision})
+        for checkpoint in checkpoints(run.uri):
+            store.remove(checkpoint)
+        looked, _ = replay(run, 1)
+        assert sum(one.loss for one in looked) / len(looked) == pytest.approx(learner.metrics["train/loss"], rel=1e-5)
+
+
 def test_a_step_that_the_run_does_not_have_is_refused(small_run):
     run, _ = run_here(small_run("prototypical", "name=short", "cluster.workers=1"))
     with pytest.raises(PipelineError, match="step=13: run short has 12 steps"):

@@ -44,6 +44,8 @@ class Folder(FileSource):
         self.rule = Rule.asked(shape, encoding, min_images, max_pixels)
         if not rotations or any(angle % 90 for angle in rotations):
             raise PipelineError(f"data.source.rotations={list(rotations)} are not multiples of 90")
+        if len({angle % 360 for angle in rotations}) < len(rotations):
+            raise PipelineError(f"data.source.rotations={list(rotations)} have the same turn twice")
         if any(angle % 180 for angle in rotations) and shape[1] != shape[2]:
             raise PipelineError(f"data.source.rotations={list(rotations)} need square images, not {list(shape)}")
         self.encoding, self.keep_duplicates, self.grows = encoding, keep_duplicates, grows

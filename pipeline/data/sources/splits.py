@@ -29,7 +29,7 @@ def from_file(path: str) -> Splits:
             f"data.source.splits={path}: {'it is no' if Path(path).exists() else 'there is no such'} file"
         )
     try:
-        content = json.loads(Path(path).read_text("utf-8"))
+        content = json.loads(Path(path).read_text("utf-8-sig"))
     except (OSError, ValueError) as error:
         raise PipelineError(f"data.source.splits={path} is not a JSON file ({error})") from error
     splits = content.get("classes", content) if isinstance(content, dict) else content
