@@ -74,13 +74,16 @@ class Settings:
             **self.retrain.promotion.model_dump(),
         )
 
-    def check_promotion(self, manifest: Manifest) -> None:
-        """Refuse a contest that the dataset or the method cannot serve, before anything is trained for it."""
+    def check_promotion(self, images: Manifest, trained_on: Manifest) -> None:
+        """Refuse a contest that the images or the method cannot serve, before anything is trained for it.
+
+        ``trained_on``: the dataset of the training: those images, or features of them.
+        """
         how = self.retrain.promotion
-        table = class_table(manifest, how.split)
+        table = class_table(images, how.split)
         check_spec(table, EpisodeSpec(how.way, how.shot, how.query), "retrain.promotion")
         train = self.train.model_copy(update={"backbone": settle(self.train.backbone)})
-        fixed = build_model(model_spec(train, manifest)).fixed_way
+        fixed = build_model(model_spec(train, trained_on)).fixed_way
         if fixed not in (None, how.way):
             raise PipelineError(
                 f"retrain.promotion.way={how.way}: {self.train.method['name']} trained with {fixed} ways answers for "

@@ -98,7 +98,6 @@ def _retrain(settings: Settings, still_held: Callable[[], None]) -> dict[str, An
         print(f"{entry.run} was interrupted after its decision: going on with it", flush=True)
         return _finish(settings, journal, entry, still_held)
     manifest = _bring_up_to_date(settings)
-    settings.check_promotion(manifest)
     if entry is not None and (entry.fingerprint, entry.recipe) != (manifest.fingerprint, settings.recipe):
         why = "data" if entry.fingerprint != manifest.fingerprint else "recipe"
         print(f"{entry.run} was interrupted, and its {why} changed since: given up", flush=True)
@@ -112,6 +111,7 @@ def _retrain(settings: Settings, still_held: Callable[[], None]) -> dict[str, An
     entry = find_work(settings, journal, champion, manifest.fingerprint, time.time())
     if entry is None:
         return say_nothing(settings, journal, champion, manifest.fingerprint)
+    settings.check_promotion(manifest, read_manifest(settings.train.dataset_uri))
     if champion is not None:
         how = settings.retrain.promotion
         refuse_seen_classes(settings.uri, champion, manifest, settings.train.train.split, how.split)

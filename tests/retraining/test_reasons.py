@@ -159,10 +159,10 @@ def test_a_champion_s_weights_are_not_measured_as_untrained(tmp_path: Path) -> N
 def test_a_contest_has_the_ways_of_a_method_that_has_no_others(tmp_path: Path, glyphs: str) -> None:
     manifest = read_manifest(glyphs)
     asked = ("method=snail", "backbone.width=4", "train.way=4")
-    settings(tmp_path, *asked, "retrain.promotion.way=4").check_promotion(manifest)
+    settings(tmp_path, *asked, "retrain.promotion.way=4").check_promotion(manifest, manifest)
     with pytest.raises(PipelineError, match=r"retrain.promotion.way=3: snail trained with 4 ways .* set .*way=4"):
-        settings(tmp_path, *asked, "retrain.promotion.way=3").check_promotion(manifest)
-    settings(tmp_path, "retrain.promotion.way=3").check_promotion(manifest)
+        settings(tmp_path, *asked, "retrain.promotion.way=3").check_promotion(manifest, manifest)
+    settings(tmp_path, "retrain.promotion.way=3").check_promotion(manifest, manifest)
 
 
 def test_a_damaged_journal_is_named(tmp_path: Path) -> None:
