@@ -12,7 +12,7 @@ from pipeline.options import check_options
 
 T = TypeVar("T")
 MODULE_NAME = re.compile(r"[a-z][a-z0-9_]*")
-BUILDS = "torch and torchvision of different builds do that: install both from one index"
+BUILDS = "if torchvision is of another build than torch, install both from one index"
 IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", re.ASCII)
 
 
