@@ -124,7 +124,7 @@ def surveyed(model: Model, dataset: str, split: str, holdout: float, gpus: float
         return model
     table = class_table(read_manifest(dataset), split, "kept", holdout)
     labels, _ = table.images(np.arange(int(table.counts.sum())))
-    features = torch.from_numpy(EmbeddedSplits(model, gpus).few(dataset, table).values)
+    features = torch.tensor(EmbeddedSplits(model, gpus).few(dataset, table).values)  # Ray's arrays are read-only
     total = method.summarise(features, torch.from_numpy(labels))
     assert total is not None
     method.keep_summary(total, len(labels))
