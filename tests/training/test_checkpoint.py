@@ -54,7 +54,7 @@ def run(tmp_path: Path) -> str:
 def test_counters_begin_anew_with_another_s_weights(tmp_path: Path, method: str, backbone: str) -> None:
     """Adam's moments of Reptile are no schedule: they answer too, and go with their number."""
     given = [override for override in METHODS[method] if not override.startswith("backbone")]
-    backbone = {"relation": "relation_encoder"}.get(method, backbone)
+    backbone = {"relation": "relation_encoder", "conditionally_shifted": "conv4"}.get(method, backbone)
     raw = compose("train", [*given, f"backbone={backbone}"])
     about = {"way": 5, "shot": 1, "classes": 5, "input": {"shape": [1, 28, 28], "scaling": "unit"}}
     made = build_model({"method": raw["method"], "backbone": raw["backbone"], **about})
