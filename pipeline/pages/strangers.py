@@ -159,14 +159,14 @@ def measure(
     if calibration is None:
         raise PipelineError(f"{model.label}: split {trained['validation']['split']!r} is too small to calibrate on")
     data = Dataset(dataset, verify=False)
-    enrolled, together = class_table(data.manifest, split).ids, split
+    ids, together = class_table(data.manifest, split).ids, split
     if strangers is not None:
-        if np.intersect1d(enrolled, class_table(data.manifest, strangers).ids).size:
+        if np.intersect1d(ids, class_table(data.manifest, strangers).ids).size:
             raise PipelineError(
                 f"strangers={strangers} has classes of split={split}, which are enrolled: give another split"
             )
         together = f"{split}+{strangers}"
-    table, classes = class_table(data.manifest, together), len(enrolled)
+    table, classes = class_table(data.manifest, together), len(ids)
     apart = [(number, image) for number in range(classes, len(table)) for image in range(table.counts[number])]
     passers, rows = np.asarray(apart) if apart else None, []
     with asking(method, preprocess, data, together, once) as ask:
