@@ -390,6 +390,27 @@ def test_omniglot_is_whole(real_data: Path) -> None:
     assert expected.max() > 200 and expected.mean() < 60
 
 
+def test_omniglot_of_any_size(real_data: Path) -> None:
+    folder = str(real_data / "omniglot")
+    whole = Omniglot(folder, split="background", shape=(1, 105, 105))  # what backbone=koch sees
+    order = whole.plan(1000, print).orders[0]
+    (chunk,) = whole.read(order[20:22], 1000)
+    with zipfile.ZipFile(order[21][2][1]) as archive, archive.open(order[21][2][0]) as stream:
+        drawing = np.asarray(Image.open(stream).convert("L"))
+    np.testing.assert_array_equal(chunk.images[1, 0], 255 - drawing)
+    (chunk,) = Omniglot(folder, shape=[1, 56, 56]).read(order[20:22], 1000)
+    assert np.abs(chunk.images[1, 0] - (255 - triangle_resize(drawing.astype(np.float64), 56))).max() <= 1.0
+    assert Omniglot.rule.shape == Omniglot(folder).shape == (1, 28, 28)
+
+
+def test_omniglot_in_a_shape_that_cannot_be() -> None:
+    with pytest.raises(PipelineError, match=r"data.source.shape=\[28, 28\] is not \[1 or 3, height, width\]"):
+        Omniglot(shape=[28, 28])
+    with pytest.raises(PipelineError, match="drawings that are turned as classes are square"):
+        Omniglot(shape=[1, 28, 32])
+    assert Omniglot(shape=[1, 28, 32], split="background").shape == (1, 28, 32)
+
+
 def triangle_resize(image: np.ndarray, size: int) -> np.ndarray:
     """Bilinear with antialiasing: the weights of a triangle as wide as the scale, in float64."""
     scale = image.shape[0] / size

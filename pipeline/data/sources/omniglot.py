@@ -1,6 +1,6 @@
 """Omniglot: 1,623 handwritten characters of 50 alphabets, 20 drawings each (Lake, Salakhutdinov, Tenenbaum 2015).
 
-Ink is 255 on 0 (published: black on white). The 105 x 105 drawings are resized to 28 x 28 bilinearly with
+Ink is 255 on 0 (published: black on white). The 105 x 105 drawings are resized to ``shape`` bilinearly with
 antialiasing, as grey images: without it, thin strokes break.
 
 Splits:
@@ -11,6 +11,8 @@ Splits:
 """
 
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.data.download import download
@@ -37,12 +39,17 @@ class Omniglot(FileSource):
         self,
         path: str | None = None,
         split: str = "vinyals",
+        shape: Sequence[int] = (1, 28, 28),
         cache: str | None = None,
         url: str = PUBLISHED,
         val_alphabets: int = 5,
         seed: int = 0,
     ) -> None:
         check_choice("data.source.split", split, ("vinyals", "background"))
+        asked = Rule.asked(shape, "raw", min_images=1).shape
+        if split == "vinyals" and asked[1] != asked[2]:
+            raise PipelineError(f"data.source.shape={list(shape)}: drawings that are turned as classes are square")
+        self.rule = replace(self.rule, shape=asked)
         if not 0 < val_alphabets < 30:
             raise PipelineError(f"data.source.val_alphabets={val_alphabets} is not between 1 and 29")
         self.folder, self.split, self.url = path, split, url.rstrip("/")
