@@ -92,8 +92,9 @@ def prepare(raw: Config) -> tuple[TrainConfig, Config, Run]:
         raise PipelineError(f"name={name}: a run in {config.storage} has this name; go on with it: resume={uri}")
     store.check_folder(config.storage, "storage")
     before = list(manifest.source.get(TRAINED, []))  # of features: by their network
-    if config.initial is not None:
-        before += runs.read_state(config.initial)["dataset"].get(TRAINED, [])
+    for checkpoint in (config.initial, config.method.get("teacher")):  # a pupil knows what its teacher saw
+        if checkpoint is not None:
+            before += runs.read_state(checkpoint)["dataset"].get(TRAINED, [])
     dataset = {
         "name": manifest.name,
         "fingerprint": manifest.fingerprint,
@@ -108,7 +109,7 @@ def prepare(raw: Config) -> tuple[TrainConfig, Config, Run]:
 
 def _check_seen(config: TrainConfig, manifest: Manifest, dataset: Config) -> None:
     """Refuse to test on what the first weights, or the features' network, were trained on; of validation it is said."""
-    begins = "what this run begins with"
+    begins = "what this run begins with" + (" or is taught by" if config.method.get("teacher") else "")
     if config.evaluation is not None:
         instead = "measure nothing with evaluation=null"
         refuse_seen(begins, dataset, manifest, config.evaluation.split, instead)
@@ -195,7 +196,7 @@ def check(config: TrainConfig, manifest: Manifest, spec: dict[str, Any]) -> Meth
         )
     preprocess = build_preprocess(spec)
     if spec["method"].get("teacher") is not None:
-        method.imitate(load_teacher(spec, manifest.fingerprint))
+        method.imitate(load_teacher(spec, manifest.fingerprint, config.train.split))
     check_optimizer(method, config.optimizer)
     build_schedule(config.schedule, config.steps)
     _check_batches(config, method)

@@ -9,6 +9,7 @@ from pipeline.data.features import read_network
 from pipeline.data.manifest import FEATURES, Manifest
 from pipeline.errors import PipelineError
 from pipeline.evaluation.model import Model
+from pipeline.evaluation.seen import SPLIT
 from pipeline.methods.base import Method
 from pipeline.model import build_model
 from pipeline.training.checkpoint import BACKBONE, Checkpoint, load_checkpoint
@@ -76,12 +77,13 @@ def _whole(spec: dict[str, Any], weights: dict[str, Any], uri: str) -> tuple[dic
     return whole, {**weights, **{BACKBONE + name: tensor for name, tensor in network.weights.items()}}, manifest
 
 
-def load_teacher(spec: dict[str, Any], fingerprint: str | None = None) -> Method:
+def load_teacher(spec: dict[str, Any], fingerprint: str | None = None, split: str | None = None) -> Method:
     """The model of the checkpoint ``spec["method"]["teacher"]``, in evaluation mode, its weights fixed.
 
     Args:
         spec: of the model that is taught.
-        fingerprint: of the dataset that it is taught on; None: known to be the teacher's.
+        fingerprint, split: of the dataset, and which of its splits, that it is taught on; None: known to be the
+            teacher's.
 
     Raises:
         PipelineError: it was trained on other images, or sees them otherwise.
@@ -91,6 +93,9 @@ def load_teacher(spec: dict[str, Any], fingerprint: str | None = None) -> Method
     refused = f"method.teacher={uri}: it cannot teach this model, since it was trained "
     if fingerprint not in (None, checkpoint.dataset["fingerprint"]):
         raise PipelineError(f"{refused}on another dataset, {checkpoint.dataset['name']!r}")
+    taught = checkpoint.dataset.get(SPLIT, split)  # runs of earlier code have none
+    if split not in (None, taught):
+        raise PipelineError(f"{refused}on split {taught!r}, not on {split!r}")
     if checkpoint.spec["classes"] != spec["classes"]:
         raise PipelineError(f"{refused}on {checkpoint.spec['classes']} classes, not on {spec['classes']}")
     if checkpoint.spec["input"] != spec["input"]:

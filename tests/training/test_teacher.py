@@ -7,10 +7,11 @@ import copy
 import pytest
 import torch
 
-from pipeline.config import validate
+from pipeline.config import compose, validate
 from pipeline.data.batches import to_batch
 from pipeline.data.dataset import Dataset
 from pipeline.errors import PipelineError
+from pipeline.evaluation.seen import trained_classes
 from pipeline.model import build_model
 from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.training.config import TrainConfig
@@ -68,12 +69,31 @@ def test_who_cannot_teach(taught, small_run):
         with pytest.raises(PipelineError, match=message):
             prepare(small_run("rfs", "name=third", f"method.teacher={where}x"))
     checkpoint = load_checkpoint(where)
+    checkpoint.dataset |= {"split": "val"}  # with as many classes, perhaps
+    save_checkpoint(where + "x", checkpoint)
+    with pytest.raises(PipelineError, match="on split 'val', not on 'train'"):
+        prepare(small_run("rfs", "name=third", f"method.teacher={where}x"))
+    checkpoint = load_checkpoint(where)
     checkpoint.dataset |= {"fingerprint": "another", "name": "faces"}
     save_checkpoint(where + "x", checkpoint)
     with pytest.raises(PipelineError, match="another dataset, 'faces'"):
         prepare(small_run("rfs", "name=third", f"method.teacher={where}x"))
     with pytest.raises(PipelineError, match="method.teacher=nobody: neither a checkpoint"):
         prepare(small_run("rfs", "name=third", "method.teacher=nobody"))
+
+
+def test_what_the_teacher_saw_the_pupil_knows(taught, small_run):
+    """Test classes among those that the teacher's first weights were trained on."""
+    where = prepare(taught[0])[1]["method"]["teacher"]
+    checkpoint = load_checkpoint(where)
+    manifest = Dataset(checkpoint.dataset["uri"]).manifest
+    checkpoint.dataset["trained"] = trained_classes(manifest, "train+test")
+    save_checkpoint(where + "x", checkpoint)
+    raw = small_run("rfs", "name=third", f"method.teacher={where}x")
+    assert prepare(raw)[2].dataset["trained"] == checkpoint.dataset["trained"]
+    raw["evaluation"] = compose("train")["evaluation"]
+    with pytest.raises(PipelineError, match="begins with or is taught by was trained on .* of split 'test'"):
+        prepare(raw)
 
 
 def test_teacher_is_a_path_of_the_configuration(small_run):
