@@ -157,11 +157,18 @@ def _quoted(text: str) -> str:
     return '"' + re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + found[2].replace('"', '\\"'), text) + '"'
 
 
+def unquoted(text: str) -> str:
+    """What :func:`literal` or a user put in quotes; other text as it is. For what is read before Hydra sees it."""
+    if len(text) < 2 or text[0] != text[-1] or text[0] not in "'\"":
+        return text
+    return re.sub(rf"(\\+)({text[0]}|$)", lambda found: found[1][: len(found[1]) // 2] + found[2], text[1:-1])
+
+
 def _stored(job: str, overrides: list[str]) -> Config:
     """The whole configuration in the YAML file of ``config=FILE`` as it is, but where the run runs and is kept."""
     from pipeline import store  # here, since it loads pyarrow, and --help does without
 
-    named = [override.removeprefix("config=") for override in overrides if override.startswith("config=")]
+    named = [unquoted(override.removeprefix("config=")) for override in overrides if override.startswith("config=")]
     paths = [os.path.expanduser(path) for path in named]
     rest = [override for override in overrides if not override.startswith("config=")]
     try:
