@@ -24,7 +24,7 @@ from pipeline.renamed import RENAMED, current, current_key, current_override
 
 CONF = Path(__file__).parent / "conf"
 Config = dict[str, Any]
-GIVEN = "given"  # of a training that is resumed: the keys that were named
+GIVEN = "given"  # of a training or a campaign that is resumed: the keys that were named
 KEPT_APART = ("name", "storage", "cluster", "tracking", "register_as")  # may be given beside config=FILE
 M = TypeVar("M", bound=BaseModel)
 # Keys whose value is one path or name, taken as it was typed: "2024_11_28" is no number, "/tmp/a,b" no choice of two.
@@ -79,7 +79,7 @@ def compose(job: str, overrides: list[str] | None = None) -> Config:
         raise PipelineError(f"{' '.join(overrides)}: cannot be read ({' '.join(str(error).split())})") from error
     assert isinstance(config, dict)
     named = {str(key): value for key, value in config.items()}
-    if job == "train" and named.get("resume"):  # what was asked for counts even where it is the default
+    if job in ("train", "tune") and named.get("resume"):  # what was asked for counts even where it is the default
         named[GIVEN] = [override.lstrip("+~").partition("=")[0] for override in overrides]
     return named
 
@@ -194,6 +194,16 @@ def _stored(job: str, overrides: list[str]) -> Config:
         else:
             config[part] = given[part]
     return config
+
+
+def given_keys(job: str, raw: Config) -> list[str]:
+    """Keys of a job that were named, or whose values are not the defaults."""
+    default, named = flat(compose(job)), raw.get(GIVEN, [])
+
+    def given(key: str, value: Any) -> bool:
+        return key not in default or default[key] != value or key in named or key.partition(".")[0] in named
+
+    return [key for key, value in flat({k: v for k, v in raw.items() if k != GIVEN}).items() if given(key, value)]
 
 
 def usual_choice(group: str, choice: str) -> Config:

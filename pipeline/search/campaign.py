@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field
 
 from pipeline import store
 from pipeline.commands import command, from_anywhere
-from pipeline.config import Config, Section, as_argument, chosen_files, compose, flat, validate
+from pipeline.config import Config, Section, as_argument, chosen_files, compose, flat, given_keys, validate
 from pipeline.config_kinds import Count, Name, Positive, Several
 from pipeline.data.dataset import read_manifest
 from pipeline.errors import PipelineError
@@ -293,10 +293,9 @@ def begin(raw: Config) -> Campaign:
 
 
 def _resumed(raw: Config) -> Campaign:
-    default = flat(compose("tune"))
-    for key, value in flat(raw).items():
-        free = key.split(".")[0] in ("resume", "storage", "tracking", "concurrent")
-        if not free and (key not in default or default[key] != value):
+    named = given_keys("tune", raw)
+    for key in named:
+        if key.split(".")[0] not in ("resume", "storage", "tracking", "concurrent"):
             raise PipelineError(f"{key}: a resumed campaign keeps its stored configuration; leave it out")
     name, storage = str(raw["resume"]).rstrip("/"), absolute("storage", str(raw["storage"]))
     found = [place for place in store.places(name, storage) if store.exists(store.join(place, CAMPAIGN_FILE))]
@@ -309,9 +308,11 @@ def _resumed(raw: Config) -> Campaign:
     except (ValueError, KeyError, TypeError) as error:
         raise PipelineError(f"{where} is not a campaign's description ({error})") from error
     stored["storage"] = storage
-    given = {key: raw[key] for key in ("tracking", "concurrent") if raw[key] != compose("tune")[key]}
-    if "tracking" in given and not in_submitted_job():
-        given["tracking"] = from_anywhere(given["tracking"])
+    given = {"concurrent": raw["concurrent"]} if "concurrent" in named else {}
+    keys = [key.partition(".")[2] for key in named if key.startswith("tracking.")]
+    if keys:  # each by itself: who gives another timeout keeps the server
+        tracking = {key: raw["tracking"][key] for key in keys}
+        given["tracking"] = {**stored["tracking"], **(tracking if in_submitted_job() else from_anywhere(tracking))}
     again = [as_argument(key, value) for key, value in flat(given).items() if value != flat(stored).get(key)]
     campaign = Campaign({**stored, **given}, again)
     if campaign.manifest.fingerprint != fingerprint:

@@ -15,7 +15,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipeline import store
 from pipeline.commands import command, data_root, from_anywhere
-from pipeline.config import CONF, GIVEN, Config, as_argument, compose, flat, validate
+from pipeline.config import CONF, Config, as_argument, compose, flat, given_keys, validate
 from pipeline.data.dataset import class_table, read_manifest
 from pipeline.data.episodes import EpisodeSpec, bounds, check_spec
 from pipeline.data.manifest import FEATURES, MANIFEST_NAME, Manifest
@@ -315,7 +315,7 @@ def ask_to_leave(monitor: Any, begun: bool, run: Run) -> bool:
 def _resumed(raw: Config) -> tuple[TrainConfig, Config, Run]:
     """The stored configuration of a run, with what was given of where it and its dataset are now (cluster, tracking,
     data.root), and of how long it is to be."""
-    given = _given(raw)
+    given = given_keys("train", raw)
     for key in given:
         if key.split(".")[0] not in ("resume", "storage", "cluster", "tracking") and key not in ("data.root", "steps"):
             raise PipelineError(f"{key}: a resumed run keeps its stored configuration; leave it out or begin a new run")
@@ -395,16 +395,6 @@ def _completed(stored: Config) -> Config:
         if isinstance(value, dict) and isinstance(known, dict) and section not in GROUPS:
             whole[section] = {**value, **known}
     return whole
-
-
-def _given(raw: Config) -> list[str]:
-    """Keys that were named, or whose values are not the defaults."""
-    default, named = flat(compose("train")), raw.get(GIVEN, [])
-
-    def given(key: str, value: Any) -> bool:
-        return key not in default or default[key] != value or key in named or key.partition(".")[0] in named
-
-    return [key for key, value in flat({k: v for k, v in raw.items() if k != GIVEN}).items() if given(key, value)]
 
 
 def absolute(key: str, value: str) -> str:

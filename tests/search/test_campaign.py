@@ -204,6 +204,19 @@ def test_a_campaign_is_begun_once_and_keeps_its_configuration(arguments, tmp_pat
         begin(compose("tune", ["resume=other", place]))
 
 
+def test_a_resumed_campaign_is_told_single_keys_of_where_it_reports(arguments, tmp_path):
+    """Whoever gives another timeout keeps the server; what is the default counts where it is named."""
+    given = [argument for argument in arguments("concurrent=1") if argument != "tracking=none"]
+    begin(compose("tune", translate([*given, "tracking=server", "tracking.uri=http://mlflow:5000"])))
+    place = ["resume=small", f"storage={tmp_path}/runs"]
+    later = begin(compose("tune", [*place, "tracking.timeout=5"]))
+    kept = {"uri": "http://mlflow:5000", "artifacts": None, "experiment": "few-shot", "timeout": 5}
+    assert later.config.tracking == kept and later.resume.endswith("tracking.timeout=5")
+    assert begin(compose("tune", [*place, "tracking=embedded"])).config.tracking["uri"].startswith("sqlite:///")
+    assert begin(compose("tune", [*place, "concurrent=null"])).config.concurrent is None
+    assert begin(compose("tune", place)).config.concurrent == 1
+
+
 def test_campaigns_that_begin_in_one_second_have_folders_of_their_own(arguments, monkeypatch):
     """Also where both looked before one of them wrote."""
     monkeypatch.setattr("pipeline.search.campaign.time.strftime", lambda form: "now")
