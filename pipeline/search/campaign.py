@@ -301,12 +301,18 @@ def _resumed(raw: Config) -> Campaign:
     found = [place for place in store.places(name, storage) if store.exists(store.join(place, CAMPAIGN_FILE))]
     if not found:
         raise PipelineError(f"resume={name}: no campaign of this name in {storage}, and no folder of one")
-    storage, where = absolute("storage", found[0]).rpartition("/")[0], store.join(found[0], CAMPAIGN_FILE)
+    place, where = absolute("storage", found[0]), store.join(found[0], CAMPAIGN_FILE)
+    storage, _, folder = (place if store.is_remote(place) else store.open_store(place)[1]).rpartition("/")
     try:
         record = json.loads(store.read_bytes(where))
         stored, fingerprint = without_gone(record["config"], warn=False), record["dataset"]["fingerprint"]
     except (ValueError, KeyError, TypeError) as error:
         raise PipelineError(f"{where} is not a campaign's description ({error})") from error
+    if folder != stored["name"]:  # its trials and MLflow know it by its name
+        raise PipelineError(
+            f"resume={place}: this is a copy of campaign {stored['name']}, or it was renamed: call its folder "
+            f"{stored['name']}, in another folder of runs where that one has a campaign of this name"
+        )
     stored["storage"] = storage
     given = {"concurrent": raw["concurrent"]} if "concurrent" in named else {}
     keys = [key.partition(".")[2] for key in named if key.startswith("tracking.")]

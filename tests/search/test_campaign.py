@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -200,8 +201,23 @@ def test_a_campaign_is_begun_once_and_keeps_its_configuration(arguments, tmp_pat
         begin(compose("tune", ["resume=small", place, "trials=9"]))
     by_folder = begin(compose("tune", [f"resume={tmp_path}/runs/small"]))
     assert (by_folder.name, by_folder.uri) == ("small", f"{tmp_path}/runs/small")
+    assert begin(compose("tune", [f"resume={tmp_path}/runs/small/."])).uri == f"{tmp_path}/runs/small"
     with pytest.raises(PipelineError, match="resume=other: no campaign of this name"):
         begin(compose("tune", ["resume=other", place]))
+
+
+def test_a_campaign_that_was_copied_or_renamed_is_refused_and_not_taken_for_the_one_of_its_name(arguments, tmp_path):
+    begin(compose("tune", translate(arguments())))
+    runs = tmp_path / "runs"
+    shutil.copytree(runs / "small", runs / "other")
+    for name in ("other", f"{runs}/other/"):
+        with pytest.raises(
+            PipelineError, match=f"^resume={runs}/other: this is a copy of campaign small, or .* renamed"
+        ):
+            begin(compose("tune", [f"resume={name}", f"storage={runs}"]))
+    shutil.copytree(runs / "small", tmp_path / "moved" / "small")
+    moved = begin(compose("tune", ["resume=small", f"storage={tmp_path}/moved"]))
+    assert moved.uri == f"{tmp_path}/moved/small"
 
 
 def test_a_resumed_campaign_is_told_single_keys_of_where_it_reports(arguments, tmp_path):
