@@ -32,7 +32,7 @@ from pipeline.search.arguments import (
 )
 from pipeline.search.space import Space, Values, as_overrides, meets
 from pipeline.training.config import TrainConfig
-from pipeline.training.launch import absolute, prepare, with_checkpoints
+from pipeline.training.launch import absolute, prepare, with_absolute_files, with_checkpoints
 from pipeline.training.runs import RUN_FILE, Run, read_run
 
 CAMPAIGN_FILE = "campaign.json"
@@ -198,6 +198,7 @@ class Campaign:
         raw = self.compose(values, None, seed)
         plain = compose("train", [*{key_of(a): a for a in [*self.config.base, *self.config.overrides]}.values()])
         raw["storage"], raw["data"]["root"] = self.config.storage, absolute("data.root", str(raw["data"]["root"]))
+        raw["backbone"] = with_absolute_files(raw["backbone"])
         raw["evaluation"] = plain["evaluation"]
         raw["register_as"] = self.config.register_as or plain["register_as"]
         validate(TrainConfig, raw)
@@ -282,6 +283,7 @@ def begin(raw: Config) -> Campaign:
         where = store.join(campaign.uri, CAMPAIGN_FILE)
         if not store.exists(where):
             check_tracking(tracking, campaign.whole(campaign.default, campaign.train.seed)["register_as"])
+            campaign.raw = {**campaign.raw, "overrides": [*config.overrides, *_places(campaign)]}
             record = {"config": campaign.raw, "dataset": campaign.dataset}
             if store.create_bytes(where, json.dumps(record, indent=1).encode()):  # of two that begin at once, one
                 return campaign
@@ -290,6 +292,22 @@ def begin(raw: Config) -> Campaign:
             raise PipelineError(f"{there}; go on with it: {going_on(name, storage)}")
         number += 1
         name = f"{first}-{number}"
+
+
+def _places(campaign: Campaign) -> list[str]:
+    """Of what all trials have, the local files and folders made absolute: arguments by which the campaign goes on from
+    any folder. In a submitted job a relative path is one of the job's files, which are there again for the next."""
+    if in_submitted_job():
+        return []
+    base, config = campaign.base, campaign.config
+    data = {"root": absolute("data.root", str(base["data"]["root"]))}
+    placed = flat({**base, "data": data, "backbone": with_absolute_files(base["backbone"])})
+    named = {key_of(argument): argument.partition("=")[2] for argument in [*config.base, *config.overrides]}
+    return [
+        as_argument(key, placed[key])
+        for key in ("data.root", "initial", "method.teacher", "backbone.weights", "backbone.path", "backbone.model")
+        if (key in named or key == "data.root") and placed.get(key) is not None and placed[key] != named.get(key)
+    ]
 
 
 def _resumed(raw: Config) -> Campaign:

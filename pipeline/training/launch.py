@@ -416,16 +416,21 @@ def _absolute(raw: Config) -> Config:
     placed = {**raw, "data": data, "storage": absolute("storage", str(raw["storage"]))}
     if not in_submitted_job():  # there a relative path is refused, by whoever reaches for the store
         placed["tracking"] = from_anywhere(raw["tracking"])
-    backbone = dict(raw["backbone"])
-    if backbone.get("weights", HUB) not in (HUB, None):
-        backbone["weights"] = absolute("backbone.weights", str(backbone["weights"]))
-    if backbone.get("name") == "module" and backbone.get("path") is not None:
-        path = str(backbone["path"]).removeprefix("file://")
-        backbone["path"] = os.path.abspath(path)  # read here, and sent to the workers
-    if os.path.isdir(str(backbone.get("model"))):
-        backbone["model"] = absolute("backbone.model", str(backbone["model"]))
-    placed["backbone"] = backbone
+    placed["backbone"] = with_absolute_files(raw["backbone"])
     return with_checkpoints(placed, placed["storage"])
+
+
+def with_absolute_files(backbone: Config) -> Config:
+    """A backbone's configuration with its local files made absolute."""
+    placed = dict(backbone)
+    if placed.get("weights", HUB) not in (HUB, None):
+        placed["weights"] = absolute("backbone.weights", str(placed["weights"]))
+    if placed.get("name") == "module" and placed.get("path") is not None:
+        path = str(placed["path"]).removeprefix("file://")
+        placed["path"] = os.path.abspath(path)  # read here, and sent to the workers
+    if os.path.isdir(str(placed.get("model"))):
+        placed["model"] = absolute("backbone.model", str(placed["model"]))
+    return placed
 
 
 def with_checkpoints(raw: Config, storage: str) -> Config:

@@ -233,6 +233,42 @@ def test_a_resumed_campaign_is_told_single_keys_of_where_it_reports(arguments, t
     assert begin(compose("tune", place)).config.concurrent == 1
 
 
+NET = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, shape=None):
+        super().__init__()
+        self.layer = nn.Linear(28 * 28, 8)
+    def forward(self, x):
+        return self.layer(x.flatten(1))
+"""
+
+
+def test_a_campaign_goes_on_from_any_folder_with_what_lay_in_that_of_its_beginning(
+    arguments, glyphs, tmp_path, monkeypatch
+):
+    """As its command says; and so does the winner's configuration."""
+    (home := tmp_path / "home").mkdir()
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    shutil.copytree(glyphs, home / "datasets" / "glyphs")
+    (home / "net.py").write_text(NET)
+    monkeypatch.chdir(home)
+    own = [a for a in arguments() if not a.startswith(("base.data.root=", "base.backbone."))]
+    small = begin(compose("tune", translate([*own, "base.backbone=module", "base.backbone.path=net.py"])))
+    monkeypatch.chdir(elsewhere)
+    again = begin(compose("tune", shlex.split(small.resume)[3:]))
+    places = str(home / "datasets"), str(home / "net.py")
+    for found in (again.base, again.whole(again.default, 0)):
+        assert (found["data"]["root"], found["backbone"]["path"]) == places
+    monkeypatch.chdir(home)
+    assert small.whole(small.default, 0)["backbone"]["path"] == places[1]
+    monkeypatch.setattr("pipeline.search.campaign.in_submitted_job", lambda: True)
+    named = [f"base.data.root={home}/datasets", "base.backbone=module", "base.backbone.path=net.py", "name=job"]
+    job = begin(compose("tune", translate([*own, *named])))
+    assert job.raw["overrides"] == job.config.overrides, "the job's files are there again for the next job"
+
+
 def test_campaigns_that_begin_in_one_second_have_folders_of_their_own(arguments, monkeypatch):
     """Also where both looked before one of them wrote."""
     monkeypatch.setattr("pipeline.search.campaign.time.strftime", lambda form: "now")
