@@ -447,7 +447,7 @@ def with_checkpoints(raw: Config, storage: str) -> Config:
 def _checkpoint(key: str, given: str, storage: str) -> str:
     """The checkpoint folder that ``key`` stands for: itself, or a run's chosen checkpoint."""
     if store.exists(store.join(given, STATE)):
-        return absolute(key, given)
+        return absolute(key, given.rstrip("/"))
     for uri in store.places(given, storage):
         if store.exists(store.join(uri, runs.RUN_FILE)):
             return absolute(key, runs.best_checkpoint(uri))
