@@ -5,6 +5,7 @@ first step.
 """
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -108,7 +109,9 @@ def evaluate_job(raw: Config) -> dict[str, Any]:
     if config.untrained:
         models.append(_untrained(model, run))
     if config.compare:
-        models.append(_subject(config.compare, config, config.dataset or model.dataset)[0])
+        other, of = _subject(config.compare, config, config.dataset or model.dataset)
+        taken = other.label in [known.label for known in models]  # by a run of another folder
+        models.append(replace(other, label=of.uri) if taken and of is not None else other)
     surveys = config.untrained and model.build()[0].summarises
     if surveys and run is None:
         raise PipelineError(f"untrained: {model.label} keeps figures of its training images; give its run=NAME instead")
@@ -128,17 +131,17 @@ def evaluate_job(raw: Config) -> dict[str, Any]:
     if config.output:
         store.write_bytes(config.output, to_json(summary, indent=1).encode())
         print(f"written to {config.output}")
+    own = summary["results"][: len(measured[0][1])]  # the model's; another may have its name
     if config.record:
         assert run is not None
-        results = [
-            {**result, "model": "trained" if result["model"] == run.name else result["model"]}
-            for result in _in_short(summary["results"])
-        ]
+        others = _in_short(summary["results"][len(own) :])
+        results = [*({**result, "model": "trained"} for result in _in_short(own)), *others]
         checkpoint = load_checkpoint(best_checkpoint(run.uri))
         record(config.record, run, checkpoint, results, config, summary.get("comparison"))
         print(f"recorded in {config.record}")
     if config.publish and run is not None and once is not None:
-        _publish_evaluation(config, model, run, summary, once)
+        untrained = summary["results"][len(own) : 2 * len(own)] if config.untrained else []
+        _publish_evaluation(config, model, run, own, untrained, once)
     return summary
 
 
@@ -212,7 +215,7 @@ def _evaluate_run(config: TrainConfig, run: Run, model: Model) -> list[dict[str,
         measured.append((before, evaluate(before, protocols, gpus)))
     print_episodic(measured)
     results = [{"model": m.label, **r.summary()} for m, rs in measured for r in rs]
-    trained, first = ([e for e in results if (e["model"] == model.label) == own] for own in (True, False))
+    trained, first = results[: len(protocols)], results[len(protocols) :]
     _write_report(run, {EVALUATION: json.dumps(trained, indent=1).encode()})
     dataset = Dataset(config.dataset_uri, verify=False)
     print(f"calibrating 'unknown' on split {config.validation.split!r}", flush=True)
@@ -225,13 +228,22 @@ def _evaluate_run(config: TrainConfig, run: Run, model: Model) -> list[dict[str,
 
 
 def _publish_evaluation(
-    config: EvaluateConfig, model: Model, run: Run, summary: dict[str, Any], once: EmbeddedSplits
+    config: EvaluateConfig,
+    model: Model,
+    run: Run,
+    mine: list[dict[str, Any]],
+    untrained: list[dict[str, Any]],
+    once: EmbeddedSplits,
 ) -> None:
-    """Figures, calibration and model card into the run's report, beside or instead of what is there, and published."""
+    """Figures, calibration and model card into the run's report, beside or instead of what is there, and published.
+
+    Args:
+        mine: results of the model.
+        untrained: of the same network with its first weights, where they were asked for.
+    """
     from pipeline.pages.card import MOST_IMAGES
     from pipeline.registry.publish import evaluation_of, publish
 
-    mine = [entry for entry in summary["results"] if entry["model"] == model.label]
     known = {(e["split"], e["way"], e["shot"]): e for e in [*evaluation_of(run), *_in_short(mine)]}
     _write_report(run, {EVALUATION: json.dumps(list(known.values()), indent=1).encode()})
     protocol = EpisodicProtocol(
@@ -239,9 +251,8 @@ def _publish_evaluation(
     )
     dataset, accuracies = Dataset(str(model.dataset), verify=False), np.asarray(mine[0]["accuracies"])
     calibration = _write_calibration(run, model, dataset, once)
-    first = _in_short([entry for entry in summary["results"] if entry["model"] == "untrained"])
     embeddings = once.of(dataset.uri, config.split, MOST_IMAGES)
-    _write_card(run, model, dataset, protocol, accuracies, calibration, first, embeddings)
+    _write_card(run, model, dataset, protocol, accuracies, calibration, _in_short(untrained), embeddings)
     published = publish(run.uri, config.tracking, ended=False)
     later = registering(run.uri, config.tracking)
     print(f"published in MLflow run {published.run_id}; for its model's tags: {later}")
