@@ -97,7 +97,7 @@ def measure(config: PromoteConfig, challenger: int, champion: int | None) -> Dec
     if not config.seen:  # whoever trained on the other's test classes wins by that, and the decision stays
         manifest = read_manifest(uri)
         for label, known in versions.items():
-            refuse_seen(label, known.origin.get("dataset") or {}, manifest, config.split)
+            refuse_seen(label, known.origin.get("dataset") or {}, manifest, config.split, contest=True)
     start_ray(config.cluster)
     check_resources(config.cluster)
     models = [Model(known.spec, dict(known.method.state_dict()), label) for label, known in versions.items()]
