@@ -15,7 +15,7 @@ from pipeline.errors import PipelineError
 from pipeline.evaluation import clustering, cross_table
 from pipeline.evaluation.evaluate import EpisodicProtocol, check, check_images, evaluate
 from pipeline.evaluation.model import kind, matched
-from pipeline.evaluation.protocols import Counts
+from pipeline.evaluation.protocols import Counts, Place
 from pipeline.evaluation.seen import refuse_seen
 from pipeline.evaluation.spread import EmbeddedSplits
 from pipeline.pages import strangers
@@ -50,8 +50,8 @@ class ReportConfig(Section):
     published: str | None
     runs: list[Name]
     storage: str
-    dataset: str | None
-    datasets: list[Name]
+    dataset: Place | None
+    datasets: list[Place]
     split: str
     strangers: str | None
     way: Count
