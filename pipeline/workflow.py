@@ -33,7 +33,7 @@ from pipeline.training.config import TrainConfig
 from pipeline.training.launch import begin, launch, prepare
 from pipeline.training.models import model_for, model_of_run
 from pipeline.training.preemption import stopping_on_sigterm
-from pipeline.training.runs import CALIBRATION, EVALUATION, REPORT, Run, best_checkpoint, find_run
+from pipeline.training.runs import CALIBRATION, EVALUATION, REPORT, Run, best_checkpoint, find_run, step_of
 
 CHALLENGER = "challenger"
 
@@ -216,7 +216,7 @@ def _evaluate_run(config: TrainConfig, run: Run, model: Model) -> list[dict[str,
     print_episodic(measured)
     results = [{"model": m.label, **r.summary()} for m, rs in measured for r in rs]
     trained, first = results[: len(protocols)], results[len(protocols) :]
-    _write_report(run, {EVALUATION: json.dumps(trained, indent=1).encode()})
+    _write_evaluation(run, trained)
     dataset = Dataset(config.dataset_uri, verify=False)
     print(f"calibrating 'unknown' on split {config.validation.split!r}", flush=True)
     calibration = _write_calibration(run, model, dataset, once)
@@ -245,7 +245,7 @@ def _publish_evaluation(
     from pipeline.registry.publish import evaluation_of, publish
 
     known = {(e["split"], e["way"], e["shot"]): e for e in [*evaluation_of(run), *_in_short(mine)]}
-    _write_report(run, {EVALUATION: json.dumps(list(known.values()), indent=1).encode()})
+    _write_evaluation(run, list(known.values()))
     protocol = EpisodicProtocol(
         str(model.dataset), config.split, config.way[0], config.shot[0], config.query, config.episodes, config.seed
     )
@@ -258,10 +258,17 @@ def _publish_evaluation(
     print(f"published in MLflow run {published.run_id}; for its model's tags: {later}")
 
 
+def _write_evaluation(run: Run, results: list[dict[str, Any]]) -> None:
+    """With the step of the checkpoint: the run may go on, and they are not those of its later ones."""
+    step = step_of(best_checkpoint(run.uri))
+    _write_report(run, {EVALUATION: json.dumps([{**result, "step": step} for result in results], indent=1).encode()})
+
+
 def _write_calibration(run: Run, model: Model, dataset: Dataset, once: EmbeddedSplits) -> Calibration | None:
     calibration = calibrate_run(*model.build(), dataset, run.config, once)
     if calibration is not None:
-        _write_report(run, {CALIBRATION: json.dumps(calibration.to_dict(), indent=1).encode()})
+        content = {**calibration.to_dict(), "step": step_of(best_checkpoint(run.uri))}
+        _write_report(run, {CALIBRATION: json.dumps(content, indent=1).encode()})
         for note in doubts(calibration, dataset, run.config):
             print(f"note: {note}", flush=True)
     return calibration

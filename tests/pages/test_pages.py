@@ -334,6 +334,7 @@ def test_a_run_is_published_by_its_own_figures_though_another_has_its_name(glyph
     )  # fmt: skip
     monkeypatch.setattr(workflow, "_write_report", lambda run, files: written.update(files))
     monkeypatch.setattr(workflow, "_write_card", lambda *given: cards.append(given[-2]))
+    monkeypatch.setattr(workflow, "best_checkpoint", lambda uri: f"{uri}/step_00000012")
     monkeypatch.setattr("pipeline.registry.publish.publish", lambda *given, **how: SimpleNamespace(run_id="x"))
     asked = ["run=mine", "compare=theirs", "untrained=true", "way=5", "shot=1", "query=4", "episodes=2", "publish=true"]
     found = workflow.evaluate_job(compose("evaluate", asked))
