@@ -24,7 +24,7 @@ from pipeline.renamed import RENAMED, current, current_key, current_override
 
 CONF = Path(__file__).parent / "conf"
 Config = dict[str, Any]
-GIVEN = "given"  # of a training that is resumed: the keys that were named
+GIVEN = "given"  # of a training or a campaign that is resumed: the keys that were named
 KEPT_APART = ("name", "storage", "cluster", "tracking", "register_as")  # may be given beside config=FILE
 M = TypeVar("M", bound=BaseModel)
 # Keys whose value is one path or name, taken as it was typed: "2024_11_28" is no number, "/tmp/a,b" no choice of two.
@@ -79,7 +79,7 @@ def compose(job: str, overrides: list[str] | None = None) -> Config:
         raise PipelineError(f"{' '.join(overrides)}: cannot be read ({' '.join(str(error).split())})") from error
     assert isinstance(config, dict)
     named = {str(key): value for key, value in config.items()}
-    if job == "train" and named.get("resume"):  # what was asked for counts even where it is the default
+    if job in ("train", "tune") and named.get("resume"):  # what was asked for counts even where it is the default
         named[GIVEN] = [override.lstrip("+~").partition("=")[0] for override in overrides]
     return named
 
@@ -157,11 +157,18 @@ def _quoted(text: str) -> str:
     return '"' + re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + found[2].replace('"', '\\"'), text) + '"'
 
 
+def unquoted(text: str) -> str:
+    """What :func:`literal` or a user put in quotes; other text as it is. For what is read before Hydra sees it."""
+    if len(text) < 2 or text[0] != text[-1] or text[0] not in "'\"":
+        return text
+    return re.sub(rf"(\\+)({text[0]}|$)", lambda found: found[1][: len(found[1]) // 2] + found[2], text[1:-1])
+
+
 def _stored(job: str, overrides: list[str]) -> Config:
     """The whole configuration in the YAML file of ``config=FILE`` as it is, but where the run runs and is kept."""
     from pipeline import store  # here, since it loads pyarrow, and --help does without
 
-    named = [override.removeprefix("config=") for override in overrides if override.startswith("config=")]
+    named = [unquoted(override.removeprefix("config=")) for override in overrides if override.startswith("config=")]
     paths = [os.path.expanduser(path) for path in named]
     rest = [override for override in overrides if not override.startswith("config=")]
     try:
@@ -187,6 +194,16 @@ def _stored(job: str, overrides: list[str]) -> Config:
         else:
             config[part] = given[part]
     return config
+
+
+def given_keys(job: str, raw: Config) -> list[str]:
+    """Keys of a job that were named, or whose values are not the defaults."""
+    default, named = flat(compose(job)), raw.get(GIVEN, [])
+
+    def given(key: str, value: Any) -> bool:
+        return key not in default or default[key] != value or key in named or key.partition(".")[0] in named
+
+    return [key for key, value in flat({k: v for k, v in raw.items() if k != GIVEN}).items() if given(key, value)]
 
 
 def usual_choice(group: str, choice: str) -> Config:

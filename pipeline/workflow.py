@@ -5,6 +5,7 @@ first step.
 """
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ from pipeline.training.config import TrainConfig
 from pipeline.training.launch import begin, launch, prepare
 from pipeline.training.models import model_for, model_of_run
 from pipeline.training.preemption import stopping_on_sigterm
-from pipeline.training.runs import CALIBRATION, EVALUATION, REPORT, Run, best_checkpoint, find_run
+from pipeline.training.runs import CALIBRATION, EVALUATION, REPORT, Run, best_checkpoint, find_run, step_of
 
 CHALLENGER = "challenger"
 
@@ -108,7 +109,9 @@ def evaluate_job(raw: Config) -> dict[str, Any]:
     if config.untrained:
         models.append(_untrained(model, run))
     if config.compare:
-        models.append(_subject(config.compare, config, config.dataset or model.dataset)[0])
+        other, of = _subject(config.compare, config, config.dataset or model.dataset)
+        taken = other.label in [known.label for known in models]  # by a run of another folder
+        models.append(replace(other, label=of.uri) if taken and of is not None else other)
     surveys = config.untrained and model.build()[0].summarises
     if surveys and run is None:
         raise PipelineError(f"untrained: {model.label} keeps figures of its training images; give its run=NAME instead")
@@ -128,17 +131,17 @@ def evaluate_job(raw: Config) -> dict[str, Any]:
     if config.output:
         store.write_bytes(config.output, to_json(summary, indent=1).encode())
         print(f"written to {config.output}")
+    own = summary["results"][: len(measured[0][1])]  # the model's; another may have its name
     if config.record:
         assert run is not None
-        results = [
-            {**result, "model": "trained" if result["model"] == run.name else result["model"]}
-            for result in _in_short(summary["results"])
-        ]
+        others = _in_short(summary["results"][len(own) :])
+        results = [*({**result, "model": "trained"} for result in _in_short(own)), *others]
         checkpoint = load_checkpoint(best_checkpoint(run.uri))
         record(config.record, run, checkpoint, results, config, summary.get("comparison"))
         print(f"recorded in {config.record}")
     if config.publish and run is not None and once is not None:
-        _publish_evaluation(config, model, run, summary, once)
+        untrained = summary["results"][len(own) : 2 * len(own)] if config.untrained else []
+        _publish_evaluation(config, model, run, own, untrained, once)
     return summary
 
 
@@ -212,8 +215,8 @@ def _evaluate_run(config: TrainConfig, run: Run, model: Model) -> list[dict[str,
         measured.append((before, evaluate(before, protocols, gpus)))
     print_episodic(measured)
     results = [{"model": m.label, **r.summary()} for m, rs in measured for r in rs]
-    trained, first = ([e for e in results if (e["model"] == model.label) == own] for own in (True, False))
-    _write_report(run, {EVALUATION: json.dumps(trained, indent=1).encode()})
+    trained, first = results[: len(protocols)], results[len(protocols) :]
+    _write_evaluation(run, trained)
     dataset = Dataset(config.dataset_uri, verify=False)
     print(f"calibrating 'unknown' on split {config.validation.split!r}", flush=True)
     calibration = _write_calibration(run, model, dataset, once)
@@ -225,32 +228,47 @@ def _evaluate_run(config: TrainConfig, run: Run, model: Model) -> list[dict[str,
 
 
 def _publish_evaluation(
-    config: EvaluateConfig, model: Model, run: Run, summary: dict[str, Any], once: EmbeddedSplits
+    config: EvaluateConfig,
+    model: Model,
+    run: Run,
+    mine: list[dict[str, Any]],
+    untrained: list[dict[str, Any]],
+    once: EmbeddedSplits,
 ) -> None:
-    """Figures, calibration and model card into the run's report, beside or instead of what is there, and published."""
+    """Figures, calibration and model card into the run's report, beside or instead of what is there, and published.
+
+    Args:
+        mine: results of the model.
+        untrained: of the same network with its first weights, where they were asked for.
+    """
     from pipeline.pages.card import MOST_IMAGES
     from pipeline.registry.publish import evaluation_of, publish
 
-    mine = [entry for entry in summary["results"] if entry["model"] == model.label]
     known = {(e["split"], e["way"], e["shot"]): e for e in [*evaluation_of(run), *_in_short(mine)]}
-    _write_report(run, {EVALUATION: json.dumps(list(known.values()), indent=1).encode()})
+    _write_evaluation(run, list(known.values()))
     protocol = EpisodicProtocol(
         str(model.dataset), config.split, config.way[0], config.shot[0], config.query, config.episodes, config.seed
     )
     dataset, accuracies = Dataset(str(model.dataset), verify=False), np.asarray(mine[0]["accuracies"])
     calibration = _write_calibration(run, model, dataset, once)
-    first = _in_short([entry for entry in summary["results"] if entry["model"] == "untrained"])
     embeddings = once.of(dataset.uri, config.split, MOST_IMAGES)
-    _write_card(run, model, dataset, protocol, accuracies, calibration, first, embeddings)
+    _write_card(run, model, dataset, protocol, accuracies, calibration, _in_short(untrained), embeddings)
     published = publish(run.uri, config.tracking, ended=False)
     later = registering(run.uri, config.tracking)
     print(f"published in MLflow run {published.run_id}; for its model's tags: {later}")
 
 
+def _write_evaluation(run: Run, results: list[dict[str, Any]]) -> None:
+    """With the step of the checkpoint: the run may go on, and they are not those of its later ones."""
+    step = step_of(best_checkpoint(run.uri))
+    _write_report(run, {EVALUATION: json.dumps([{**result, "step": step} for result in results], indent=1).encode()})
+
+
 def _write_calibration(run: Run, model: Model, dataset: Dataset, once: EmbeddedSplits) -> Calibration | None:
     calibration = calibrate_run(*model.build(), dataset, run.config, once)
     if calibration is not None:
-        _write_report(run, {CALIBRATION: json.dumps(calibration.to_dict(), indent=1).encode()})
+        content = {**calibration.to_dict(), "step": step_of(best_checkpoint(run.uri))}
+        _write_report(run, {CALIBRATION: json.dumps(content, indent=1).encode()})
         for note in doubts(calibration, dataset, run.config):
             print(f"note: {note}", flush=True)
     return calibration

@@ -19,11 +19,12 @@ from omegaconf import OmegaConf
 
 import pipeline
 from pipeline import api
-from pipeline.config import compose, literal
+from pipeline.config import compose, literal, to_yaml
 from pipeline.data.dataset import Dataset
 from pipeline.demo import DemoConfig, export_examples
 from pipeline.errors import PipelineError
 from pipeline.registry.versions import pull
+from pipeline.search.arguments import translate
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 TINY = {
@@ -91,6 +92,18 @@ def test_arguments_come_in_every_form() -> None:
             api.configuration("train", (), {key: value})
     with pytest.raises(PipelineError, match="password"):
         api.configuration("train", (), {"tracking.uri": "http://me:secret@host"})
+
+
+@pytest.mark.parametrize("folder", ["plain", "my runs", "it's", 'a"b', "a\\", "été"])
+def test_a_program_names_a_file_of_a_configuration_or_a_campaign_wherever_it_lies(tmp_path: Path, folder: str) -> None:
+    """``train(config=campaign.best["config"])``, whose path is absolute."""
+    place = tmp_path / folder / "campaign"
+    place.mkdir(parents=True)
+    stored = place / "best.yaml"
+    stored.write_text(to_yaml(compose("train", ["steps=7"])))
+    assert api.configuration("train", (), {"config": str(stored)})["steps"] == 7
+    (place / "mine.yaml").write_text("# @package _global_\ncampaign: mine\n")
+    assert api.configuration("tune", (), {"campaign": place / "mine.yaml"}, translate)["campaign"] == "mine"
 
 
 def test_a_device_that_is_not_here_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.commands import command, data_root, from_anywhere
-from pipeline.config import compose
+from pipeline.config import compose, validate
 from pipeline.errors import PipelineError
+from pipeline.evaluation.protocols import EvaluateConfig
+from pipeline.pages.report import ReportConfig
+from pipeline.registry.promotion import PromoteConfig
 from pipeline.registry.tracking_config import naming, registering
 from pipeline.training.launch import prepare
 from pipeline.training.runs import Run
@@ -93,3 +96,18 @@ def test_where_datasets_are_is_said_where_they_are_not_as_usual(
     with pytest.raises(PipelineError, match="no features at") as refused:
         prepare(compose("train", given))
     assert shlex.split(str(refused.value))[-1] == f"data.root={tmp_path}/my sets"
+
+
+def test_a_dataset_s_folder_is_the_same_for_workers_whose_working_directory_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a cluster that is joined have that of ``ray start``: there may be another dataset at a relative path."""
+    monkeypatch.chdir(tmp_path)
+    jobs = {"evaluate": EvaluateConfig, "promote": PromoteConfig, "report": ReportConfig}
+    for place, seen in (("sets/a", f"{tmp_path}/sets/a"), ("file:///sets/a", "/sets/a"), ("s3://b/a", "s3://b/a")):
+        for job, schema in jobs.items():
+            given = ["name=a"] if job == "promote" else []
+            assert validate(schema, compose(job, [*given, f"dataset={place}"])).dataset == seen
+        assert validate(ReportConfig, compose("report", [f"datasets=['{place}']"])).datasets == [seen]
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert validate(EvaluateConfig, compose("evaluate", ["dataset=sets/a"])).dataset == "sets/a", "the job's own files"

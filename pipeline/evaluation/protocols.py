@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from pipeline.config import Config, Section
-from pipeline.config_kinds import Cluster, Count
+from pipeline.config_kinds import Cluster, Count, Name
 from pipeline.errors import PipelineError
 from pipeline.evaluation.evaluate import EpisodicProtocol, Result, evaluate
 from pipeline.evaluation.generalized import FineTuning, GeneralizedProtocol, GeneralizedResult, evaluate_joint
@@ -17,11 +18,22 @@ from pipeline.evaluation.model import Model
 from pipeline.evaluation.one_shot_runs import HUMAN_ERROR, OneShotResult, evaluate_one_shot_runs
 from pipeline.evaluation.spread import EmbeddedSplits
 from pipeline.evaluation.statistics import paired
+from pipeline.ray_start import in_submitted_job
 from pipeline.tables import percent, text_table
 from pipeline.weights import origin_of
 
 _as_list = BeforeValidator(lambda value: [value] if type(value) is int else value)
 Counts = Annotated[list[Count], _as_list, Field(min_length=1)]
+
+
+def _as_workers_see(place: str) -> str:
+    """A local path made absolute: workers of a cluster that is joined have another working directory. Those of a
+    submitted job have its files."""
+    place = place.removeprefix("file://")
+    return place if "://" in place or in_submitted_job() else os.path.abspath(place)
+
+
+Place = Annotated[Name, AfterValidator(_as_workers_see)]  # of a dataset
 
 
 class EvaluateConfig(Section):
@@ -32,7 +44,7 @@ class EvaluateConfig(Section):
     compare: str | None
     untrained: bool
     storage: str
-    dataset: str | None
+    dataset: Place | None
     seen: bool
     protocol: Literal["episodic", "generalized", "one_shot_runs"]
     runs: str | None

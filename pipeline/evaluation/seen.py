@@ -29,7 +29,7 @@ def with_turns(trained: Iterable[str], manifest: Manifest) -> list[str]:
     return sorted(known.union(_digest(turned_name(name, turn)) for name in seen for turn in manifest.rotations))
 
 
-def seen_classes(dataset: Mapping[str, Any], manifest: Manifest, split: str) -> list[str]:
+def seen_classes(dataset: Mapping[str, Any], manifest: Manifest, split: str, contest: bool = False) -> list[str]:
     """The classes of ``split`` that a model was trained on.
 
     A dataset's own splits have no class in common, and whoever asks for that of the training means it: only what the
@@ -37,9 +37,10 @@ def seen_classes(dataset: Mapping[str, Any], manifest: Manifest, split: str) -> 
 
     Args:
         dataset: what it was trained on: name, fingerprint, split, and digests of the classes.
+        contest: it meets another model, which may be trained on another split: then its own counts too.
     """
     trained, own = set(dataset.get(TRAINED, [])), set[str]()
-    if dataset.get("fingerprint") == manifest.fingerprint:
+    if dataset.get("fingerprint") == manifest.fingerprint and not contest:
         if SPLIT not in dataset:
             return []
         own = set(_names(manifest, dataset[SPLIT]))
@@ -52,12 +53,13 @@ def refuse_seen(
     manifest: Manifest,
     split: str,
     instead: str = "measure them too with seen=true",
+    contest: bool = False,
 ) -> None:
     """Refuse to measure a model on classes that it was trained on.
 
     Args:
-        dataset: see :func:`seen_classes`. Models of earlier code have no digests; where they are measured on another
-            version of their data, that is said.
+        dataset, contest: see :func:`seen_classes`. Models of earlier code have no digests; where they are measured on
+            another version of their data, that is said.
     """
     if TRAINED not in dataset:
         if dataset.get("name") == manifest.name and dataset.get("fingerprint") != manifest.fingerprint:
@@ -67,7 +69,7 @@ def refuse_seen(
                 flush=True,
             )
         return
-    if seen := seen_classes(dataset, manifest, split):
+    if seen := seen_classes(dataset, manifest, split, contest):
         raise PipelineError(
             f"{label} was trained on {len(seen):,} classes of split {split!r} of dataset {manifest.name!r}: "
             f"{some(list(map(repr, seen)))}; "

@@ -19,6 +19,7 @@ from pipeline.pages.inline import inline
 from pipeline.pages.published import Row, by_setting, matching, printed, protocol
 from pipeline.pages.reading import Files, Site, name_of
 from pipeline.pages.tables import Cell, Table, number, share, table
+from pipeline.registry.record import CHANGED
 from pipeline.renamed import RENAMED
 from pipeline.training.runs import EVALUATION, REPORT
 from pipeline.weights import origin
@@ -51,8 +52,9 @@ def results_of(files: Files, run: Run) -> list[Result]:
 
 
 def parameters(run: Run) -> dict[str, Any]:
-    """A run's configuration by dotted keys, as far as short texts tell."""
-    return {RENAMED.get(key, key): _value(text) for key, text in run.data.params.items()}
+    """A run's configuration of now by dotted keys, as far as short texts tell."""
+    changed = {key.removeprefix(CHANGED): text for key, text in run.data.tags.items() if key.startswith(CHANGED)}
+    return {RENAMED.get(key, key): _value(text) for key, text in {**run.data.params, **changed}.items()}
 
 
 def paper_rows(papers: Sequence[Row], params: Mapping[str, Any], dataset: str) -> tuple[str | None, dict[str, Row]]:
@@ -131,7 +133,7 @@ def _board(dataset: str, split: str, mine: Sequence[Scored], pages: Mapping[str,
             "method": lambda e: Cell(e.label, note="" if e.label == e.method else e.method),
             **{setting: partial(accuracy, setting) for setting in settings},
             "backbone": lambda e: _backbone(parameters(e.run), e.run.data.tags.get("backbone.weights", "")),
-            "steps": lambda e: number(whole_number(e.run.data.params.get("steps")), ","),
+            "steps": lambda e: number(whole_number(str(parameters(e.run).get("steps"))), ","),
             "model": registered,
             "run": lambda e: Cell(name_of(e.run), code=True),
         },

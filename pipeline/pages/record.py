@@ -15,7 +15,7 @@ from pipeline.environment import code_version, machine
 from pipeline.evaluation.protocols import EvaluateConfig
 from pipeline.registry.masking import mask_argument
 from pipeline.training.checkpoint import Checkpoint, load_checkpoint
-from pipeline.training.runs import Run, read_run
+from pipeline.training.runs import RUN_FILE, STATE, Run, read_run
 from pipeline.weights import origin_of
 
 # Keys of the machine, not of the measurement.
@@ -76,10 +76,8 @@ def _trained_by(run: Run) -> str:
 
 
 def _about(checkpoint: Checkpoint) -> dict[str, Any]:
-    begun = {}  # the training of the run whose weights this one began with, which its own goes on from
-    if (initial := checkpoint.config.get("initial")) is not None:
-        command = _trained_by(read_run(initial.rpartition("/")[0]))
-        begun["initial"] = {"command": command, **_about(load_checkpoint(initial))}
+    initial = checkpoint.config.get("initial")
+    begun = {} if initial is None else _begun(initial.rstrip("/"))
     return {
         "method": checkpoint.spec["method"]["name"],
         "dataset": {key: checkpoint.dataset[key] for key in ("name", "fingerprint")},
@@ -93,13 +91,22 @@ def _about(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
+def _begun(place: str) -> dict[str, Any]:
+    """The training of the run whose checkpoint another began with, which its own goes on from; the checkpoint's name
+    alone where that is no run's, as a retraining's champion, or is there no more."""
+    folder, _, name = place.rpartition("/")
+    if not all(map(store.exists, (store.join(folder, RUN_FILE), store.join(place, STATE)))):
+        return {"began_with": f"{folder.rpartition('/')[2]}/{name}"}
+    return {"initial": {"command": _trained_by(read_run(folder)), **_about(load_checkpoint(place))}}
+
+
 def _anywhere(config: Config) -> Config:
     """The configuration without the folders of one machine: files of a backbone keep their names, a teacher its run."""
     kept = {key: value for key, value in config.items() if key not in _HERE}
     files = {key: kept["backbone"][key] for key in ("weights", "path") if kept["backbone"].get(key)}
     kept["backbone"] = kept["backbone"] | {key: value.rpartition("/")[2] for key, value in files.items()}
     if kept["method"].get("teacher"):  # RUN/step_NUMBER
-        kept["method"] = kept["method"] | {"teacher": kept["method"]["teacher"].split("/")[-2]}
+        kept["method"] = kept["method"] | {"teacher": kept["method"]["teacher"].rstrip("/").split("/")[-2]}
     return kept
 
 

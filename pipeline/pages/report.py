@@ -15,7 +15,7 @@ from pipeline.errors import PipelineError
 from pipeline.evaluation import clustering, cross_table
 from pipeline.evaluation.evaluate import EpisodicProtocol, check, check_images, evaluate
 from pipeline.evaluation.model import kind, matched
-from pipeline.evaluation.protocols import Counts
+from pipeline.evaluation.protocols import Counts, Place
 from pipeline.evaluation.seen import refuse_seen
 from pipeline.evaluation.spread import EmbeddedSplits
 from pipeline.pages import strangers
@@ -50,8 +50,8 @@ class ReportConfig(Section):
     published: str | None
     runs: list[Name]
     storage: str
-    dataset: str | None
-    datasets: list[Name]
+    dataset: Place | None
+    datasets: list[Place]
     split: str
     strangers: str | None
     way: Count
@@ -93,9 +93,9 @@ class Subjects:
     def __init__(self, config: ReportConfig) -> None:
         if not config.runs:
             raise PipelineError(f"{config.what} needs runs=[NAME,...], the trained runs to compare")
-        if len(set(config.runs)) < len(config.runs):
-            raise PipelineError(f"runs={config.runs}: every run once")
         runs = [find_run(name, config.storage) for name in config.runs]
+        if len({run.name for run in runs}) < len(runs):  # figures are told apart by it
+            raise PipelineError(f"runs={config.runs}: every run once, each with a name of its own")
         loaded = [(run, load_checkpoint(best_checkpoint(run.uri))) for run in runs]
         self.models = [model_of(c, run.name) for run, c in loaded]
         self.trained: list[tuple[Run, Checkpoint, str]] = [

@@ -12,6 +12,7 @@ from pipeline.data.dataset import read_manifest
 from pipeline.errors import PipelineError
 from pipeline.evaluation.evaluate import EpisodicProtocol, evaluate
 from pipeline.evaluation.model import Model
+from pipeline.evaluation.protocols import Place
 from pipeline.evaluation.seen import refuse_seen
 from pipeline.evaluation.statistics import estimate, paired
 from pipeline.registry.aliases import CHAMPION, Decision, alias_version, roll_back, settle
@@ -44,7 +45,7 @@ class PromoteConfig(Contest):
     name: Name
     challenger: Name
     rollback: bool
-    dataset: str | None
+    dataset: Place | None
     seen: bool
     cluster: Cluster
     tracking: TrackingConfig
@@ -97,7 +98,7 @@ def measure(config: PromoteConfig, challenger: int, champion: int | None) -> Dec
     if not config.seen:  # whoever trained on the other's test classes wins by that, and the decision stays
         manifest = read_manifest(uri)
         for label, known in versions.items():
-            refuse_seen(label, known.origin.get("dataset") or {}, manifest, config.split)
+            refuse_seen(label, known.origin.get("dataset") or {}, manifest, config.split, contest=True)
     start_ray(config.cluster)
     check_resources(config.cluster)
     models = [Model(known.spec, dict(known.method.state_dict()), label) for label, known in versions.items()]

@@ -20,7 +20,7 @@ from pipeline.registry.tracker import BEAT
 from pipeline.registry.tracking import Store, connect, reaching
 from pipeline.registry.tracking_config import registering
 from pipeline.training.checkpoint import STATE
-from pipeline.training.runs import EVALUATION, REPORT, Run, best_checkpoint, checkpoints, read_run
+from pipeline.training.runs import EVALUATION, REPORT, Run, best_checkpoint, checkpoints, read_run, step_of
 
 BEST, PLOTS = "checkpoints/best", "plots"
 _CHECKPOINT_TAG = "pipeline.checkpoint"
@@ -71,7 +71,10 @@ def publish(run_uri: str, tracking: Mapping[str, Any], ended: bool = True) -> Pu
 
 
 def evaluation_of(run: Run) -> list[dict[str, Any]]:
-    """Results in the run's ``report/evaluation.json``: split, way, shot, query, episodes, seed, accuracy, interval."""
+    """Results in the run's ``report/evaluation.json``: split, way, shot, query, episodes, seed, accuracy, interval.
+
+    Those of another checkpoint than the one that the run stands for now, since it went on, are left out.
+    """
     where = folders.join(run.uri, REPORT, EVALUATION)
     if not folders.exists(where):
         return []
@@ -81,7 +84,8 @@ def evaluation_of(run: Run) -> list[dict[str, Any]]:
             int(result["way"]), int(result["shot"]), float(result["accuracy"]), float(result["interval"])
     except (ValueError, KeyError, TypeError) as error:
         raise PipelineError(f"{where} holds no results ({type(error).__name__}: {error}); evaluate again") from error
-    return results
+    step = step_of(best_checkpoint(run.uri))
+    return [result for result in results if result.get("step", step) == step]  # earlier code wrote none
 
 
 def result_name(result: Mapping[str, Any]) -> str:

@@ -20,12 +20,16 @@ from pipeline.weights import origin_of
 
 Point = tuple[str, int]  # name and step of a metric
 ALIVE = "pipeline.alive"  # tag with the time, in seconds since 1970, of the driver's last sign of life
+CHANGED = "pipeline.changed."  # and the key: tag with a parameter's value of now, since MLflow keeps its first one
 CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
 _METRICS_AT_ONCE, _PARAMS_AT_ONCE, _LONGEST_PARAM = 1000, 100, 6000
 
 
 def open_run(store: Store, name: str, config: Mapping[str, Any], dataset: Mapping[str, Any]) -> str:
-    """Id of the MLflow run of ``name``, made where it is missing, with tags, parameters, configuration, environment."""
+    """Id of the MLflow run of ``name``, made where it is missing, with tags, parameters, configuration, environment.
+
+    What changed in the configuration since is told by tags, and by its file.
+    """
     run = find_run(store, name)
     if run is None:
         run = store.client.create_run(store.experiment_id, run_name=name, tags={RUN_TAG: name})
@@ -36,19 +40,25 @@ def open_run(store: Store, name: str, config: Mapping[str, Any], dataset: Mappin
     pretrained = origin_of(config, dataset.get("uri")) if "backbone" in config else None  # a campaign has none
     if pretrained is not None:
         tags["backbone.weights"] = pretrained
+    params = {key: _param(v) for key, v in {**flat(masked), "dataset.uri": mask(str(dataset.get("uri")))}.items()}
+    new_params = [Param(key, value) for key, value in params.items() if key not in known_params]
+    changed = {  # of a run that is to be longer, say
+        f"{CHANGED}{key}": value
+        for key, value in params.items()
+        if known_tags.get(f"{CHANGED}{key}", known_params.get(key, value)) != value
+    }
     new_tags = [RunTag(key, value) for key, value in tags.items() if key not in known_tags]
-    params = {**flat(masked), "dataset.uri": mask(str(dataset.get("uri")))}
-    new_params = [Param(key, _param(value)) for key, value in params.items() if key not in known_params]
-    for start in range(0, max(len(new_params), 1), _PARAMS_AT_ONCE):
+    new_tags += [RunTag(key, value) for key, value in changed.items()]
+    present = {item.path for item in store.client.list_artifacts(run_id)}
+    if CONFIG not in present or changed:
+        store.client.log_text(run_id, to_yaml(masked), CONFIG)
+    if ENVIRONMENT not in present:
+        store.client.log_text(run_id, json.dumps(describe_environment(), indent=1), ENVIRONMENT)
+    for start in range(0, max(len(new_params), 1), _PARAMS_AT_ONCE):  # after the files, which changes are told by
         part = new_params[start : start + _PARAMS_AT_ONCE]
         if part or new_tags:
             store.client.log_batch(run_id, params=part, tags=new_tags)
         new_tags = []
-    present = {item.path for item in store.client.list_artifacts(run_id)}
-    if CONFIG not in present:
-        store.client.log_text(run_id, to_yaml(masked), CONFIG)
-    if ENVIRONMENT not in present:
-        store.client.log_text(run_id, json.dumps(describe_environment(), indent=1), ENVIRONMENT)
     return run_id
 
 

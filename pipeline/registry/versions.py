@@ -18,6 +18,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 from pipeline import store as folders
+from pipeline.commands import command
 from pipeline.config import validate
 from pipeline.errors import PipelineError
 from pipeline.inference import Calibration, FewShotClassifier
@@ -29,10 +30,10 @@ from pipeline.registry.package import ARTIFACT, save_model
 from pipeline.registry.publish import evaluation_of, result_name
 from pipeline.registry.record import open_run, origin_tags
 from pipeline.registry.tracking import RUN_TAG, Store, connect, make_client, reaching, registered_model, unknown_model
-from pipeline.registry.tracking_config import TrackingConfig, check_model_name, registering, store_uri
+from pipeline.registry.tracking_config import TrackingConfig, check_model_name, naming, registering, store_uri
 from pipeline.training.checkpoint import Checkpoint, load_checkpoint
 from pipeline.training.models import whole_checkpoint
-from pipeline.training.runs import CALIBRATION, REPORT, best_checkpoint, read_run
+from pipeline.training.runs import CALIBRATION, EVALUATION, REPORT, best_checkpoint, read_run, step_of
 from pipeline.weights import origin as weights_origin
 
 CONTENT_TAG = "pipeline.content"  # SHA-256 of the model's description, which names that of its weights
@@ -61,7 +62,15 @@ def register_run(run_uri: str, tracking: Mapping[str, Any], name: str | None = N
     run = read_run(run_uri)
     name = name or run.config.get("register_as") or f"{run.spec['method']['name']}-{run.dataset['name']}"
     checkpoint = whole_checkpoint(load_checkpoint(best_checkpoint(run.uri)))
-    return register(run.name, checkpoint, tracking, name, evaluation_of(run), calibration_of(run.uri), run.uri)
+    evaluation = evaluation_of(run)
+    if not evaluation and folders.exists(folders.join(run.uri, REPORT, EVALUATION)):
+        again = command("evaluate", f"run={run.uri}", "publish=true", *naming(tracking))
+        print(
+            f"note: what the report of run {run.name} has measured is not of step {checkpoint.step}, which is "
+            f"registered without accuracies and without a threshold for unknown; measure it with: {again}",
+            flush=True,
+        )
+    return register(run.name, checkpoint, tracking, name, evaluation, calibration_of(run.uri), run.uri)
 
 
 def register(
@@ -147,12 +156,15 @@ def _bring_code(classifier: Path, location: str, client: MlflowClient) -> None:
 
 
 def calibration_of(run_uri: str) -> Calibration | None:
-    """The calibration in the run's ``report/calibration.json``."""
+    """The calibration in the run's ``report/calibration.json``, unless it is of another checkpoint than the run stands
+    for now."""
     where = folders.join(run_uri, REPORT, CALIBRATION)
     if not folders.exists(where):
         return None
     try:
-        return Calibration.from_dict(json.loads(folders.read_bytes(where)))
+        content = json.loads(folders.read_bytes(where))
+        found, step = Calibration.from_dict(content), step_of(best_checkpoint(run_uri))
+        return found if content.get("step", step) == step else None  # earlier code wrote none
     except (ValueError, KeyError, TypeError) as error:
         raise PipelineError(f"{where} is no calibration ({type(error).__name__}: {error}); calibrate again") from error
 

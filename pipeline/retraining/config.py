@@ -79,7 +79,13 @@ class Settings:
 
         ``trained_on``: the dataset of the training: those images, or features of them.
         """
-        how = self.retrain.promotion
+        how, training = self.retrain.promotion, self.train.train.split
+        both = set(how.split.split("+")) & set(training.split("+"))
+        if both and self.train.steps:
+            raise PipelineError(
+                f"retrain.promotion.split={how.split}: the challenger is trained on split {min(both)!r} "
+                f"(train.split={training}) and would win by it; name a split that is not trained on"
+            )
         table = class_table(images, how.split)
         check_spec(table, EpisodeSpec(how.way, how.shot, how.query), "retrain.promotion")
         train = self.train.model_copy(update={"backbone": settle(self.train.backbone)})

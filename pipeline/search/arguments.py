@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config import Config, gather, literal
+from pipeline.config import Config, gather, literal, unquoted
 from pipeline.data.dataset import class_table
 from pipeline.data.manifest import Manifest
 from pipeline.errors import PipelineError
@@ -46,8 +46,9 @@ def translate(arguments: list[str]) -> list[str]:
     """
     kept: list[str] = []
     for argument in arguments:
-        if argument.startswith("campaign=") and argument.endswith((".yaml", ".yml")):
-            kept += _file(argument.removeprefix("campaign="))
+        name = unquoted(argument.removeprefix("campaign="))
+        if argument.startswith("campaign=") and name.endswith((".yaml", ".yml")):
+            kept += _file(name)
         elif (key := argument.lstrip("+~").partition("=")[0]) in GONE:
             _warn(key)
         else:

@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field
 
 from pipeline import store
 from pipeline.commands import command, from_anywhere
-from pipeline.config import Config, Section, as_argument, chosen_files, compose, flat, validate
+from pipeline.config import Config, Section, as_argument, chosen_files, compose, flat, given_keys, validate
 from pipeline.config_kinds import Count, Name, Positive, Several
 from pipeline.data.dataset import read_manifest
 from pipeline.errors import PipelineError
@@ -32,7 +32,7 @@ from pipeline.search.arguments import (
 )
 from pipeline.search.space import Space, Values, as_overrides, meets
 from pipeline.training.config import TrainConfig
-from pipeline.training.launch import absolute, prepare, with_checkpoints
+from pipeline.training.launch import absolute, prepare, with_absolute_files, with_checkpoints
 from pipeline.training.runs import RUN_FILE, Run, read_run
 
 CAMPAIGN_FILE = "campaign.json"
@@ -198,6 +198,7 @@ class Campaign:
         raw = self.compose(values, None, seed)
         plain = compose("train", [*{key_of(a): a for a in [*self.config.base, *self.config.overrides]}.values()])
         raw["storage"], raw["data"]["root"] = self.config.storage, absolute("data.root", str(raw["data"]["root"]))
+        raw["backbone"] = with_absolute_files(raw["backbone"])
         raw["evaluation"] = plain["evaluation"]
         raw["register_as"] = self.config.register_as or plain["register_as"]
         validate(TrainConfig, raw)
@@ -282,6 +283,7 @@ def begin(raw: Config) -> Campaign:
         where = store.join(campaign.uri, CAMPAIGN_FILE)
         if not store.exists(where):
             check_tracking(tracking, campaign.whole(campaign.default, campaign.train.seed)["register_as"])
+            campaign.raw = {**campaign.raw, "overrides": [*config.overrides, *_places(campaign)]}
             record = {"config": campaign.raw, "dataset": campaign.dataset}
             if store.create_bytes(where, json.dumps(record, indent=1).encode()):  # of two that begin at once, one
                 return campaign
@@ -292,26 +294,49 @@ def begin(raw: Config) -> Campaign:
         name = f"{first}-{number}"
 
 
+def _places(campaign: Campaign) -> list[str]:
+    """Of what all trials have, the local files and folders made absolute: arguments by which the campaign goes on from
+    any folder. In a submitted job a relative path is one of the job's files, which are there again for the next."""
+    if in_submitted_job():
+        return []
+    base, config = campaign.base, campaign.config
+    data = {"root": absolute("data.root", str(base["data"]["root"]))}
+    placed = flat({**base, "data": data, "backbone": with_absolute_files(base["backbone"])})
+    named = {key_of(argument): argument.partition("=")[2] for argument in [*config.base, *config.overrides]}
+    return [
+        as_argument(key, placed[key])
+        for key in ("data.root", "initial", "method.teacher", "backbone.weights", "backbone.path", "backbone.model")
+        if (key in named or key == "data.root") and placed.get(key) is not None and placed[key] != named.get(key)
+    ]
+
+
 def _resumed(raw: Config) -> Campaign:
-    default = flat(compose("tune"))
-    for key, value in flat(raw).items():
-        free = key.split(".")[0] in ("resume", "storage", "tracking", "concurrent")
-        if not free and (key not in default or default[key] != value):
+    named = given_keys("tune", raw)
+    for key in named:
+        if key.split(".")[0] not in ("resume", "storage", "tracking", "concurrent"):
             raise PipelineError(f"{key}: a resumed campaign keeps its stored configuration; leave it out")
     name, storage = str(raw["resume"]).rstrip("/"), absolute("storage", str(raw["storage"]))
     found = [place for place in store.places(name, storage) if store.exists(store.join(place, CAMPAIGN_FILE))]
     if not found:
         raise PipelineError(f"resume={name}: no campaign of this name in {storage}, and no folder of one")
-    storage, where = absolute("storage", found[0]).rpartition("/")[0], store.join(found[0], CAMPAIGN_FILE)
+    place, where = absolute("storage", found[0]), store.join(found[0], CAMPAIGN_FILE)
+    storage, _, folder = (place if store.is_remote(place) else store.open_store(place)[1]).rpartition("/")
     try:
         record = json.loads(store.read_bytes(where))
         stored, fingerprint = without_gone(record["config"], warn=False), record["dataset"]["fingerprint"]
     except (ValueError, KeyError, TypeError) as error:
         raise PipelineError(f"{where} is not a campaign's description ({error})") from error
+    if folder != stored["name"]:  # its trials and MLflow know it by its name
+        raise PipelineError(
+            f"resume={place}: this is a copy of campaign {stored['name']}, or it was renamed: call its folder "
+            f"{stored['name']}, in another folder of runs where that one has a campaign of this name"
+        )
     stored["storage"] = storage
-    given = {key: raw[key] for key in ("tracking", "concurrent") if raw[key] != compose("tune")[key]}
-    if "tracking" in given and not in_submitted_job():
-        given["tracking"] = from_anywhere(given["tracking"])
+    given = {"concurrent": raw["concurrent"]} if "concurrent" in named else {}
+    keys = [key.partition(".")[2] for key in named if key.startswith("tracking.")]
+    if keys:  # each by itself: who gives another timeout keeps the server
+        tracking = {key: raw["tracking"][key] for key in keys}
+        given["tracking"] = {**stored["tracking"], **(tracking if in_submitted_job() else from_anywhere(tracking))}
     again = [as_argument(key, value) for key, value in flat(given).items() if value != flat(stored).get(key)]
     campaign = Campaign({**stored, **given}, again)
     if campaign.manifest.fingerprint != fingerprint:

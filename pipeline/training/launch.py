@@ -15,7 +15,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipeline import store
 from pipeline.commands import command, data_root, from_anywhere
-from pipeline.config import CONF, GIVEN, Config, as_argument, compose, flat, validate
+from pipeline.config import CONF, Config, as_argument, compose, flat, given_keys, validate
 from pipeline.data.dataset import class_table, read_manifest
 from pipeline.data.episodes import EpisodeSpec, bounds, check_spec
 from pipeline.data.manifest import FEATURES, MANIFEST_NAME, Manifest
@@ -316,7 +316,7 @@ def ask_to_leave(monitor: Any, begun: bool, run: Run) -> bool:
 def _resumed(raw: Config) -> tuple[TrainConfig, Config, Run]:
     """The stored configuration of a run, with what was given of where it and its dataset are now (cluster, tracking,
     data.root), and of how long it is to be."""
-    given = _given(raw)
+    given = given_keys("train", raw)
     for key in given:
         if key.split(".")[0] not in ("resume", "storage", "cluster", "tracking") and key not in ("data.root", "steps"):
             raise PipelineError(f"{key}: a resumed run keeps its stored configuration; leave it out or begin a new run")
@@ -398,16 +398,6 @@ def _completed(stored: Config) -> Config:
     return whole
 
 
-def _given(raw: Config) -> list[str]:
-    """Keys that were named, or whose values are not the defaults."""
-    default, named = flat(compose("train")), raw.get(GIVEN, [])
-
-    def given(key: str, value: Any) -> bool:
-        return key not in default or default[key] != value or key in named or key.partition(".")[0] in named
-
-    return [key for key, value in flat({k: v for k, v in raw.items() if k != GIVEN}).items() if given(key, value)]
-
-
 def absolute(key: str, value: str) -> str:
     """A local path made absolute: workers have another working directory."""
     value = value.removeprefix("file://")
@@ -427,16 +417,21 @@ def _absolute(raw: Config) -> Config:
     placed = {**raw, "data": data, "storage": absolute("storage", str(raw["storage"]))}
     if not in_submitted_job():  # there a relative path is refused, by whoever reaches for the store
         placed["tracking"] = from_anywhere(raw["tracking"])
-    backbone = dict(raw["backbone"])
-    if backbone.get("weights", HUB) not in (HUB, None):
-        backbone["weights"] = absolute("backbone.weights", str(backbone["weights"]))
-    if backbone.get("name") == "module" and backbone.get("path") is not None:
-        path = str(backbone["path"]).removeprefix("file://")
-        backbone["path"] = os.path.abspath(path)  # read here, and sent to the workers
-    if os.path.isdir(str(backbone.get("model"))):
-        backbone["model"] = absolute("backbone.model", str(backbone["model"]))
-    placed["backbone"] = backbone
+    placed["backbone"] = with_absolute_files(raw["backbone"])
     return with_checkpoints(placed, placed["storage"])
+
+
+def with_absolute_files(backbone: Config) -> Config:
+    """A backbone's configuration with its local files made absolute."""
+    placed = dict(backbone)
+    if placed.get("weights", HUB) not in (HUB, None):
+        placed["weights"] = absolute("backbone.weights", str(placed["weights"]))
+    if placed.get("name") == "module" and placed.get("path") is not None:
+        path = str(placed["path"]).removeprefix("file://")
+        placed["path"] = os.path.abspath(path)  # read here, and sent to the workers
+    if os.path.isdir(str(placed.get("model"))):
+        placed["model"] = absolute("backbone.model", str(placed["model"]))
+    return placed
 
 
 def with_checkpoints(raw: Config, storage: str) -> Config:
@@ -453,7 +448,7 @@ def with_checkpoints(raw: Config, storage: str) -> Config:
 def _checkpoint(key: str, given: str, storage: str) -> str:
     """The checkpoint folder that ``key`` stands for: itself, or a run's chosen checkpoint."""
     if store.exists(store.join(given, STATE)):
-        return absolute(key, given)
+        return absolute(key, given.rstrip("/"))
     for uri in store.places(given, storage):
         if store.exists(store.join(uri, runs.RUN_FILE)):
             return absolute(key, runs.best_checkpoint(uri))

@@ -113,9 +113,18 @@ def read_run(uri: str) -> Run:
     try:
         record = json.loads(store.read_bytes(where))
         arguments = tuple(map(str, record.get("arguments", ())))
-        return Run(record["name"], uri, current(record["config"]), record["spec"], record["dataset"], arguments)
+        config = _here(current(record["config"]), uri, record["name"])
+        return Run(record["name"], uri, config, record["spec"], record["dataset"], arguments)
     except (ValueError, KeyError, TypeError) as error:
         raise PipelineError(f"{where} is not a run's description ({error})") from error
+
+
+def _here(config: Config, uri: str, name: str) -> Config:
+    """A run's configuration with the folder of runs that it is in: it may have been moved since it began."""
+    storage, _, folder = uri.rstrip("/").rpartition("/")
+    known = folder == name and (store.is_remote(uri) or uri.startswith("/"))
+    moved = known and storage != str(config.get("storage", storage)).rstrip("/")
+    return {**config, "storage": storage} if moved else config
 
 
 def find_run(name: str, storage: str) -> Run:

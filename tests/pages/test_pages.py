@@ -6,7 +6,9 @@ import base64
 import hashlib
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +21,8 @@ from pipeline.config import compose
 from pipeline.data.dataset import Dataset, class_table
 from pipeline.data.episodes import EpisodeSpec, plan_episodes
 from pipeline.errors import PipelineError
-from pipeline.evaluation.evaluate import EpisodicProtocol
+from pipeline.evaluation.evaluate import EpisodicProtocol, Result
+from pipeline.evaluation.model import Model
 from pipeline.model import build_model, build_preprocess
 from pipeline.pages.build import make_pages
 from pipeline.pages.card import CARD, SHEET, draw_card
@@ -27,7 +30,7 @@ from pipeline.pages.facts import Card, Tiles, checked
 from pipeline.pages.images import Sheet
 from pipeline.pages.render import file_name
 from pipeline.pages.tables import Cell, Table, number
-from pipeline.training.runs import CALIBRATION
+from pipeline.training.runs import CALIBRATION, Run
 from tests.pages.stores import EVIL, PAPERS, make_run, tracking_in
 
 
@@ -304,3 +307,37 @@ class TestCard:
         assert total == 8 * 15
         right = sum(b.queries * b.accuracy for b in card.reliability.bins)
         assert right / total == pytest.approx(card.accuracy)
+
+
+def test_a_run_is_published_by_its_own_figures_though_another_has_its_name(glyphs, tmp_path, monkeypatch):
+    """One of another folder of runs that it is compared with, or its own first weights where it is called untrained."""
+    protocol = EpisodicProtocol(glyphs, "test", 5, 1, 4, episodes=2)
+    subjects = {}
+    for folder in ("mine", "theirs"):
+        run = Run("untrained", f"{tmp_path}/{folder}/untrained", compose("train"), {}, {})
+        subjects[folder] = Model({"backbone": {}}, {}, "untrained", glyphs), run
+    measured = [0.1, 0.2, 0.3]  # of mine, its first weights, theirs
+    written: dict[str, bytes] = {}
+    cards: list[list[dict]] = []
+    monkeypatch.setattr(workflow, "_subject", lambda name, *rest: subjects[name])
+    monkeypatch.setattr(workflow, "_untrained", lambda model, run: replace(model, label="untrained"))
+    monkeypatch.setattr(Model, "build", lambda self: [SimpleNamespace(summarises=False), None])
+    monkeypatch.setattr(workflow, "EmbeddedSplits", lambda *given: SimpleNamespace(of=lambda *which: None))
+    monkeypatch.setattr(workflow, "model_for", lambda model, dataset: model)
+    for name in ("start_ray", "check_resources", "_write_calibration"):
+        monkeypatch.setattr(workflow, name, lambda *given: None)
+    monkeypatch.setattr(
+        workflow, "measure",
+        lambda config, models, *rest: [
+            (model, [Result(protocol, np.asarray([of, of]))]) for model, of in zip(models, measured, strict=True)
+        ],
+    )  # fmt: skip
+    monkeypatch.setattr(workflow, "_write_report", lambda run, files: written.update(files))
+    monkeypatch.setattr(workflow, "_write_card", lambda *given: cards.append(given[-2]))
+    monkeypatch.setattr(workflow, "best_checkpoint", lambda uri: f"{uri}/step_00000012")
+    monkeypatch.setattr("pipeline.registry.publish.publish", lambda *given, **how: SimpleNamespace(run_id="x"))
+    asked = ["run=mine", "compare=theirs", "untrained=true", "way=5", "shot=1", "query=4", "episodes=2", "publish=true"]
+    found = workflow.evaluate_job(compose("evaluate", asked))
+    assert [entry["accuracy"] for entry in json.loads(written["evaluation.json"])] == [0.1]
+    assert [entry["accuracy"] for entry in cards[0]] == [0.2]
+    assert [entry["model"] for entry in found["results"]] == ["untrained", "untrained", f"{tmp_path}/theirs/untrained"]

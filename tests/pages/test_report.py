@@ -214,6 +214,13 @@ def test_refusals(runs, overrides, message):
         make(overrides[0].removeprefix("what="), runs, *overrides)
 
 
+def test_runs_of_one_name_are_not_compared_as_if_they_were_one(runs, tmp_path):
+    shutil.copytree(f"{runs}/classical", tmp_path / "classical")
+    for name in (str(tmp_path / "classical"), "./classical/../classical", f"{runs}/classical"):
+        with pytest.raises(PipelineError, match="every run once, each with a name of its own"):
+            report(compose("report", ["what=clustering", f"storage={runs}", f"runs=[classical,{name}]"]))
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [

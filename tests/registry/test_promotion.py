@@ -228,6 +228,27 @@ def test_the_rule():
     assert decide(validate(PromoteConfig, raw), 2, None, [champion], "").promoted  # there was none
 
 
+def test_a_version_that_was_trained_on_more_splits_does_not_win_by_them(tracking, glyphs, monkeypatch):
+    """One of train+val, as a paper's last training, beside one of train alone, on the same dataset."""
+    manifest, weights = read_manifest(glyphs), dict(build_model(SPEC).state_dict())
+    for number, split in enumerate(["train", "train+val"]):
+        origin = {"name": "glyphs", "fingerprint": manifest.fingerprint, "uri": glyphs, "split": split}
+        dataset = {**origin, "trained": trained_classes(manifest, split)}
+        register(f"run-{number}", Checkpoint(number, SPEC, {}, dataset, {}, [], weights), tracking, "people")
+    set_alias(tracking, "people", "champion", 1)
+
+    def started(cluster: object) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(registry_promotion, "start_ray", started)
+    says = "^challenger, version 2 was trained on 40 classes of split 'val'.*seen=true"
+    with pytest.raises(PipelineError, match=says):
+        promote_job(config(tracking, "challenger=2", "split=val"))
+    for allowed in (["split=test"], ["split=val", "seen=true"]):
+        with pytest.raises(InterruptedError):
+            promote_job(config(tracking, "challenger=2", *allowed))
+
+
 def test_neither_version_is_measured_on_classes_that_it_was_trained_on(tracking, glyphs, tmp_path, monkeypatch):
     """The dataset was split anew between the two trainings; whoever knows it says so, as a retraining does."""
     before, moved = read_manifest(glyphs), split_anew(read_manifest(glyphs))

@@ -12,6 +12,7 @@ from mlflow.exceptions import MlflowException
 from safetensors.torch import load_file
 
 from pipeline.errors import PipelineError
+from pipeline.pages.leaderboard import parameters
 from pipeline.registry.publish import publish
 from tests.registry.conftest import DATASET, add_checkpoint, entry
 
@@ -75,6 +76,23 @@ def test_a_run_that_went_on_is_completed(run: Path, tracking: dict, tmp_path: Pa
     add_checkpoint(run, 16)
     publish(str(run), tracking)
     check_whole(tracking, tmp_path / "a", run, last=16)
+
+
+def test_a_run_that_became_longer_says_so(run: Path, tracking: dict, tmp_path: Path) -> None:
+    """MLflow changes no parameter: pages would have the first number of steps beside the last accuracy for ever."""
+
+    def publish_with(steps: int) -> None:
+        record = json.loads((run / "run.json").read_text())
+        (run / "run.json").write_text(json.dumps({**record, "config": {**record["config"], "steps": steps}}))
+        publish(str(run), tracking)
+
+    for steps in (12, 24, 24, 36):
+        publish_with(steps)
+        client, found = only_run(tracking)
+        assert found.data.params["steps"] == "12" and parameters(found)["steps"] == steps
+        stored = client.download_artifacts(found.info.run_id, "config.yaml", str(tmp_path))
+        assert yaml.safe_load(Path(stored).read_text())["steps"] == steps
+    assert [key for key in found.data.tags if key.startswith("pipeline.changed.")] == ["pipeline.changed.steps"]
 
 
 @pytest.mark.parametrize("failing", ["log_batch", "log_text", "log_artifacts", "set_tag", "set_terminated"])

@@ -29,7 +29,7 @@ from pipeline.registry.publish import publish
 from pipeline.registry.tracking import all_models
 from pipeline.registry.tracking_config import TrackingConfig, store_uri
 from pipeline.registry.versions import pull, register, register_run, set_alias
-from pipeline.training.checkpoint import load_checkpoint
+from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.weights import settle
 from tests.registry.conftest import DATASET, SPEC, add_checkpoint
 
@@ -73,6 +73,28 @@ def test_a_later_evaluation_is_added_to_the_version(run: Path, tracking: dict) -
     assert not register_run(str(run), tracking).created
     tags = MlflowClient(tracking_uri=tracking["uri"]).get_model_version("people", "1").tags
     assert tags["accuracy.5way_1shot"] == "0.950000" and json.loads(tags["episodes.5way_1shot"])["episodes"] == 9000
+
+
+def test_what_was_measured_of_an_earlier_checkpoint_is_not_said_of_a_later_one(
+    run: Path, tracking: dict, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that went on and was killed before it was measured again has the report of its first end."""
+    report = run / "report"
+    results = [{**result, "step": 8} for result in json.loads((report / "evaluation.json").read_text())]
+    store.write_bytes(str(report / "evaluation.json"), json.dumps(results).encode())
+    store.write_bytes(str(report / "calibration.json"), json.dumps({**CALIBRATION.to_dict(), "step": 8}).encode())
+    version, client = register_run(str(run), tracking), MlflowClient(tracking_uri=tracking["uri"])
+    assert "accuracy.5way_1shot" in client.get_model_version("people", "1").tags
+    assert pull(version.uri, tracking).calibration == CALIBRATION and "note" not in capsys.readouterr().out
+    checkpoint = load_checkpoint(str(run / "step_000012"))
+    checkpoint.history[-1]["val/accuracy"] = 0.99  # the best from here on
+    save_checkpoint(run / "step_000012", checkpoint)
+    later = register_run(str(run), tracking)
+    tags = client.get_model_version("people", str(later.version)).tags
+    assert later.version == 2 and tags["step"] == "12" and not [key for key in tags if key.startswith("accuracy.")]
+    assert pull(later.uri, tracking).calibration is None
+    said = capsys.readouterr().out
+    assert "not of step 12" in said and f"python -m jobs.evaluate run={run} publish=true tracking.uri=" in said
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,12 @@ def test_stopped_everywhere(quick: Path) -> None:
 
 def test_a_contest_that_cannot_be_is_refused_before_the_training(quick: Path) -> None:
     make_data(quick, 0)
-    for wrong, says in (("split=tets", "has no split 'tets'"), ("way=2", "retrain.promotion.way=2: split 'test' has")):
+    trained = "retrain.promotion.split=test.train: the challenger is trained on split 'train' .train.split=train."
+    for wrong, says in (
+        ("split=tets", "has no split 'tets'"),
+        ("way=2", "retrain.promotion.way=2: split 'test' has"),
+        ("split=test+train", trained),
+    ):
         with pytest.raises(PipelineError, match=says):
             retrained(quick, f"retrain.promotion.{wrong}")
     assert not CALLS and not Journal(f"{quick}/runs/people.retraining").entries

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -200,8 +201,72 @@ def test_a_campaign_is_begun_once_and_keeps_its_configuration(arguments, tmp_pat
         begin(compose("tune", ["resume=small", place, "trials=9"]))
     by_folder = begin(compose("tune", [f"resume={tmp_path}/runs/small"]))
     assert (by_folder.name, by_folder.uri) == ("small", f"{tmp_path}/runs/small")
+    assert begin(compose("tune", [f"resume={tmp_path}/runs/small/."])).uri == f"{tmp_path}/runs/small"
     with pytest.raises(PipelineError, match="resume=other: no campaign of this name"):
         begin(compose("tune", ["resume=other", place]))
+
+
+def test_a_campaign_that_was_copied_or_renamed_is_refused_and_not_taken_for_the_one_of_its_name(arguments, tmp_path):
+    begin(compose("tune", translate(arguments())))
+    runs = tmp_path / "runs"
+    shutil.copytree(runs / "small", runs / "other")
+    for name in ("other", f"{runs}/other/"):
+        with pytest.raises(
+            PipelineError, match=f"^resume={runs}/other: this is a copy of campaign small, or .* renamed"
+        ):
+            begin(compose("tune", [f"resume={name}", f"storage={runs}"]))
+    shutil.copytree(runs / "small", tmp_path / "moved" / "small")
+    moved = begin(compose("tune", ["resume=small", f"storage={tmp_path}/moved"]))
+    assert moved.uri == f"{tmp_path}/moved/small"
+
+
+def test_a_resumed_campaign_is_told_single_keys_of_where_it_reports(arguments, tmp_path):
+    """Whoever gives another timeout keeps the server; what is the default counts where it is named."""
+    given = [argument for argument in arguments("concurrent=1") if argument != "tracking=none"]
+    begin(compose("tune", translate([*given, "tracking=server", "tracking.uri=http://mlflow:5000"])))
+    place = ["resume=small", f"storage={tmp_path}/runs"]
+    later = begin(compose("tune", [*place, "tracking.timeout=5"]))
+    kept = {"uri": "http://mlflow:5000", "artifacts": None, "experiment": "few-shot", "timeout": 5}
+    assert later.config.tracking == kept and later.resume.endswith("tracking.timeout=5")
+    assert begin(compose("tune", [*place, "tracking=embedded"])).config.tracking["uri"].startswith("sqlite:///")
+    assert begin(compose("tune", [*place, "concurrent=null"])).config.concurrent is None
+    assert begin(compose("tune", place)).config.concurrent == 1
+
+
+NET = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, shape=None):
+        super().__init__()
+        self.layer = nn.Linear(28 * 28, 8)
+    def forward(self, x):
+        return self.layer(x.flatten(1))
+"""
+
+
+def test_a_campaign_goes_on_from_any_folder_with_what_lay_in_that_of_its_beginning(
+    arguments, glyphs, tmp_path, monkeypatch
+):
+    """As its command says; and so does the winner's configuration."""
+    (home := tmp_path / "home").mkdir()
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    shutil.copytree(glyphs, home / "datasets" / "glyphs")
+    (home / "net.py").write_text(NET)
+    monkeypatch.chdir(home)
+    own = [a for a in arguments() if not a.startswith(("base.data.root=", "base.backbone."))]
+    small = begin(compose("tune", translate([*own, "base.backbone=module", "base.backbone.path=net.py"])))
+    monkeypatch.chdir(elsewhere)
+    again = begin(compose("tune", shlex.split(small.resume)[3:]))
+    places = str(home / "datasets"), str(home / "net.py")
+    for found in (again.base, again.whole(again.default, 0)):
+        assert (found["data"]["root"], found["backbone"]["path"]) == places
+    monkeypatch.chdir(home)
+    assert small.whole(small.default, 0)["backbone"]["path"] == places[1]
+    monkeypatch.setattr("pipeline.search.campaign.in_submitted_job", lambda: True)
+    named = [f"base.data.root={home}/datasets", "base.backbone=module", "base.backbone.path=net.py", "name=job"]
+    job = begin(compose("tune", translate([*own, *named])))
+    assert job.raw["overrides"] == job.config.overrides, "the job's files are there again for the next job"
 
 
 def test_campaigns_that_begin_in_one_second_have_folders_of_their_own(arguments, monkeypatch):

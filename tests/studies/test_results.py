@@ -17,7 +17,7 @@ from pipeline.evaluation.model import Model
 from pipeline.evaluation.protocols import EvaluateConfig
 from pipeline.pages.record import _anywhere, record
 from pipeline.renamed import current
-from pipeline.training.checkpoint import save_checkpoint
+from pipeline.training.checkpoint import Checkpoint, save_checkpoint
 from pipeline.training.config import TrainConfig
 from pipeline.training.learner import Learner
 from pipeline.training.runs import Run, write_run
@@ -123,3 +123,14 @@ def test_a_record_is_rendered(tmp_path, monkeypatch, glyphs):
     assert begun["command"] == "python -m jobs.train recipe=demo"
     assert str(tmp_path) not in (tmp_path / "later.json").read_text()
     assert (begun["steps"], begun["train_seconds"]) == (100, 25)
+    champion = Checkpoint(0, spec, {}, {"name": "", "uri": ""}, {}, [], {})  # as a retraining keeps its weights
+    save_checkpoint(tmp_path / "products.retraining" / "champion-3", champion)
+    for place, told in (
+        (f"{tmp_path}/first/step_00000100/", {"initial": begun}),
+        (f"{tmp_path}/first/step_00000050", {"began_with": "first/step_00000050"}),  # deleted since
+        (f"{tmp_path}/products.retraining/champion-3", {"began_with": "products.retraining/champion-3"}),
+    ):
+        later = learner.checkpoint({**raw, **given, "initial": place}, dataset)
+        record(str(tmp_path / "other.json"), run, later, rows, asked)
+        said = json.loads((tmp_path / "other.json").read_text())
+        assert {key: said[key] for key in ("initial", "began_with") if key in said} == told

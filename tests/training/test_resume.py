@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 
 from pipeline import store
-from pipeline.config import compose
+from pipeline.config import compose, validate
 from pipeline.errors import PipelineError
+from pipeline.registry.tracker import Tracker
 from pipeline.training.checkpoint import save_checkpoint
+from pipeline.training.config import TrainConfig
 from pipeline.training.launch import prepare
 from pipeline.training.learner import Learner
 from pipeline.training.loop import should_stop
-from pipeline.training.runs import RUN_FILE, Run, write_run
+from pipeline.training.runs import RUN_FILE, Run, read_run, write_run
 
 
 @pytest.fixture
@@ -80,6 +82,11 @@ def test_a_copy_goes_on_under_its_name_alone(begun: Run, tmp_path: Path) -> None
     moved = shutil.move(copy, f"{tmp_path}/others/begun")
     config, _, run = prepare(compose("train", [f"resume={moved}"]))
     assert run.uri == moved and config.storage == f"{tmp_path}/others"
+    worker = validate(TrainConfig, run.config)  # as it reads it, and names the run in what it says
+    assert worker.storage == read_run(moved).config["storage"] == f"{tmp_path}/others"
+    owed = Tracker(run.name, {"uri": "sqlite:////proc/nope/x.db", "timeout": 1}, run.config, run.dataset)
+    owed.log(1, {"train/loss": 1.0})
+    assert f"jobs.register run={moved} " in owed.close().message
 
 
 def test_a_runs_address_may_end_in_a_slash(begun: Run, moto_bucket: str) -> None:
