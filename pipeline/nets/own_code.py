@@ -176,9 +176,9 @@ def _imported(tree: ast.AST, file: Path, folder: Path) -> Iterator[Path]:
             for alias in node.names:
                 yield folder / alias.name.partition(".")[0]
         elif isinstance(node, ast.ImportFrom):
-            base = file.parents[node.level - 1] if node.level else folder
-            if not base.is_relative_to(folder):
+            if node.level > len(file.relative_to(folder).parents):
                 raise PipelineError(f"backbone.path={file}: imports from outside the folder {folder}")
+            base = file.parents[node.level - 1] if node.level else folder
             if node.level and not node.module:
                 yield from (base / alias.name for alias in node.names)
             elif node.module:

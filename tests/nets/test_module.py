@@ -127,13 +127,15 @@ def test_only_the_code_that_was_meant_is_run(tmp_path):
         ("class Mine(nn.Module):\n  def __init__(self, must): pass", "Mine needs must"),
     ],
 )  # fmt: skip
-def test_refusals_are_one_line(tmp_path, text, says):
+def test_refusals_are_one_line(tmp_path, text, says, monkeypatch):
     path = tmp_path / "net.py"
     if text is not None:
         path.write_text(f"from torch import nn\n{text}\n")
-    with pytest.raises(PipelineError, match=says) as caught:
-        build_backbone({"name": "module", "path": str(path)}, SHAPE)
-    assert "\n" not in str(caught.value)
+    monkeypatch.chdir(tmp_path)
+    for given in (str(path), "net.py"):
+        with pytest.raises(PipelineError, match=says) as caught:
+            build_backbone({"name": "module", "path": given}, SHAPE)
+        assert "\n" not in str(caught.value)
 
 
 PROGRAM = """
