@@ -138,6 +138,21 @@ def test_refusals_are_one_line(tmp_path, text, says, monkeypatch):
         assert "\n" not in str(caught.value)
 
 
+def test_a_network_that_learns_nothing_answers(tmp_path):
+    """Pixels as they are, under a method without parameters of its own: what steps=0 measures and registers."""
+    net = "class Pixels(nn.Module):\n  def forward(self, x): return x.flatten(1)"
+    (tmp_path / "pixels.py").write_text(f"from torch import nn\n{net}\n")
+    spec = {
+        "method": {"name": "matching"},
+        "backbone": settle({"name": "module", "path": str(tmp_path / "pixels.py")}),
+        "input": {"shape": list(SHAPE), "scaling": "unit"},
+    }
+    FewShotClassifier.from_weights(spec, {}).save(tmp_path / "model")
+    classifier = FewShotClassifier.load(tmp_path / "model")
+    images = np.random.default_rng(0).integers(0, 256, (3, *SHAPE), dtype=np.uint8)
+    assert classifier.classify(classifier.enrol(images, [1, 2, 3]), images[::-1].copy()).labels == [3, 2, 1]
+
+
 PROGRAM = """
 import sys
 import numpy as np
