@@ -134,6 +134,16 @@ def test_a_turn_noted_behind_the_pixels_counts_everywhere() -> None:
     np.testing.assert_array_equal(images.decode(content, (1, 4, 4)), taken)
 
 
+@pytest.mark.parametrize("exif", [b"Exif\0\0" + bytes(20), b"garbage!", b"MM\0*\0\0\0\x08\0\x05", b"II"], ids=repr)
+def test_a_photograph_whose_notes_are_damaged_is_taken_as_it_lies(exif: bytes) -> None:
+    """Every viewer shows it, and JPEG was taken, by the way in which Pillow looks at its resolution."""
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    sink = io.BytesIO()
+    Image.fromarray(pixels).save(sink, "WEBP", lossless=True, exif=exif)
+    for content in (png_file(pixels, 8, exif=exif), sink.getvalue()):
+        np.testing.assert_array_equal(decode(content, Rule((3, 4, 6)))[0], pixels.transpose(2, 0, 1))
+
+
 def test_the_limit_of_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A dataset's own files were judged when it was made: they are read whatever Pillow's limit says."""
     sink = io.BytesIO()
