@@ -122,6 +122,19 @@ def test_the_kept_file_is_decoded_to_the_same_pixels() -> None:
             np.testing.assert_array_equal(png.decode(kept, shape), pixels)
 
 
+def test_a_phones_photograph_is_kept_as_the_file_that_it_is() -> None:
+    """JPEG with a second picture behind it, of which Pillow says MPO; as PNG it would be many times as large."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 6, 9, 3), dtype=np.uint8)
+    first, second = map(Image.fromarray, pixels)
+    sink, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    first.save(sink, "MPO", save_all=True, append_images=[second], exif=exif.tobytes())
+    assert Image.open(io.BytesIO(sink.getvalue())).format == "MPO"
+    taken, kept = decode(sink.getvalue(), Rule((3, 9, 6)), keep_file=True)
+    assert kept == sink.getvalue()
+    np.testing.assert_array_equal(png.decode(kept, (3, 9, 6)), taken)
+
+
 def test_a_turn_noted_behind_the_pixels_counts_everywhere() -> None:
     """Cameras' PNGs may hold EXIF after the pixels; ingest, datasets and classification must agree."""
     samples = np.zeros((4, 4), dtype=np.uint8)
