@@ -19,6 +19,7 @@ from pipeline.errors import PipelineError
 from pipeline.evaluation.model import Model
 from pipeline.inference import FewShotClassifier
 from pipeline.nets import build_backbone, own_code
+from pipeline.nets.norm import batch_norms
 from pipeline.registry.package import save_model
 from pipeline.training.launch import prepare
 from pipeline.training.learner import Learner
@@ -94,6 +95,18 @@ def test_code_of_the_same_names_stays_apart(tmp_path):
         found[1].detach().min()
     )
     assert not {"net", "blocks", "shapes"} & set(sys.modules)
+
+
+def test_this_package_is_no_part_of_a_file_that_lies_beside_it(tmp_path):
+    """In the root of a checkout: a copy's layers were not known as ours, and every change of ours was one of the run's
+    code, which it then refused to go on with."""
+    (tmp_path / "pipeline").symlink_to(Path(own_code.__file__).parents[1])
+    lines = ["from torch import nn", "import pipeline.errors", "from pipeline.nets.norm import BatchNorm"]
+    net = "class Mine(nn.Sequential):\n  def __init__(self): super().__init__(BatchNorm(1), nn.Flatten())"
+    (tmp_path / "net.py").write_text("\n".join([*lines, net]))
+    assert list(own_code.sources_at(str(tmp_path / "net.py"))) == ["net.py"]
+    backbone = build_backbone(settle({"name": "module", "path": str(tmp_path / "net.py")}), SHAPE)
+    assert list(batch_norms(backbone)) == ["network.0"]
 
 
 def test_only_the_code_that_was_meant_is_run(tmp_path):
