@@ -154,7 +154,7 @@ def train(*overrides: str, **options: Any) -> Run:
     )  # fmt: skip
 
 
-def evaluate(subject: str | Run | None = None, *overrides: str, **options: Any) -> Evaluation:
+def evaluate(subject: str | Path | Run | None = None, *overrides: str, **options: Any) -> Evaluation:
     """Measure a run or a registered model on fixed episodes.
 
     Args:
@@ -173,7 +173,7 @@ def evaluate(subject: str | Run | None = None, *overrides: str, **options: Any) 
     if isinstance(subject, str) and "=" in subject:
         overrides = (subject, *overrides)
     elif subject is not None:
-        name = subject.folder if isinstance(subject, Run) else subject
+        name = subject.folder if isinstance(subject, Run) else os.fspath(subject)
         options = {"model" if name.startswith("models:") else "run": name, **options}
     if isinstance(options.get("compare"), Run):
         options["compare"] = options["compare"].folder

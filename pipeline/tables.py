@@ -1,11 +1,18 @@
 """Tables for a terminal and for Markdown."""
 
+import unicodedata
 from collections.abc import Sequence
+
+
+def printable(text: str) -> str:
+    """Text as a line of a terminal shows it: a line break or a terminal's command, which a file's name may hold, as
+    Python writes it."""
+    return "".join(letter if unicodedata.category(letter) != "Cc" else ascii(letter)[1:-1] for letter in text)
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Columns aligned with spaces; numbers to the right."""
-    cells = [[str(cell) for cell in row] for row in [header, *rows]]
+    cells = [[printable(str(cell)) for cell in row] for row in [header, *rows]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     numeric = [all(_is_number(row[column]) for row in cells[1:]) for column in range(len(header))]
     lines = []

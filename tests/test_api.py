@@ -112,6 +112,13 @@ def test_a_device_that_is_not_here_is_refused_in_one_line(tmp_path: Path) -> Non
             api.load(tmp_path, device=device)
 
 
+def test_a_folder_is_evaluated_that_is_given_as_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict] = []
+    monkeypatch.setattr("pipeline.workflow.evaluate_job", lambda config: asked.append(config) or {"results": []})
+    pipeline.evaluate(tmp_path / "first", compare=tmp_path / "second")
+    assert (asked[0]["run"], asked[0]["compare"]) == (str(tmp_path / "first"), str(tmp_path / "second"))
+
+
 def test_a_search_gets_what_it_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[dict] = []
     found = {

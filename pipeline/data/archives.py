@@ -18,6 +18,7 @@ from pipeline.errors import PipelineError
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _STORED, _DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
+_UTF8 = 0x800  # flag of an entry: its name is UTF-8
 
 
 # What no harmless path has: a backslash, control characters, a leading "/" or drive letter, a part "..".
@@ -67,7 +68,7 @@ def list_zip(path: str, limits: Limits = LIMITS) -> list[Member]:
     small = min(limits.ratio_from, limits.member_bytes)
     members = []
     for info in infos:
-        name, packed, size = info.filename, info.compress_size, info.file_size
+        name, packed, size = _name_of(info), info.compress_size, info.file_size
         if name.endswith("/"):
             continue
         if doubtful or size > small or info.external_attr >> 28 or info.flag_bits & 1 or info.compress_type:
@@ -76,6 +77,17 @@ def list_zip(path: str, limits: Limits = LIMITS) -> list[Member]:
     members.sort()
     _check_archive(path, members, limits)
     return members
+
+
+def _name_of(info: zipfile.ZipInfo) -> str:
+    """A name whose bytes are UTF-8 as that, also where its entry does not say so, as macOS and Info-ZIP leave it out:
+    read as code page 437, the folder "café" would be another class than the same folder beside the archive."""
+    if info.flag_bits & _UTF8 or info.filename.isascii():
+        return info.filename
+    try:
+        return info.filename.encode("cp437").decode("utf-8")
+    except UnicodeError:  # of an old program, which means the code page
+        return info.filename
 
 
 def safe_name(name: str) -> bool:

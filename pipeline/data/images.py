@@ -63,7 +63,7 @@ def open_image(content: Any, max_pixels: int | None = MAX_PIXELS) -> Image.Image
 def standing(image: Image.Image) -> Image.Image:
     """Eight bits a channel, transparent parts on white paper, turned as the camera noted that it was held."""
     image.load()  # PNG may note the turn behind the pixels
-    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1)) if "exif" in image.info else None
+    turn = _turn(image) if "exif" in image.info else None
     image = _on_white(_eight_bits(image))
     return image if turn is None else image.transpose(turn)
 
@@ -105,6 +105,14 @@ def _whatever_size(action: Callable[[], Image.Image]) -> Image.Image:
                 return action()
             finally:
                 Image.MAX_IMAGE_PIXELS = limit
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What sets an image upright; None where it is, or where the camera's notes are damaged, which no viewer minds."""
+    try:
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # in as many ways as notes can be broken
+        return None
 
 
 def _mend_transparency(image: Image.Image, content: Any) -> None:

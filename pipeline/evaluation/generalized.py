@@ -135,7 +135,7 @@ class _Measured:
         support, query = images[: plan.support], images[plan.support :]
         support_labels, query_labels = labels[:, : plan.support], labels[0, plan.support :]
         with torch.no_grad():
-            state = self.method.joint_state(support[None], support_labels, plan.way)
+            state = self.method.joint_state(support[None], support_labels.to(self.device), plan.way)
         model = self.method
         if protocol.fine_tuning is not None:
             model, how = model.with_classes(state), protocol.fine_tuning

@@ -7,7 +7,7 @@ import json
 import math
 import threading
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -314,10 +314,11 @@ class FewShotClassifier:
         return support, torch.from_numpy(positions)[None].to(support.device)
 
     def _tensor(self, images: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(images))[None].to(self._device())
+        own = np.require(images, requirements=["C", "W"])  # a copy of what PyTorch must not write to
+        return torch.from_numpy(own)[None].to(self._device())
 
     def _device(self) -> torch.device:
-        return next(self.method.parameters()).device
+        return next(chain(self.method.parameters(), self.preprocess.buffers())).device  # some methods learn nothing
 
     def _check_images(self, images: np.ndarray) -> None:
         if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[1:] != self.shape:

@@ -53,13 +53,13 @@ class Classifier:
 
         Args:
             images: N images, see the class.
-            labels: [N] names, numbers or any other hashable values.
+            labels: [N] names, numbers or any other hashable values, none of them missing (NaN).
 
         Returns:
             The classifier itself.
 
         Raises:
-            PipelineError: images of which one cannot be read, or not one label per image.
+            PipelineError: images of which one cannot be read, or not one label per image, or a label that is missing.
         """
         return self._learn(None, images, labels)
 
@@ -100,7 +100,10 @@ class Classifier:
 
     def score(self, images: Any, labels: Iterable[Hashable]) -> float:
         """The fraction of images that ``predict`` names as ``labels`` do."""
-        return float(np.mean([a == b for a, b in zip(self.predict(images), map(_label, labels), strict=True)]))
+        given, found = _labels(labels), self.predict(images)
+        if len(given) != len(found) or not given:
+            raise PipelineError(f"{len(found)} images came with {len(given)} labels: give one label an image")
+        return float(np.mean([a == b for a, b in zip(found, given, strict=True)]))
 
     def _ask(self, images: Any, threshold: float | str = "none", unknown_pass: float | None = None) -> Answers:
         if not self._labels:
@@ -108,7 +111,7 @@ class Classifier:
         return self.model.classify(self.enrolment_, read(images, self.model.shape), threshold, unknown_pass)
 
     def _learn(self, before: Enrolment | None, images: Any, labels: Iterable[Hashable]) -> Classifier:
-        given = [_label(label) for label in labels]
+        given = _labels(labels)
         known = [] if before is None else self._labels
         try:
             index = {label: position for position, label in enumerate(dict.fromkeys([*known, *given]))}
@@ -135,7 +138,7 @@ def read(images: Any, shape: Shape) -> np.ndarray:
     Raises:
         PipelineError: names the image that cannot be read, by its path or its position.
     """
-    if isinstance(images, str | bytes | os.PathLike | Image.Image):
+    if isinstance(images, str | bytes | os.PathLike | Image.Image) or not isinstance(images, Iterable):
         raise PipelineError("give a list of images, also for a single one: [image]")
     if isinstance(images, np.ndarray) and images.ndim == 4 and images.shape[1:] == shape and images.dtype == np.uint8:
         return images
@@ -143,6 +146,32 @@ def read(images: Any, shape: Shape) -> np.ndarray:
         images = images.transpose(0, 2, 3, 1)  # channels first, of another size
     pictures = [_one(image, number, shape) for number, image in enumerate(images)]
     return np.stack(pictures) if pictures else np.empty((0, *shape), dtype=np.uint8)
+
+
+def _labels(given: Any) -> list[Any]:
+    """Labels as Python has them.
+
+    Raises:
+        PipelineError: they are no list of one value an image, or one is missing: every NaN would be a class of its own.
+    """
+    if isinstance(given, str | bytes) or not isinstance(given, Iterable):
+        raise PipelineError(f"labels are {given!r:.40}: give a list, one label an image")
+    try:
+        labels = [_label(label) for label in given]
+    except (TypeError, ValueError, RuntimeError) as error:  # NumPy's or PyTorch's
+        raise PipelineError(f"labels are rows of several values ({error}): give one label an image") from error
+    for number, label in enumerate(labels):
+        if _missing(label):
+            raise PipelineError(f"the label of image {number} is missing ({label}): leave it out, or give it one")
+    return labels
+
+
+def _missing(label: Any) -> bool:
+    """Whether it is NaN, "not a time" or pandas' NA, none of which is equal to itself."""
+    try:
+        return bool(label != label)
+    except TypeError:  # of pandas' NA, which says neither yes nor no
+        return True
 
 
 def _label(given: Any) -> Any:

@@ -24,11 +24,13 @@ from pipeline.files import sha256, write_atomic
 
 Sources = Mapping[str, str]  # text by the file's path, from the folder that all are in
 FOLDER = "own_code"  # beside this package, in a registered model
+_PACKAGE = Path(__file__).resolve().parents[1]  # this one
 _sent: dict[str, Sources] = {}
 
 
 def sources_at(path: str) -> Sources:
-    """A Python file and what it imports from its own folder, and they in turn.
+    """A Python file and what it imports from its own folder, and they in turn. This package is none of it, also where
+    the file lies beside it: whatever loads a network has it, and a copy would have other classes under the same names.
 
     Raises:
         PipelineError: there is no such file, or one of them is no Python.
@@ -46,6 +48,8 @@ def sources_at(path: str) -> Sources:
         except (OSError, UnicodeError, SyntaxError, ValueError) as error:
             raise PipelineError(f"backbone.path={file}: cannot be read as Python ({error})") from error
         for module in _imported(tree, file, entry.parent):
+            if module.resolve() == _PACKAGE:
+                continue
             if module.with_suffix(".py").is_file():
                 todo.append(module.with_suffix(".py"))
             elif module.is_dir():
@@ -176,9 +180,9 @@ def _imported(tree: ast.AST, file: Path, folder: Path) -> Iterator[Path]:
             for alias in node.names:
                 yield folder / alias.name.partition(".")[0]
         elif isinstance(node, ast.ImportFrom):
-            base = file.parents[node.level - 1] if node.level else folder
-            if not base.is_relative_to(folder):
+            if node.level > len(file.relative_to(folder).parents):
                 raise PipelineError(f"backbone.path={file}: imports from outside the folder {folder}")
+            base = file.parents[node.level - 1] if node.level else folder
             if node.level and not node.module:
                 yield from (base / alias.name for alias in node.names)
             elif node.module:

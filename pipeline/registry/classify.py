@@ -27,7 +27,7 @@ from pipeline.inference.rates import Share
 from pipeline.inference.scores import MEANING
 from pipeline.registry.tracking_config import TrackingConfig
 from pipeline.registry.versions import pull
-from pipeline.tables import text_table
+from pipeline.tables import printable, text_table
 
 
 class Unknown(Section):
@@ -81,7 +81,7 @@ def classify(raw: Config) -> dict[str, Any]:
     if skipped:
         print(
             f"{len(skipped)} file{'' if len(skipped) == 1 else 's'} could not be read: "
-            + "; ".join(f"{shown(str(file))} ({why})" for file, why in skipped)
+            + "; ".join(f"{printable(shown(str(file)))} ({why})" for file, why in skipped)
         )
     return summary
 
@@ -183,7 +183,7 @@ def _show(rows: Sequence[dict[str, Any]], top_k: int) -> None:
     for name in header:
         table.add_column(name, overflow="fold", justify="right" if name in ("probability", "score") else "left")
     for row, line in zip(rows, cells, strict=True):  # as text: names are no markup, whatever brackets they have
-        table.add_row(*map(Text, line), style=None if row["known"] else "yellow")
+        table.add_row(*map(Text, map(printable, line)), style=None if row["known"] else "yellow")
     console.print(table)
 
 

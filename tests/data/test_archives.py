@@ -35,6 +35,29 @@ def test_members_read_as_zipfile_reads_them(tmp_path: Path, method: int) -> None
         assert {member.name: reader.read(member) for member in members} == files
 
 
+class _Unsaid(zipfile.ZipInfo):
+    """An entry whose name has no word about its encoding."""
+
+    encoding = "utf-8"
+
+    def _encodeFilenameFlags(self) -> tuple[bytes, int]:  # noqa: N802 (zipfile's)
+        return self.filename.encode(self.encoding), 0
+
+
+def test_names_in_utf8_are_read_as_such_where_the_archive_does_not_say_so(tmp_path: Path) -> None:
+    """As macOS's archives and those of Info-ZIP: read as code page 437, "café" would be the class "cafe╠ü"."""
+    names = {"cafe\u0301/1.png": "utf-8", "日本/1.png": "utf-8", "müsli/1.png": "cp437", "plain/1.png": "ascii"}
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for name, encoding in names.items():
+            entry = _Unsaid(name)
+            entry.encoding = encoding
+            archive.writestr(entry, name.encode())
+    members = list_zip(str(tmp_path / "x.zip"))
+    assert [member.name for member in members] == sorted(names)
+    with open_zip(str(tmp_path / "x.zip")) as reader:
+        assert [reader.read(member).decode() for member in members] == sorted(names)
+
+
 def test_an_archive_behind_other_bytes_is_read(tmp_path: Path) -> None:
     """Self-extracting archives and some downloads have bytes in front."""
     path = Path(make_zip(tmp_path / "x.zip", {"a/1": b"content"}))

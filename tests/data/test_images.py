@@ -122,6 +122,19 @@ def test_the_kept_file_is_decoded_to_the_same_pixels() -> None:
             np.testing.assert_array_equal(png.decode(kept, shape), pixels)
 
 
+def test_a_phones_photograph_is_kept_as_the_file_that_it_is() -> None:
+    """JPEG with a second picture behind it, of which Pillow says MPO; as PNG it would be many times as large."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 6, 9, 3), dtype=np.uint8)
+    first, second = map(Image.fromarray, pixels)
+    sink, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    first.save(sink, "MPO", save_all=True, append_images=[second], exif=exif.tobytes())
+    assert Image.open(io.BytesIO(sink.getvalue())).format == "MPO"
+    taken, kept = decode(sink.getvalue(), Rule((3, 9, 6)), keep_file=True)
+    assert kept == sink.getvalue()
+    np.testing.assert_array_equal(png.decode(kept, (3, 9, 6)), taken)
+
+
 def test_a_turn_noted_behind_the_pixels_counts_everywhere() -> None:
     """Cameras' PNGs may hold EXIF after the pixels; ingest, datasets and classification must agree."""
     samples = np.zeros((4, 4), dtype=np.uint8)
@@ -132,6 +145,16 @@ def test_a_turn_noted_behind_the_pixels_counts_everywhere() -> None:
     taken, _ = decode(content, Rule((1, 4, 4)))
     assert taken[0, 0, 3] == 255 and taken.sum() == 255
     np.testing.assert_array_equal(images.decode(content, (1, 4, 4)), taken)
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0" + bytes(20), b"garbage!", b"MM\0*\0\0\0\x08\0\x05", b"II"], ids=repr)
+def test_a_photograph_whose_notes_are_damaged_is_taken_as_it_lies(exif: bytes) -> None:
+    """Every viewer shows it, and JPEG was taken, by the way in which Pillow looks at its resolution."""
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    sink = io.BytesIO()
+    Image.fromarray(pixels).save(sink, "WEBP", lossless=True, exif=exif)
+    for content in (png_file(pixels, 8, exif=exif), sink.getvalue()):
+        np.testing.assert_array_equal(decode(content, Rule((3, 4, 6)))[0], pixels.transpose(2, 0, 1))
 
 
 def test_the_limit_of_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

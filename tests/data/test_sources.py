@@ -74,6 +74,8 @@ def test_fractions_give_disjoint_splits_that_a_new_class_hardly_moves() -> None:
     assert len(set(more["test"]) ^ set(splits["test"])) <= 4
     assert [len(members) for members in by_fractions(names[:3], fractions, 0).values()] == [1, 1, 1]
     assert sum(map(len, by_fractions(names, {"train": 0.5, "test": 0.1}, 0).values())) == 60
+    rest = {"train": 0.95, "val": 0.02, "test": 0.02}  # less than one class for a split, and not all for the three
+    assert [len(members) for members in by_fractions(names[:10], rest, 0).values()] == [8, 1, 1]
 
 
 @pytest.mark.parametrize("fractions", [{"train": 0.9, "test": 0.2}, {"train": 1.0, "test": 0.0}, {"train": -1.0}])

@@ -11,11 +11,11 @@ import torch
 from pipeline.data.dataset import Dataset, class_table
 from pipeline.data.episodes import EpisodeSpec, plan_episodes
 from pipeline.errors import PipelineError, Unavailable
-from pipeline.evaluation import spread
+from pipeline.evaluation import generalized, spread
 from pipeline.evaluation.episodic import episode_accuracies
 from pipeline.evaluation.evaluate import EpisodicProtocol, evaluate
 from pipeline.evaluation.generalized import FineTuning, GeneralizedProtocol, evaluate_joint
-from pipeline.evaluation.model import Model
+from pipeline.evaluation.model import Built, Model
 from pipeline.evaluation.spread import OnCluster, fetched
 from pipeline.model import build_model, build_preprocess
 
@@ -219,6 +219,23 @@ def test_joint_accuracy_written_out(ray_session, glyphs):
         assert result.accuracies["all"][draw] == pytest.approx(both.mean(), abs=0.004)
         only = (query @ novel.T).argmax(1) == plan.labels[0, 80:]
         assert result.accuracies["novel_only"][draw] == pytest.approx(only.mean(), abs=0.006)
+
+
+def test_labels_of_the_joint_space_lie_where_its_images_are(glyphs, monkeypatch):
+    """On a GPU; here on a device without numbers, up to where the method is asked."""
+    protocol = GeneralizedProtocol(glyphs, "train", 0.25, "test", shot=2, query=5, draws=2, seed=4)
+    device, asked = torch.device("meta"), []
+    method, preprocess = build_model(spec("imprinted")).to(device).eval(), build_preprocess(spec()).to(device)
+    measured = generalized._Measured(Built(method, preprocess, device), protocol)
+
+    def joint_state(support, labels, way):
+        asked.extend([support.device, labels.device])
+        raise LookupError
+
+    monkeypatch.setattr(method, "joint_state", joint_state)
+    with pytest.raises(LookupError):
+        measured.draw(0)
+    assert asked == [device, device]
 
 
 def test_the_joint_space_is_of_the_dataset_of_the_training(glyphs):

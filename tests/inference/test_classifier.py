@@ -61,6 +61,20 @@ def test_a_threshold_divides_the_scores(classifier: FewShotClassifier, pictures:
         classifier.classify(enrolment, queries, threshold="often")
 
 
+def test_images_that_nobody_may_write_to_are_taken_without_a_warning(
+    classifier: FewShotClassifier, pictures: np.ndarray, recwarn: pytest.WarningsRecorder
+) -> None:
+    """As np.load(FILE, mmap_mode="r") gives them: PyTorch warns of undefined behaviour."""
+    images = pictures[:3, 0].copy()
+    images.flags.writeable = False
+    torch.set_warn_always(True)
+    try:
+        assert classifier.classify(classifier.enrol(images, [3, 1, 2]), images).labels == [3, 1, 2]
+    finally:
+        torch.set_warn_always(False)
+    assert not [warning for warning in recwarn if "writable" in str(warning.message)]
+
+
 def test_labels_keep_their_kind_and_order(classifier: FewShotClassifier, pictures: np.ndarray) -> None:
     images = pictures[[5, 2, 5], [0, 0, 1]]
     enrolment = classifier.enrol(images, np.asarray([70, -3, 70]))

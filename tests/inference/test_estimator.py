@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -164,6 +165,30 @@ def test_wrong_calls_are_refused(classifier: FewShotClassifier, pictures: np.nda
         Classifier(classifier).fit(images, [[label] for label in labels])
     with pytest.raises(PipelineError, match="another type"):
         Classifier(classifier).fit(images[:8], labels[:8]).partial_fit(images[8:], [1, 1, 1, 1])
+    for wrong in ("pear", None, 3):
+        with pytest.raises(PipelineError, match="give a list, one label an image"):
+            Classifier(classifier).fit(images[:4], wrong)  # type: ignore[arg-type]
+    with pytest.raises(PipelineError, match="rows of several values"):
+        Classifier(classifier).fit(images[:4], np.eye(4))
+    assert Classifier(classifier).fit(images[:2], np.asarray([[7], [8]])).classes_.tolist() == [7, 8], "one a row"
+    fitted = Classifier(classifier).fit(images, labels)
+    with pytest.raises(PipelineError, match="12 images came with 11 labels"):
+        fitted.score(images, labels[:-1])
+    with pytest.raises(PipelineError, match="0 images came with 0 labels"):
+        fitted.score([], [])
+    for nothing in (None, 5):
+        with pytest.raises(PipelineError, match="give a list of images"):
+            fitted.predict(nothing)
+
+
+@pytest.mark.parametrize("missing", [float("nan"), np.datetime64("NaT"), pd.NA, pd.NaT], ids=repr)
+def test_a_label_that_is_missing_is_no_class(
+    classifier: FewShotClassifier, pictures: np.ndarray, missing: object
+) -> None:
+    """As pandas has gaps in a column: each would be a class of its own, which no prediction is equal to."""
+    images, labels = support(pictures)
+    with pytest.raises(PipelineError, match="the label of image 3 is missing"):
+        Classifier(classifier).fit(images, [*labels[:3], missing, *labels[4:]])
 
 
 def test_it_says_what_it_is(classifier: FewShotClassifier, pictures: np.ndarray) -> None:

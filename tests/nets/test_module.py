@@ -19,6 +19,7 @@ from pipeline.errors import PipelineError
 from pipeline.evaluation.model import Model
 from pipeline.inference import FewShotClassifier
 from pipeline.nets import build_backbone, own_code
+from pipeline.nets.norm import batch_norms
 from pipeline.registry.package import save_model
 from pipeline.training.launch import prepare
 from pipeline.training.learner import Learner
@@ -96,6 +97,18 @@ def test_code_of_the_same_names_stays_apart(tmp_path):
     assert not {"net", "blocks", "shapes"} & set(sys.modules)
 
 
+def test_this_package_is_no_part_of_a_file_that_lies_beside_it(tmp_path):
+    """In the root of a checkout: a copy's layers were not known as ours, and every change of ours was one of the run's
+    code, which it then refused to go on with."""
+    (tmp_path / "pipeline").symlink_to(Path(own_code.__file__).parents[1])
+    lines = ["from torch import nn", "import pipeline.errors", "from pipeline.nets.norm import BatchNorm"]
+    net = "class Mine(nn.Sequential):\n  def __init__(self): super().__init__(BatchNorm(1), nn.Flatten())"
+    (tmp_path / "net.py").write_text("\n".join([*lines, net]))
+    assert list(own_code.sources_at(str(tmp_path / "net.py"))) == ["net.py"]
+    backbone = build_backbone(settle({"name": "module", "path": str(tmp_path / "net.py")}), SHAPE)
+    assert list(batch_norms(backbone)) == ["network.0"]
+
+
 def test_only_the_code_that_was_meant_is_run(tmp_path):
     path = write(tmp_path / "a")
     options = settle({"name": "module", "path": path})
@@ -127,13 +140,30 @@ def test_only_the_code_that_was_meant_is_run(tmp_path):
         ("class Mine(nn.Module):\n  def __init__(self, must): pass", "Mine needs must"),
     ],
 )  # fmt: skip
-def test_refusals_are_one_line(tmp_path, text, says):
+def test_refusals_are_one_line(tmp_path, text, says, monkeypatch):
     path = tmp_path / "net.py"
     if text is not None:
         path.write_text(f"from torch import nn\n{text}\n")
-    with pytest.raises(PipelineError, match=says) as caught:
-        build_backbone({"name": "module", "path": str(path)}, SHAPE)
-    assert "\n" not in str(caught.value)
+    monkeypatch.chdir(tmp_path)
+    for given in (str(path), "net.py"):
+        with pytest.raises(PipelineError, match=says) as caught:
+            build_backbone({"name": "module", "path": given}, SHAPE)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_network_that_learns_nothing_answers(tmp_path):
+    """Pixels as they are, under a method without parameters of its own: what steps=0 measures and registers."""
+    net = "class Pixels(nn.Module):\n  def forward(self, x): return x.flatten(1)"
+    (tmp_path / "pixels.py").write_text(f"from torch import nn\n{net}\n")
+    spec = {
+        "method": {"name": "matching"},
+        "backbone": settle({"name": "module", "path": str(tmp_path / "pixels.py")}),
+        "input": {"shape": list(SHAPE), "scaling": "unit"},
+    }
+    FewShotClassifier.from_weights(spec, {}).save(tmp_path / "model")
+    classifier = FewShotClassifier.load(tmp_path / "model")
+    images = np.random.default_rng(0).integers(0, 256, (3, *SHAPE), dtype=np.uint8)
+    assert classifier.classify(classifier.enrol(images, [1, 2, 3]), images[::-1].copy()).labels == [3, 2, 1]
 
 
 PROGRAM = """

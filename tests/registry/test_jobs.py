@@ -217,6 +217,23 @@ def test_a_terminal_shows_names_as_they_are(model: Path, album: Path, monkeypatc
     assert "\x1b[" in shown, "it was drawn for a terminal"
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_names_give_a_terminal_no_commands(model: Path, album: Path, terminal: bool) -> None:
+    """A file's name may hold them, or a line break, and photographs come from strangers."""
+    queries, screen = album / "queries" / "person 0", io.StringIO()
+    (queries / "2.png").rename(queries / "two\nlines.png")
+    (queries / "3.png").rename(queries / "\x1b[2Jgone.png")
+    (queries / "\x1b[1mbroken.png").write_bytes(b"no image")
+    screen.isatty = lambda: terminal  # type: ignore[method-assign]
+    with contextlib.redirect_stdout(screen):
+        asked = ["threshold=none", f"support={album}/support", f"queries={queries}"]
+        answers = classify(compose("classify", [f"model={model}", *asked]))["answers"]
+    for name in (r"two\nlines.png", r"\x1b[2Jgone.png", r"\x1b[1mbroken.png"):
+        assert name in screen.getvalue()
+    assert "\x1b[2J" not in screen.getvalue()
+    assert {Path(answer["file"]) for answer in answers} == {queries / "two\nlines.png", queries / "\x1b[2Jgone.png"}
+
+
 @pytest.mark.parametrize("told", ["", "--json"])
 def test_queries_may_be_relative_and_absolute(
     told: str, model: Path, album: Path, monkeypatch: pytest.MonkeyPatch

@@ -21,7 +21,7 @@ from pipeline.data.sources.tree import Classes, Entry, absolute
 from pipeline.errors import PipelineError, check_choice
 
 MOST = 8
-KEPT_FORMATS = ("PNG", "JPEG", "WEBP")
+KEPT_FORMATS = ("PNG", "JPEG", "MPO", "WEBP")  # MPO: JPEG with more pictures behind it, as phones write it
 # Position of the class, its name, the file: Entry and Member as plain tuples, which are pickled ten times faster.
 Order = list[tuple[int, str, tuple[str, str, tuple[Any, ...] | None]]]
 

@@ -124,7 +124,7 @@ def refuse_moves(chosen: Splits, kept: Mapping[str, str], given_by: str) -> None
 def _counts(total: int, fractions: Mapping[str, float]) -> dict[str, int]:
     counts = {split: max(1, int(total * share + 1e-9)) for split, share in fractions.items()}
     first = next(iter(counts))
-    if sum(fractions.values()) > 1 - 1e-9:
+    if sum(fractions.values()) > 1 - 1e-9 or sum(counts.values()) > total:
         counts[first] += total - sum(counts.values())
     while counts[first] < 1:
         largest = max(counts, key=lambda split: counts[split])
