@@ -80,14 +80,16 @@ def list_zip(path: str, limits: Limits = LIMITS) -> list[Member]:
 
 
 def _name_of(info: zipfile.ZipInfo) -> str:
-    """A name whose bytes are UTF-8 as that, also where its entry does not say so, as macOS and Info-ZIP leave it out:
-    read as code page 437, the folder "café" would be another class than the same folder beside the archive."""
-    if info.flag_bits & _UTF8 or info.filename.isascii():
-        return info.filename
+    return info.filename if info.flag_bits & _UTF8 else meant(info.filename)
+
+
+def meant(name: str) -> str:
+    """A name that was read as code page 437, in UTF-8 where its bytes are that: macOS and Info-ZIP do not say so, and
+    the folder "café" would be another class than the same folder beside the archive."""
     try:
-        return info.filename.encode("cp437").decode("utf-8")
+        return name if name.isascii() else name.encode("cp437").decode("utf-8")
     except UnicodeError:  # of an old program, which means the code page
-        return info.filename
+        return name
 
 
 def safe_name(name: str) -> bool:

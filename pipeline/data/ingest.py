@@ -13,6 +13,7 @@ import json
 import os
 import pickle
 import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ from pydantic import Field
 
 from pipeline import store
 from pipeline.config import Section, validate
+from pipeline.data.archives import meant
 from pipeline.data.dataset import read_manifest
 from pipeline.data.ingest_tasks import Layout, Rows, Written, read_order, rewrite, write_chunks, write_order
 from pipeline.data.manifest import Manifest, ShardInfo
@@ -109,7 +111,9 @@ def _kept_splits(target: Target, report: Report) -> dict[str, str]:
     except PipelineError as error:
         report(f"{error}: the splits of its classes are not known any more, and are made anew")
         return {}
-    return {manifest.class_names[number]: split for split, names in manifest.splits.items() for number in names}
+    kept = {manifest.class_names[number]: split for split, names in manifest.splits.items() for number in names}
+    # Earlier code read names in archives otherwise.
+    return {unicodedata.normalize("NFC", meant(name)): split for name, split in kept.items()} | kept
 
 
 def _chosen(plan: Plan, rows: Rows, source: Source) -> tuple[np.ndarray, dict[int, Skip], list[Skip]]:

@@ -14,6 +14,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +28,7 @@ from pipeline.config import compose
 from pipeline.data.dataset import Dataset, read_manifest
 from pipeline.data.download import download
 from pipeline.data.images import decode
-from pipeline.data.ingest import SKIPPED_NAME, ingest
+from pipeline.data.ingest import SKIPPED_NAME, _kept_splits, ingest
 from pipeline.data.ingest_tasks import Layout, rewrite, write_order
 from pipeline.data.sources.base import Chunk
 from pipeline.data.sources.glyphs import draw_glyphs
@@ -40,6 +41,16 @@ ROOT = Path(__file__).resolve().parents[2]
 def glyphs(root: object, name: str = "glyphs", **options: Any) -> dict[str, Any]:
     source = {"kind": "glyphs", "classes": 24, "per_class": 5, "size": 16, **options}
     return {"data": {"name": name, "root": str(root), "source": source}}
+
+
+def test_classes_whose_names_an_archive_hid_keep_their_splits(glyphs: str, tmp_path: Path) -> None:
+    """Earlier code read UTF-8 as code page 437 where the archive did not say that it is: "cafe╠ü" was "café"."""
+    manifest, garbled = read_manifest(glyphs), "cafe\u0301".encode().decode("cp437")
+    names = [garbled, *manifest.class_names[1:]]
+    store.write_bytes(f"{tmp_path}/manifest.json", replace(manifest, class_names=names).to_json().encode())
+    kept = _kept_splits(SimpleNamespace(current=str(tmp_path)), print)
+    assert kept["café"] == kept[garbled] == "train" and len(kept) == len(names) + 1
+
 
 
 def folder(root: object, path: Path, source: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:
