@@ -1,7 +1,5 @@
 """Charts of accuracies and other shares: over steps, over shots, a row a method, and against stated probabilities."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Charts of a campaign: accuracy over a searched number, parallel coordinates, trials over time."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping, Sequence

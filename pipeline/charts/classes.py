@@ -1,7 +1,5 @@
 """Charts of classes: images as a model sees them, on a plane, and an episode with its answers."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

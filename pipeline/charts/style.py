@@ -1,7 +1,5 @@
 """One look for all charts: readable in print, on a screen and by the colour-blind."""
 
-from __future__ import annotations
-
 import io
 import math
 import warnings

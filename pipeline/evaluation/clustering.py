@@ -5,8 +5,6 @@ the network in random order, a chunk at a time, so that memory is bounded by the
 normalises by its batch sees images of all classes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial

@@ -4,8 +4,6 @@ episodes (Goldblum et al. 2020, table 1).
 Frozen features of an image are computed once for all classifiers that only look at features.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any

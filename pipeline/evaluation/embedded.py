@@ -4,8 +4,6 @@ Images go through the network in batches of a fixed size that their size alone d
 depend on how many are asked at once: they do not depend on how the work was cut.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace

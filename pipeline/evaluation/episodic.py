@@ -1,7 +1,5 @@
 """Accuracy over episodes: the same episodes for every candidate, in batches of tasks."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Evaluation spread over the cluster: ranges of episodes as Ray tasks, the same episodes for every model."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Novel classes among the base classes: accuracy in the joint space (Qi, Brown & Lowe 2018, section 4)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any

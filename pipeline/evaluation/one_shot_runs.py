@@ -5,8 +5,6 @@ characters by another. People err in 4.5 % of the trials. Every trial is answere
 asked for once in a run is not used, except where a model's batch-norm looks at the queries beside each other.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace

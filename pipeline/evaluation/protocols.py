@@ -1,7 +1,5 @@
 """The protocols of ``jobs.evaluate`` behind one way in: every model by the same one, a table, and plain figures."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal

@@ -1,7 +1,5 @@
 """Which classes a model was trained on: kept with its weights, and never measured by mistake."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any

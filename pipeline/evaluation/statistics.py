@@ -1,7 +1,5 @@
 """Means, intervals and paired differences of per-episode accuracies."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -5,8 +5,6 @@ a w_0 + sum_i A_i x_i. So the descent runs over a and A and looks at inner produ
 features cost D, and is the same descent.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

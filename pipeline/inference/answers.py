@@ -1,7 +1,5 @@
 """What a classifier says about queries."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Safetensors and JSON, read without running anything."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Images from files: of any size and mode, found and brought to the model's shape as an ingest does."""
 
-from __future__ import annotations
-
 import os
 import warnings
 from collections.abc import Iterable, Sequence

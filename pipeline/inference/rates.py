@@ -1,7 +1,5 @@
 """Figures of an open-set decision, from scores alone: accept a query when its score is at least the threshold."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

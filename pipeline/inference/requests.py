@@ -1,7 +1,5 @@
 """What is sent to a served model: images as files or as pixels, labels, the name of an enrolment."""
 
-from __future__ import annotations
-
 import base64
 import os
 import re

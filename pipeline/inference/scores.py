@@ -4,8 +4,6 @@ Every score is high for a query that belongs to an enrolled class. None is best 
 them and keeps one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

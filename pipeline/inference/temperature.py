@@ -1,7 +1,5 @@
 """Stated probabilities: how often they are right, and one number that makes them so (Guo et al. 2017)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What methods share that give every task its own weights: a backbone and a linear head as functions of them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any

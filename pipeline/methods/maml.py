@@ -1,7 +1,5 @@
 """Model-agnostic meta-learning (Finn, Abbeel & Levine 2017), its first-order form, and ANIL (Raghu et al. 2020)."""
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 from functools import partial
 

@@ -1,7 +1,5 @@
 """MAML++ (Antoniou, Edwards & Storkey 2019): MAML with a loss after every inner step and learnt step sizes."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator
 from functools import partial

@@ -1,7 +1,5 @@
 """The LSTM meta-learner (Ravi & Larochelle 2017): a learnt optimizer and the weights it begins with."""
 
-from __future__ import annotations
-
 import math
 from contextlib import nullcontext
 from functools import partial

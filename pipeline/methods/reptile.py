@@ -1,7 +1,5 @@
 """Reptile (Nichol, Achiam & Schulman 2018), FOML, and Reptile with weight clustering (Goldblum et al. 2020)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple

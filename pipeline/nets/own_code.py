@@ -4,8 +4,6 @@ A description names code by its digest and never holds it: what is run was given
 from then, was sent by the process that began the run, or lies beside this package in a registered model.
 """
 
-from __future__ import annotations
-
 import ast
 import builtins
 import importlib

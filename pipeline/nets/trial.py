@@ -1,7 +1,5 @@
 """A network tried on an image before anything depends on it."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

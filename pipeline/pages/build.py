@@ -1,7 +1,5 @@
 """``jobs.report pages``: the whole set, written to a folder."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """The page of a campaign: what was searched, what was found, what was stopped and why."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial

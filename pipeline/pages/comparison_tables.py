@@ -4,8 +4,6 @@ Whether the paper's direction holds is read off the paired intervals (Goldblum e
 better under every classifier, and more clustered, than those of the same network trained classically).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

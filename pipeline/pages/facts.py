@@ -1,7 +1,5 @@
 """What files of the store must look like before a page shows them. Anything else is left out, and said to be."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError

@@ -1,7 +1,5 @@
 """Small images of a model card, cut from its sheet and written anew: what reaches a page was made here."""
 
-from __future__ import annotations
-
 import base64
 import io
 import warnings

@@ -1,8 +1,6 @@
 """A chart as a part of a page: its colours become those of the style sheet, which suit light and dark, and its marks
 say what they are where the pointer rests on them."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 import xml.etree.ElementTree as ET

@@ -1,8 +1,6 @@
 """The leaderboard: every evaluated run by data set, split, way and shot, with the published figure where a paper has
 one."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

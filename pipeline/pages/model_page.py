@@ -1,7 +1,5 @@
 """The page of a registered model: its model card, of the version that is champion or is to become it."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping, Sequence

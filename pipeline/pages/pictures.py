@@ -1,7 +1,5 @@
 """The pictures of a trained model that a run's report holds."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

@@ -6,8 +6,6 @@ a list of values, or {"above": number}) that the figure was made with. "memory" 
 from memory, or is quoted by others, and was not compared with the paper; "reruns" are others' results.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any

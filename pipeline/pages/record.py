@@ -1,7 +1,5 @@
 """What an evaluation measured, as a small JSON file that holds all it takes to measure it again."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """Pages from templates: everything is escaped, nothing is fetched, and only this package's style and script run."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import re

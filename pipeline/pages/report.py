@@ -1,8 +1,6 @@
 """What ``jobs.report`` does with a user's own runs: pages; and trained runs beside each other on one dataset, as
 extractors crossed with classifiers, on other datasets, by how clustered their features are, and by strangers."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from pydantic import Field

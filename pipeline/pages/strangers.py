@@ -1,7 +1,5 @@
 """Strangers in a dataset: calibration on its validation classes, and what it is worth on classes of another split."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace

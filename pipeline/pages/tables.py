@@ -1,7 +1,5 @@
 """Tables of a page: cells with what they are sorted by, and the same figures as CSV."""
 
-from __future__ import annotations
-
 import base64
 import csv
 import io

@@ -1,7 +1,5 @@
 """Who is champion: aliases that move by a recorded decision, one at a time, and back again."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Classification from the shell: a folder of labelled images, a folder of queries, a table of answers."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What a run still owes to MLflow, delivered: ``jobs.register``."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from pipeline.config import Config, Section, validate

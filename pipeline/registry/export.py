@@ -3,8 +3,6 @@
 What a method learns by gradients from the support cannot be written so; what it learns by class means can.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import logging

@@ -5,8 +5,6 @@ one that is there. Whoever releases a lock, or takes it from a dead process, ren
 deletes it. A number is never given twice, so of many who find the same dead holder none can remove its successor.
 """
 
-from __future__ import annotations
-
 import os
 import socket
 import threading

@@ -1,7 +1,5 @@
 """Secrets stay out of what is published."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

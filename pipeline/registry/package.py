@@ -1,7 +1,5 @@
 """A classifier as an MLflow model folder: weights, the light part of the package, signature, pinned requirements."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import os

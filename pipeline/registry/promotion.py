@@ -1,7 +1,5 @@
 """``jobs.promote``: challenger and champion on the same episodes, and the rule that lets one replace the other."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

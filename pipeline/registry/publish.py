@@ -1,7 +1,5 @@
 """A run's folder brought to MLflow: what is there already stays, what is missing is added."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping

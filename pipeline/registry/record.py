@@ -1,7 +1,5 @@
 """One MLflow run a training run: found by its tag, completed by whoever comes, never doubled."""
 
-from __future__ import annotations
-
 import json
 import os
 import tempfile

@@ -1,7 +1,5 @@
 """The registered model as MLflow loads it: this file and the light part of the package travel with the weights."""
 
-from __future__ import annotations
-
 import logging
 import os
 import sys

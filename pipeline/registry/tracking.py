@@ -1,7 +1,5 @@
 """The MLflow store that a configuration names, reached by its client."""
 
-from __future__ import annotations
-
 import difflib
 import logging
 import os

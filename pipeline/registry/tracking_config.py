@@ -1,7 +1,5 @@
 """Which MLflow store a configuration names. Without MLflow, which takes a second to import."""
 
-from __future__ import annotations
-
 import os
 import re
 import socket

@@ -1,7 +1,5 @@
 """Versions of registered models: made once for a content, named by aliases, pulled by anyone."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

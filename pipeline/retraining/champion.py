@@ -1,7 +1,5 @@
 """The champion that is challenged: what it was trained on, how old it is, its weights."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The configuration of ``jobs.retrain``: that of a training, and a section of its own."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 

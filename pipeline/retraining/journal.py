@@ -1,7 +1,5 @@
 """What became of every retraining of a model: one file, replaced whole at every change, from which all is resumed."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field

@@ -1,7 +1,5 @@
 """What a retraining did, for people and for machines: a page beside the journal, a run in MLflow, the last lines."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -7,8 +7,6 @@ Whatever is interrupted is done again by the next run from the last line that wa
 before (a run goes on from its checkpoint, a version is registered once, aliases move once).
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager

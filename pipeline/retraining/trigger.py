@@ -1,7 +1,5 @@
 """Whether there is a reason to train a challenger, and a name for the work that makes the same reason the same work."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -1,8 +1,6 @@
 """The command line of ``jobs.tune`` (``base.KEY=VALUE``, ``fix.KEY=VALUE``, campaigns that are files), and what no
 campaign may touch: the test split, the episodes of its objective, and what is not a trial's own."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Iterable

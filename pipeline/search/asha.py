@@ -1,7 +1,5 @@
 """Ray Tune's asynchronous successive halving, taught to go on where a killed campaign was."""
 
-from __future__ import annotations
-
 import math
 from types import SimpleNamespace
 from typing import Any, cast

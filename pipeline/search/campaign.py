@@ -1,8 +1,6 @@
 """A campaign: its configuration, checked (keys and defaults stand in ``conf/tune.yaml``), and the whole ``jobs.train``
 configuration of every trial."""
 
-from __future__ import annotations
-
 import copy
 import json
 import time

@@ -1,7 +1,5 @@
 """A campaign in MLflow: one parent run, one child a trial, brought there by the driver alone, beside the search."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 

@@ -1,7 +1,5 @@
 """Who wins: the best configurations trained again with other seeds, and compared on the same validation episodes."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Not Ray Tune's own: that takes members as they come and draws from one stream of
 would end otherwise each time, and what a killed one did would be lost with its scheduler.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable

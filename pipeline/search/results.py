@@ -1,7 +1,5 @@
 """What a campaign found: tables for a terminal, plain data, and charts as files."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial

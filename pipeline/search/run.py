@@ -1,7 +1,5 @@
 """``jobs.tune``: the search, the finalists, and what is made of them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

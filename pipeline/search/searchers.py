@@ -3,8 +3,6 @@
 What Tune asks, and tells of the trials, goes through the ledger.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import math

@@ -5,8 +5,6 @@ dataset are there already. With several workers it launches a run under Ray Trai
 same, and a trial that is begun again goes on from its last checkpoint.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import json
