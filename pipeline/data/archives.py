@@ -61,7 +61,9 @@ def list_zip(path: str, limits: Limits = LIMITS) -> list[Member]:
     except FileNotFoundError as error:
         raise PipelineError(f"there is no archive {path}") from error
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
-        raise PipelineError(f"{path} is not a readable zip archive ({error}); fetch it again") from error
+        raise PipelineError(
+            f"{path} is not a readable zip archive ({error}); fetch it again, or unpack one of another kind to a folder"
+        ) from error
     if len(infos) > limits.members:
         raise PipelineError(f"{path} has {len(infos):,} entries, more than {limits.members:,}: refused as a bomb")
     doubtful = _DOUBTFUL.search("\n".join([info.orig_filename for info in infos])) is not None

@@ -67,7 +67,7 @@ def promote(config: PromoteConfig) -> Decision:
     with reaching(tracking, "nothing was decided; try again"):
         client = connect(tracking, make=False).client
         champion = alias_version(client, config.name, CHAMPION)
-        version = int(config.challenger) if config.challenger.isdigit() else None
+        version = int(config.challenger) if config.challenger.isdecimal() else None
         challenger = version or alias_version(client, config.name, config.challenger)
     if challenger is None:
         raise PipelineError(f"challenger={config.challenger}: {config.name!r} has no such version or alias")

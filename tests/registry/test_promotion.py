@@ -312,6 +312,7 @@ def test_the_job(ray_session, tracking, glyphs, capsys):
     assert "becomes champion" in capsys.readouterr().out
     for overrides, says in (
         (["challenger=nobody"], "has no such version or alias"),
+        (["challenger=²"], "has no such version or alias"),
         (["challenger=3", "way=500"], "way=500"),
     ):
         with pytest.raises(PipelineError, match=says):
