@@ -202,8 +202,13 @@ def _core_minutes(run: dict[str, Any]) -> float:
 def _made(run: dict[str, Any]) -> str:
     machine = run["machine"]
     about = [f"seed {run['seed']}", machine.get("processor"), machine.get("vectors"), run.get("code")]
-    begun = f", begun with the weights of `{run['initial']['command']}`" if "initial" in run else ""
+    begun = "".join(f", begun with the weights of `{before['command']}`" for before in _befores(run))
     return f"`{run['command']}`{begun} ({', '.join(filter(None, about))})"
+
+
+def _befores(run: dict[str, Any]) -> list[dict[str, Any]]:
+    """The runs whose weights it began with, and they in turn: the latest first."""
+    return [run["initial"], *_befores(run["initial"])] if "initial" in run else []
 
 
 def _form(content: dict[str, Any]) -> str:
@@ -236,5 +241,5 @@ def steps_text(run: dict[str, Any]) -> str:
     named = re.search(r"\brecipe=(\w+)", run["command"])
     path = CONF / "recipe" / f"{named[1]}.yaml" if named else None
     whole = yaml.safe_load(path.read_text()).get("steps") if path and path.exists() else None
-    begun = f"{run['initial']['steps']:,} + " if "initial" in run else ""
+    begun = "".join(f"{before['steps']:,} + " for before in reversed(_befores(run)))
     return f"{begun}{run['steps']:,}" + (f" of {whole:,}" if (whole or 0) > run["steps"] else "")

@@ -30,10 +30,15 @@ def test_the_weights_that_a_run_began_with_cost_their_training(tmp_path):
     run_file(tmp_path)
     whole = json.loads((tmp_path / "x.json").read_text())
     begun = {"command": "python -m jobs.train", "steps": 4000, "train_seconds": 1200}
-    whole["initial"] = begun | {"config": {"cluster": {"workers": 2, "cpus_per_worker": 1.0}}, "machine": {"cores": 2}}
+    begun |= {"config": {"cluster": {"workers": 2, "cpus_per_worker": 1.0}}, "machine": {"cores": 2}}
+    whole["initial"] = begun
     (tmp_path / "x.json").write_text(json.dumps(whole))
     table = markdown(entries(tmp_path))
     assert "| 4,000 + 1,234 | 60 |" in table and "begun with the weights of `python -m jobs.train`" in table
+    whole["initial"] = begun | {"initial": begun | {"command": "python -m jobs.train first", "steps": 500}}
+    (tmp_path / "x.json").write_text(json.dumps(whole))
+    table = markdown(entries(tmp_path))
+    assert "| 500 + 4,000 + 1,234 | 100 |" in table and "weights of `python -m jobs.train first`" in table
 
 
 def test_published_rows_are_whole():
