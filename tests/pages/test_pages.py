@@ -338,6 +338,6 @@ def test_a_run_is_published_by_its_own_figures_though_another_has_its_name(glyph
     monkeypatch.setattr("pipeline.registry.publish.publish", lambda *given, **how: SimpleNamespace(run_id="x"))
     asked = ["run=mine", "compare=theirs", "untrained=true", "way=5", "shot=1", "query=4", "episodes=2", "publish=true"]
     found = workflow.evaluate_job(compose("evaluate", asked))
-    assert [entry["accuracy"] for entry in json.loads(written["evaluation.json"])] == [0.1]
+    assert [(entry["accuracy"], entry["step"]) for entry in json.loads(written["evaluation.json"])] == [(0.1, 12)]
     assert [entry["accuracy"] for entry in cards[0]] == [0.2]
     assert [entry["model"] for entry in found["results"]] == ["untrained", "untrained", f"{tmp_path}/theirs/untrained"]
