@@ -193,10 +193,12 @@ def _rows(entry: Entry) -> list[list[str]]:
 
 def _core_minutes(run: dict[str, Any]) -> float:
     """Of training, and of that of the weights it began with: wall-clock minutes times the cores of all workers."""
+    return sum(float(one["train_seconds"]) / 60 * _cores(one) for one in [run, *_befores(run)])
+
+
+def _cores(run: dict[str, Any]) -> float:
     cluster = run["config"].get("cluster", {})
-    cores = cluster.get("workers", 1) * cluster.get("cpus_per_worker", run["machine"]["cores"])
-    begun = _core_minutes(run["initial"]) if "initial" in run else 0.0
-    return float(run["train_seconds"] / 60 * cores) + begun
+    return float(cluster.get("workers", 1) * cluster.get("cpus_per_worker", run["machine"]["cores"]))
 
 
 def _made(run: dict[str, Any]) -> str:
