@@ -30,9 +30,10 @@ from pipeline.registry.tracking_config import check_tracking, registering, say_u
 from pipeline.training.checkpoint import load_checkpoint
 from pipeline.training.cluster import check_resources, start_ray
 from pipeline.training.config import TrainConfig
-from pipeline.training.launch import begin, launch, prepare
+from pipeline.training.launch import begin, launch
 from pipeline.training.models import model_for, model_of_run
 from pipeline.training.preemption import stopping_on_sigterm
+from pipeline.training.prepare import prepare
 from pipeline.training.runs import CALIBRATION, EVALUATION, REPORT, Run, best_checkpoint, find_run, step_of
 
 CHALLENGER = "challenger"

@@ -15,7 +15,7 @@ from pipeline.evaluation.protocols import EvaluateConfig
 from pipeline.pages.report import ReportConfig
 from pipeline.registry.promotion import PromoteConfig
 from pipeline.registry.tracking_config import naming, registering
-from pipeline.training.launch import prepare
+from pipeline.training.prepare import prepare
 from pipeline.training.runs import Run
 
 ROOT = Path(__file__).resolve().parent.parent

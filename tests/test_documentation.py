@@ -30,9 +30,10 @@ from pipeline.registry.promotion import PromoteConfig
 from pipeline.registry.tracking_config import TrackingConfig, store_uri
 from pipeline.retraining.config import settings_of
 from pipeline.search.campaign import CampaignConfig
-from pipeline.training import launch
+from pipeline.training import prepare, resume
 from pipeline.training.config import TrainConfig
 from pipeline.training.embed import EmbedConfig
+from pipeline.training.paths import absolute
 from pipeline.training.replay import ReplayConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -143,15 +144,15 @@ def check_places(job: str, config: dict[str, Any], monkeypatch: pytest.MonkeyPat
     def found(*_: object) -> None:
         raise Found
 
-    monkeypatch.setattr(launch, "find_run", found)
-    monkeypatch.setattr(launch, "read_manifest", found)
+    monkeypatch.setattr(resume, "find_run", found)
+    monkeypatch.setattr(prepare, "read_manifest", found)
     if job == "train":
         with pytest.raises(Found):
-            launch.prepare(config)
+            prepare.prepare(config)
     elif job == "ingest":
-        launch.absolute("data.root", config["data"]["root"])
+        absolute("data.root", config["data"]["root"])
     elif job == "tune":
-        launch.absolute("storage", config["storage"])
+        absolute("storage", config["storage"])
     if "tracking" in config and not config.get("resume") and config["tracking"]["uri"] is not None:
         assert "127.0.0.1" not in store_uri(validate(TrackingConfig, config["tracking"]))
 

@@ -21,7 +21,7 @@ from pipeline.pages.report import report
 from pipeline.registry.classify import classify
 from pipeline.registry.export import export
 from pipeline.registry.tracking_config import check_tracking
-from pipeline.training.launch import prepare
+from pipeline.training.prepare import prepare
 from pipeline.workflow import evaluate_job
 
 ROOT = Path(__file__).resolve().parent.parent

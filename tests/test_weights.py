@@ -17,9 +17,9 @@ from pipeline.data.dataset import Dataset
 from pipeline.errors import PipelineError
 from pipeline.nets import build_backbone
 from pipeline.training.checkpoint import save_checkpoint
-from pipeline.training.launch import prepare
 from pipeline.training.learner import Learner
 from pipeline.training.loop import Hooks, train
+from pipeline.training.prepare import prepare
 from pipeline.weights import described, origin, read, with_weights
 from tests.nets.pretrained import encoder, encoder_folder, timm_file
 from tests.training.conftest import small_run  # noqa: F401

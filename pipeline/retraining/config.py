@@ -15,8 +15,9 @@ from pipeline.errors import PipelineError
 from pipeline.model import build_model
 from pipeline.registry.promotion import Contest, PromoteConfig
 from pipeline.renamed import at_first
+from pipeline.training.check import model_spec
 from pipeline.training.config import TrainConfig
-from pipeline.training.launch import absolute, model_spec
+from pipeline.training.paths import absolute
 from pipeline.weights import settle
 
 ELSEWHERE = ("name", "storage", "resume", "cluster", "tracking", "register_as", "initial")  # change no result

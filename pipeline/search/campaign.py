@@ -30,7 +30,8 @@ from pipeline.search.arguments import (
 )
 from pipeline.search.space import Space, Values, as_overrides, meets
 from pipeline.training.config import TrainConfig
-from pipeline.training.launch import absolute, prepare, with_absolute_files, with_checkpoints
+from pipeline.training.paths import absolute, with_absolute_files, with_checkpoints
+from pipeline.training.prepare import prepare
 from pipeline.training.runs import RUN_FILE, Run, read_run
 
 CAMPAIGN_FILE = "campaign.json"

@@ -25,10 +25,11 @@ from pipeline.evaluation.seen import TRAINED, with_turns
 from pipeline.model import network_shape
 from pipeline.nets import build_backbone
 from pipeline.nets.norm import looks_at_the_batch
+from pipeline.training.check import described_input
 from pipeline.training.cluster import check_resources, start_ray
 from pipeline.training.config import Augment, Input
-from pipeline.training.launch import absolute, described_input
 from pipeline.training.models import model_of_run, takes_features
+from pipeline.training.paths import absolute
 from pipeline.training.runs import find_run
 from pipeline.weights import described, give, settle
 

@@ -15,7 +15,8 @@ import torch
 from pipeline import store
 from pipeline.config import Config, compose
 from pipeline.training.checkpoint import Checkpoint, load_checkpoint
-from pipeline.training.launch import launch, prepare
+from pipeline.training.launch import launch
+from pipeline.training.prepare import prepare
 from pipeline.training.runs import Run, checkpoints
 from tests.cluster.consumed import Group, check_once, planned, read_groups
 from tests.cluster.nodes import BUCKET, WORKER_CPUS, Nodes, ObjectStore, workers_of

@@ -15,9 +15,9 @@ from pipeline.config import Config
 from pipeline.data.batches import local_batches
 from pipeline.data.dataset import Dataset
 from pipeline.model import build_preprocess
-from pipeline.training.launch import prepare
 from pipeline.training.learner import Learner
 from pipeline.training.loop import make_planner
+from pipeline.training.prepare import prepare
 from tests.cluster.recorded import digest
 
 

@@ -28,7 +28,8 @@ from pipeline.data.write import write_dataset
 from pipeline.errors import Stopped
 from pipeline.tables import text_table
 from pipeline.training.checkpoint import load_checkpoint
-from pipeline.training.launch import launch, prepare
+from pipeline.training.launch import launch
+from pipeline.training.prepare import prepare
 from pipeline.training.runs import Run, checkpoints
 from tests.cluster.bed import TASKS, Bed, fill_store, final
 from tests.cluster.consumed import check_once, planned, read_groups

@@ -23,7 +23,8 @@ from pipeline import store
 from pipeline.config import compose
 from pipeline.errors import PipelineError
 from pipeline.training.checkpoint import load_checkpoint
-from pipeline.training.launch import launch, prepare
+from pipeline.training.launch import launch
+from pipeline.training.prepare import prepare
 from pipeline.training.replay import replay_job
 from pipeline.training.runs import Run, checkpoints, find_run
 from tests.cluster.bed import SELDOM, STEPS, TASKS, Bed, assert_same, fill_store, final, meanwhile

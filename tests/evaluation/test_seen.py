@@ -18,7 +18,7 @@ from pipeline.evaluation.model import Model
 from pipeline.evaluation.protocols import EvaluateConfig
 from pipeline.evaluation.seen import refuse_seen, seen_classes, trained_classes, with_turns
 from pipeline.training.checkpoint import Checkpoint, save_checkpoint
-from pipeline.training.launch import prepare
+from pipeline.training.prepare import prepare
 from pipeline.training.runs import Run, write_run
 from pipeline.workflow import _subject
 

@@ -24,8 +24,8 @@ from pipeline.retraining.journal import Journal
 from pipeline.search.ledger import Ledger
 from pipeline.training.checkpoint import load_checkpoint
 from pipeline.training.config import TrainConfig
-from pipeline.training.launch import prepare
 from pipeline.training.learner import Learner
+from pipeline.training.prepare import prepare
 from pipeline.workflow import evaluate_job, train
 from tests.formats import make
 

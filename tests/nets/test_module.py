@@ -21,9 +21,9 @@ from pipeline.inference import FewShotClassifier
 from pipeline.nets import build_backbone, own_code
 from pipeline.nets.norm import batch_norms
 from pipeline.registry.package import save_model
-from pipeline.training.launch import prepare
 from pipeline.training.learner import Learner
 from pipeline.training.loop import Hooks, train
+from pipeline.training.prepare import prepare
 from pipeline.weights import settle
 from tests.training.conftest import small_run  # noqa: F401
 

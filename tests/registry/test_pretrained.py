@@ -18,9 +18,9 @@ from pipeline.data.dataset import Dataset
 from pipeline.data.write import write_dataset
 from pipeline.inference import FewShotClassifier
 from pipeline.registry.package import save_model
-from pipeline.training.launch import prepare
 from pipeline.training.learner import Learner
 from pipeline.training.loop import Hooks, train
+from pipeline.training.prepare import prepare
 from tests.conftest import OPERATORS
 from tests.nets.pretrained import encoder_folder, timm_file
 from tests.registry.test_clean_environment import make_environment

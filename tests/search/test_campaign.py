@@ -26,8 +26,8 @@ from pipeline.search.searchers import FinalistTrials, SearchTrials, room
 from pipeline.search.space import propose
 from pipeline.training.checkpoint import save_checkpoint
 from pipeline.training.config import TrainConfig
-from pipeline.training.launch import prepare
 from pipeline.training.learner import Learner
+from pipeline.training.prepare import prepare
 from pipeline.training.runs import write_run
 
 DEFAULT = {

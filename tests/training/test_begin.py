@@ -11,7 +11,9 @@ import pytest
 from pipeline import store, workflow
 from pipeline.errors import PipelineError
 from pipeline.training import launch as launch_module
-from pipeline.training.launch import prepare
+from pipeline.training import prepare as prepare_module
+from pipeline.training.paths import absolute
+from pipeline.training.prepare import prepare
 from pipeline.training.runs import claim_run, find_run, read_run, write_run
 
 
@@ -25,7 +27,7 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list:
         raise PipelineError("far enough")
 
     monkeypatch.setattr(workflow, "launch", launch)
-    monkeypatch.setattr(launch_module.time, "strftime", lambda form: "20250101-000000")
+    monkeypatch.setattr(prepare_module.time, "strftime", lambda form: "20250101-000000")
     for name in ("start_ray", "check_resources"):
         monkeypatch.setattr(launch_module, name, lambda *args, **options: None)
     return runs
@@ -71,8 +73,8 @@ def test_a_place_may_be_written_as_a_file_s_address(small_run) -> None:
     _, _, run = prepare(small_run("prototypical", "name=mine"))
     write_run(run)
     assert find_run(f"file://{run.uri}", "none").uri == run.uri
-    assert launch_module.absolute("storage", "file:///tmp/runs") == "/tmp/runs"
-    assert launch_module.absolute("storage", "s3://bucket/runs") == "s3://bucket/runs"
+    assert absolute("storage", "file:///tmp/runs") == "/tmp/runs"
+    assert absolute("storage", "s3://bucket/runs") == "s3://bucket/runs"
 
 
 def test_who_is_refused_leaves_nothing_behind(small_run, begun: list, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,9 +7,9 @@ import pytest
 
 from pipeline.data.dataset import Dataset, class_table
 from pipeline.evaluation.episodic import episode_accuracies
-from pipeline.training.launch import prepare
 from pipeline.training.learner import Learner
 from pipeline.training.loop import Hooks, train, validate
+from pipeline.training.prepare import prepare
 from pipeline.training.workers import Alone
 
 OPTIONS = ["steps=0", "method.steps=3", "method.rate_episodes=4", "validation.episodes=6", "validation.way=5"]

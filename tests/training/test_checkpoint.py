@@ -26,10 +26,10 @@ from pipeline.training.checkpoint import (
     newest_whole,
     save_checkpoint,
 )
-from pipeline.training.launch import prepare
 from pipeline.training.learner import Learner, make_deterministic
 from pipeline.training.loop import Hooks, make_planner, train
 from pipeline.training.preemption import Signal
+from pipeline.training.prepare import prepare
 from pipeline.training.runs import checkpoints
 from pipeline.training.workers import Alone
 

@@ -22,9 +22,9 @@ from pipeline.evaluation.seen import trained_classes
 from pipeline.nets import build_backbone
 from pipeline.training.checkpoint import save_checkpoint
 from pipeline.training.embed import EmbedConfig, _network, embed
-from pipeline.training.launch import prepare
 from pipeline.training.learner import Learner
 from pipeline.training.loop import make_planner, train
+from pipeline.training.prepare import prepare
 from pipeline.training.runs import write_run
 from pipeline.weights import origin_of
 

@@ -10,9 +10,9 @@ from pipeline.data.dataset import Dataset
 from pipeline.errors import PipelineError
 from pipeline.training import loop
 from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
-from pipeline.training.launch import prepare
 from pipeline.training.learner import Learner, make_deterministic
 from pipeline.training.loop import Hooks, make_planner, should_stop, train
+from pipeline.training.prepare import prepare
 
 from .conftest import METHODS
 

@@ -16,9 +16,10 @@ from pipeline.evaluation.model import Built, Model
 from pipeline.model import build_model
 from pipeline.training import loop
 from pipeline.training.checkpoint import Checkpoint, load_checkpoint, name_of, save_checkpoint
-from pipeline.training.launch import launch, prepare
+from pipeline.training.launch import launch
 from pipeline.training.learner import Learner
 from pipeline.training.loop import Hooks, train, validate
+from pipeline.training.prepare import prepare
 from pipeline.training.runs import checkpoints
 from pipeline.training.workers import Alone
 from pipeline.workflow import _surveyed, _untrained

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline import environment
-from pipeline.training import launch
+from pipeline.training import prepare
 
 
 @pytest.mark.parametrize(
@@ -14,9 +14,9 @@ from pipeline.training import launch
     [(None, 0, "float32"), ("avx512_bf16", 0, "bfloat16"), ("amx_bf16", 0, "bfloat16"), (None, 1, "bfloat16")],
 )
 def test_auto(monkeypatch, capsys, small_run, instructions, gpus, chosen) -> None:
-    monkeypatch.setattr(launch, "bfloat16_instructions", lambda: instructions)
+    monkeypatch.setattr(prepare, "bfloat16_instructions", lambda: instructions)
     raw = small_run("prototypical", "precision=auto", f"cluster.gpus_per_worker={gpus}")
-    config, stored, run = launch.prepare(raw)
+    config, stored, run = prepare.prepare(raw)
     assert config.precision == stored["precision"] == run.config["precision"] == chosen
     assert f"precision=auto: {chosen} (" in capsys.readouterr().out
 

@@ -18,8 +18,9 @@ from pipeline import store
 from pipeline.config import compose
 from pipeline.errors import PipelineError
 from pipeline.training.checkpoint import load_checkpoint
-from pipeline.training.launch import launch, prepare
+from pipeline.training.launch import launch
 from pipeline.training.learner import Learner
+from pipeline.training.prepare import prepare
 from pipeline.training.runs import best_checkpoint, checkpoints, write_run
 
 from .conftest import METHODS

@@ -13,9 +13,9 @@ from pipeline.data.dataset import Dataset
 from pipeline.errors import Diverged, PipelineError
 from pipeline.model import build_preprocess
 from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
-from pipeline.training.launch import prepare
 from pipeline.training.learner import Learner, make_deterministic
 from pipeline.training.loop import Hooks, make_planner, train
+from pipeline.training.prepare import prepare
 from pipeline.training.replay import Replayed, Shares, replay, replay_job
 from pipeline.training.runs import checkpoints
 from tests.cluster.recorded import digests

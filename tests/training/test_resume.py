@@ -16,9 +16,9 @@ from pipeline.errors import PipelineError
 from pipeline.registry.tracker import Tracker
 from pipeline.training.checkpoint import save_checkpoint
 from pipeline.training.config import TrainConfig
-from pipeline.training.launch import prepare
 from pipeline.training.learner import Learner
 from pipeline.training.loop import should_stop
+from pipeline.training.prepare import prepare
 from pipeline.training.runs import RUN_FILE, Run, read_run, write_run
 
 

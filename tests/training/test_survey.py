@@ -16,9 +16,9 @@ from pipeline.data.batches import local_batches
 from pipeline.data.dataset import Dataset, class_table
 from pipeline.evaluation.embedded import embed_part
 from pipeline.methods.baseline import Baseline
-from pipeline.training.launch import prepare
 from pipeline.training.learner import Learner, make_deterministic
 from pipeline.training.loop import Hooks, make_planner, survey, train
+from pipeline.training.prepare import prepare
 from pipeline.training.workers import Alone
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,9 +15,9 @@ from pipeline.evaluation.seen import trained_classes
 from pipeline.model import build_model
 from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.training.config import TrainConfig
-from pipeline.training.launch import prepare
 from pipeline.training.learner import Learner
 from pipeline.training.loop import make_planner
+from pipeline.training.prepare import prepare
 from pipeline.training.runs import write_run
 
 

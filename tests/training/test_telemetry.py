@@ -11,8 +11,9 @@ import pytest
 import ray
 
 from pipeline.training import telemetry
-from pipeline.training.launch import ask_to_leave, launch, prepare
+from pipeline.training.launch import ask_to_leave, launch
 from pipeline.training.preemption import stopping_on_sigterm
+from pipeline.training.prepare import prepare
 from pipeline.training.runs import Run
 from pipeline.training.telemetry import GAUGES, RESTARTS, Restarts, Telemetry
 from tests.metrics import exported, wait_for

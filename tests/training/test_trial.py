@@ -12,7 +12,7 @@ from torch import nn
 from pipeline.batch import Episodes
 from pipeline.errors import PipelineError
 from pipeline.model import build_model
-from pipeline.training.launch import prepare
+from pipeline.training.prepare import prepare
 
 
 class Plain(nn.Module):

@@ -19,9 +19,9 @@ def worker(rank: int, folder: Path) -> None:
 
     from pipeline.data.batches import local_batches
     from pipeline.data.dataset import Dataset
-    from pipeline.training.launch import prepare
     from pipeline.training.learner import Learner
     from pipeline.training.loop import make_planner
+    from pipeline.training.prepare import prepare
 
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)

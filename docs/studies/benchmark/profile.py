@@ -19,9 +19,9 @@ from pipeline.data.stream import Stream
 from pipeline.errors import PipelineError
 from pipeline.training.cluster import start_ray
 from pipeline.training.config import Cluster
-from pipeline.training.launch import prepare
 from pipeline.training.learner import Learner, make_deterministic
 from pipeline.training.loop import Hooks, make_planner, train
+from pipeline.training.prepare import prepare
 
 WARM_UP, STEPS = 5, 5
 

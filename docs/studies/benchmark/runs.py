@@ -21,7 +21,8 @@ from pipeline.config import compose
 from pipeline.data.batches import local_batches
 from pipeline.data.dataset import Dataset
 from pipeline.training.cluster import start_ray
-from pipeline.training.launch import launch, prepare
+from pipeline.training.launch import launch
+from pipeline.training.prepare import prepare
 
 TASKS = 2  # episodes a step, over all workers
 WINDOWS = 12  # log lines in a run; the first two are not counted
