@@ -11,9 +11,9 @@ INSTALLED := $(VENV)/.installed
 PIP := $(RUN) -m pip --quiet --quiet --disable-pip-version-check install --constraint constraints.txt
 
 # Two halves of the tests that take about as long as each other, most of it waiting for processes to start.
-HALF := tests/cluster tests/retraining tests/search tests/training
+HALF := tests/cluster tests/registry/test_clean_environment.py tests/retraining tests/search tests/training
 
-.PHONY: help install train test test-half test-other-half test-day test-all test-faults lint clean
+.PHONY: help install train test test-half test-other-half test-avx2 test-day test-all test-faults lint clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -35,13 +35,15 @@ train: install ## the demonstration: data, training, evaluation, registry, and a
 	@$(RUN) -m jobs.demo
 
 test: install lint ## lint, types and the default tests; the numeric ones also without AVX-512, as on most laptops
-	@$(MAKE) --jobs=3 test-half test-other-half test-day
+	@$(MAKE) --jobs=4 test-half test-other-half test-avx2 test-day
 
 test-half: install
 	@$(RUN) -m pytest -q --durations=25 --durations-min=3 $(HALF)
 
 test-other-half: install
 	@$(RUN) -m pytest -q --durations=25 --durations-min=3 tests $(HALF:%=--ignore=%)
+
+test-avx2: install
 	@ONEDNN_MAX_CPU_ISA=AVX2 $(RUN) -m pytest -q tests/methods tests/functional tests/nets
 
 test-day: install
