@@ -66,7 +66,7 @@ def entries(folder: Path) -> list[Entry]:
         mine = matching(rows, content["method"], content["config"])
         here = [row for row in mine if protocol(row) == content["protocol"]]
         paper = by_setting(here, content["dataset"]["name"])
-        label = next(iter([*paper.values(), *here[::-1], *mine[::-1]]), {"label": _form(content)})["label"]
+        label = next(iter([*paper.values(), *here[::-1], *mine[::-1]]), {"label": form(content)})["label"]
         key = (label, content["dataset"]["name"], content["protocol"])
         groups.pop(key, None)
         found.append(Entry(*key, paper, _measured(content), content))
@@ -213,7 +213,7 @@ def _befores(run: dict[str, Any]) -> list[dict[str, Any]]:
     return [run["initial"], *_befores(run["initial"])] if "initial" in run else []
 
 
-def _form(content: dict[str, Any]) -> str:
+def form(content: dict[str, Any]) -> str:
     """A method that has no published row: its name, and its options on the command line."""
     return ", ".join([content["method"], *re.findall(r"\bmethod\.(\S+)", content["command"])])
 

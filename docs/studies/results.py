@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from docs.studies import campaigns, race, reproduction
+from docs.studies import campaigns, reproduction, variants
 from docs.studies.benchmark.table import markdown as benchmark_table
 from docs.studies.reproduction import published
 from pipeline import store
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "docs" / "results"
 _BLOCK = re.compile(r"(<!-- measured: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 COMPARED = "compared_"  # and the beginning of a dataset's name: its published and measured figures
-RACE = "race_"  # the beginning of the name of a folder of runs, two methods over several seeds
+VARIANTS = "variants_"  # the beginning of the name of a folder of runs over several seeds
 
 
 def pages() -> list[Path]:
@@ -58,8 +58,8 @@ def render(name: str) -> str:
     if name.startswith(COMPARED):
         found = reproduction.entries(FOLDER)
         return reproduction.markdown([e for e in found if e.dataset.startswith(name.removeprefix(COMPARED))])
-    if name.startswith(RACE):
-        return race.markdown(sorted((FOLDER / name).glob("*.json")))
+    if name.startswith(VARIANTS):
+        return variants.markdown(sorted((FOLDER / name).glob("*.json")))
     path = FOLDER / f"{name}.json"
     if not path.exists():
         kind = next((kind for kind in (*COMPARISONS, "campaign") if name.startswith(kind)), None)

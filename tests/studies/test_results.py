@@ -60,6 +60,16 @@ def test_measured_files_hold_all_it_takes_to_measure_again(path):
         check(run["config"])
 
 
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("variants_*/*.json")), ids=lambda path: path.stem)
+def test_so_do_those_of_runs_over_several_seeds(path):
+    content = json.loads(path.read_text())
+    assert not re.search(r"(?<!\w)[~/]", content["command"]), "a path of the machine it ran on"
+    for key in ("method", "steps", "curve", "results", "machine", "code", "evaluation"):
+        assert content.get(key) not in (None, "", [], {}), key
+    assert len(content["dataset"]["fingerprint"]) == 64 and content["command"] in render(path.parent.name)
+    check(content["config"])
+
+
 def check(config: Config) -> None:
     """A stored configuration is a whole one; keys that came later have their default."""
     from pipeline.config import compose
