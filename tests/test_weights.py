@@ -64,6 +64,20 @@ def test_rows_for_every_inner_step_begin_with_the_one_of_the_file(tmp_path):
     assert all(torch.equal(value, expected[name].expand_as(value)) for name, value in found.items())
 
 
+def test_a_second_network_begins_with_them_too(tmp_path, small_run):  # noqa: F811
+    """Meta Networks' second one is frozen with the first: it would stay as it was drawn."""
+    path = timm_file(tmp_path)
+    options = ["backbone=timm", "backbone.model=test_resnet", f"backbone.weights={path}", "backbone.freeze=all"]
+    options += ["input.scaling=backbone"]
+    config, _, run = prepare(small_run("meta_networks", *options))
+    learner = Learner(config, run.spec)
+    learner.begin(run)
+    second = dict(learner.method.key_backbone.network.named_parameters())
+    assert not any(parameter.requires_grad for parameter in second.values())
+    expected = load_file(path)
+    assert all(torch.equal(p, expected[n]) for n, p in second.items())
+
+
 def test_what_is_no_file_of_weights_is_refused_and_runs_nothing(tmp_path):
     options = {"name": "timm", "model": "test_resnet"}
     contents = {
