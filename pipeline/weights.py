@@ -20,6 +20,7 @@ from pipeline.files import sha256, tensors_to_bytes
 from pipeline.nets import build_backbone, own_code
 from pipeline.nets.base import Backbone, Shape
 from pipeline.nets.by_name import resolve
+from pipeline.nets.norm import in_rows
 from pipeline.nets.wrapped import Options, Wrapped
 
 HUB = "hub"
@@ -133,7 +134,7 @@ def read(backbone: Wrapped, options: Mapping[str, Any]) -> Found:
         digest, given = sha256(content), _tensors(content, source)
     if expected is not None and expected != digest:
         raise PipelineError(f"backbone.weights={source} are other weights: SHA-256 {digest}, not {expected}")
-    own = backbone.network.state_dict()
+    own, given = backbone.network.state_dict(), in_rows(backbone.network, given)
     left = sorted(given.keys() - own.keys())
     wrong = [
         f"{name} {list(given[name].shape)}, not {list(own[name].shape)}"

@@ -15,12 +15,13 @@ from safetensors.torch import load_file, save, save_file
 from pipeline import store
 from pipeline.data.dataset import Dataset
 from pipeline.errors import PipelineError
+from pipeline.model import build_model
 from pipeline.nets import build_backbone
 from pipeline.training.checkpoint import save_checkpoint
 from pipeline.training.learner import Learner
 from pipeline.training.loop import Hooks, train
 from pipeline.training.prepare import prepare
-from pipeline.weights import described, origin, read, with_weights
+from pipeline.weights import described, give, origin, read, with_weights
 from tests.nets.pretrained import encoder, encoder_folder, timm_file
 from tests.training.conftest import small_run  # noqa: F401
 
@@ -50,6 +51,31 @@ def test_what_does_not_fit_is_listed(tmp_path):
     said = refusal(options)
     assert "of another shape: conv1.0.weight [1, 2], not [" in said and "missing: bn1.weight" in said
     assert "not the network's: fc.bias, fc.weight" in said and "input.scaling=backbone" in said
+
+
+def test_rows_for_every_inner_step_begin_with_the_one_of_the_file(tmp_path):
+    path = timm_file(tmp_path)
+    options = {"name": "timm", "model": "test_resnet", "weights": path}
+    about = {"backbone": described(options), "way": 5, "input": {"shape": [*SHAPE]}}
+    network = build_model({**about, "method": {"name": "maml_plus_plus"}}).backbone
+    assert give(network, options) is not None
+    expected, found = load_file(path), dict(network.network.named_parameters())
+    assert found["bn1.weight"].shape == (5, *expected["bn1.weight"].shape)
+    assert all(torch.equal(value, expected[name].expand_as(value)) for name, value in found.items())
+
+
+def test_a_second_network_begins_with_them_too(tmp_path, small_run):  # noqa: F811
+    """Meta Networks' second one is frozen with the first: it would stay as it was drawn."""
+    path = timm_file(tmp_path)
+    options = ["backbone=timm", "backbone.model=test_resnet", f"backbone.weights={path}", "backbone.freeze=all"]
+    options += ["input.scaling=backbone"]
+    config, _, run = prepare(small_run("meta_networks", *options))
+    learner = Learner(config, run.spec)
+    learner.begin(run)
+    second = dict(learner.method.key_backbone.network.named_parameters())
+    assert not any(parameter.requires_grad for parameter in second.values())
+    expected = load_file(path)
+    assert all(torch.equal(p, expected[n]) for n, p in second.items())
 
 
 def test_what_is_no_file_of_weights_is_refused_and_runs_nothing(tmp_path):

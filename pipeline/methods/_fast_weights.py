@@ -112,10 +112,14 @@ class _FastWeights(Method):
             grouped_is_slow = self._convolutional and not images.is_cuda and self._many_values(images)
             if grouped_is_slow:
                 return loop_tasks
-            if self._mappable is None:
-                self._mappable = mappable(self.backbone, images)
-            return vmap_tasks if self._mappable else loop_tasks
+            return vmap_tasks if self._by_vmap(images) else loop_tasks
         return vmap_tasks if self.inner_loop == "vmap" else loop_tasks
+
+    def _by_vmap(self, images: Tensor) -> bool:
+        """Whether vmap can map the network over ``images`` [..., C, H, W]."""
+        if self._mappable is None:
+            self._mappable = mappable(self.backbone, images)
+        return self._mappable
 
     def _many_values(self, images: Tensor) -> bool:
         """Whether the hidden maps of a task's images [T, N, C, H, W] are too large for grouped convolutions."""

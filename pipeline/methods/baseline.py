@@ -128,7 +128,7 @@ class Baseline(ClassicalMethod):
         return self._tuner.scores(state, self._tuner.representation(query))
 
     def distances(self, logits: Tensor) -> Tensor | None:
-        return super().distances(logits) if self.frozen else None
+        return -logits if self.frozen and isinstance(self.new_classes, Prototype) else None
 
     def class_means(self) -> ClassMeans | None:
         return ClassMeans(self.new_classes.distance) if self.extendable else None  # type: ignore[attr-defined]

@@ -138,14 +138,19 @@ class ClassicalMethod(HeadMethod):
         return self.new_classes.scores(state, self.represent(query))
 
     def distances(self, logits: Tensor) -> Tensor | None:
+        if self._has_own("fit", "scores"):
+            return None
         return -logits if isinstance(self.new_classes, Prototype) else None  # Nearest is one too
 
     def class_means(self) -> ClassMeans | None:
-        own = any(getattr(type(self), f) is not getattr(ClassicalMethod, f) for f in ("fit", "scores", "represent"))
-        if own or type(self.new_classes) is not Prototype:
+        if self._has_own("fit", "scores", "represent") or type(self.new_classes) is not Prototype:
             return None
         centre = self.mean if self.centred else None
         return ClassMeans(self.new_classes.distance, centre=centre, unit=self.normalised)
+
+    def _has_own(self, *functions: str) -> bool:
+        """Whether a subclass answers for new classes in a way that ``new_classes`` does not tell."""
+        return any(getattr(type(self), name) is not getattr(ClassicalMethod, name) for name in functions)
 
     def summarise(self, features: Tensor, labels: Tensor) -> Tensor | None:
         return features.double().sum(0) if self.keeps_mean else None

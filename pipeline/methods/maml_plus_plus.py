@@ -164,7 +164,8 @@ class MAMLPlusPlus(MAML):
         rows = set()
         for layer_name, layer in batch_norms(self.backbone).items():
             for name, value in list(layer.named_parameters()):
-                setattr(layer, name, nn.Parameter(value.detach().repeat(self.inner_steps, 1)))
+                every = nn.Parameter(value.detach().repeat(self.inner_steps, 1), value.requires_grad)
+                setattr(layer, name, every)
                 rows.add(f"backbone.{layer_name}.{name}")
         return frozenset(rows)
 

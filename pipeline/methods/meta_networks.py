@@ -1,6 +1,6 @@
 """Meta Networks (Munkhdalai & Yu 2017)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor, nn
@@ -83,6 +83,11 @@ class MetaNetworks(Method):
         self.lstm = nn.ModuleDict({kind: nn.LSTM(2, units) for kind in kinds})
         self.lstm_output = nn.ModuleDict({kind: nn.Linear(units, 1) for kind in kinds})
         self.small = nn.ModuleDict({kind: per_coordinate(2, units) for kind in kinds})
+
+    def begun_elsewhere(self, drawn: Collection[str]) -> None:
+        """u's backbone, where it did not come with b's, begins as that: a frozen one would stay as it was drawn."""
+        if any(name.startswith("key_backbone.") for name in drawn):
+            self.key_backbone.load_state_dict(self.backbone.state_dict())
 
     def adapt(self, support: Tensor, labels: Tensor, way: int | None = None) -> State:
         """keys [T, S, D] of the images that are ``present`` [T, S]; fast weights of u [T, O, K] under "task."; fast

@@ -18,6 +18,7 @@ from pipeline.methods._fast_weights import _FastWeights, at_least_one
 from pipeline.methods.base import State
 from pipeline.nets.by_name import choose
 from pipeline.nets.norm import batch_norms
+from pipeline.nets.transforms import inside_transform
 
 BATCH_IMAGES = 512  # at once, where every query goes through the network with the whole support set
 
@@ -293,6 +294,8 @@ class Reptile(_FastWeights):
         def answer(image: Tensor) -> Tensor:
             return self._logits(state, torch.cat([support, image.unsqueeze(0)]))[-1]
 
+        if not (inside_transform() or self._by_vmap(query)):
+            return torch.stack([answer(image) for image in query])
         return torch.func.vmap(answer, chunk_size=max(1, BATCH_IMAGES // (len(support) + 1)))(query)
 
 

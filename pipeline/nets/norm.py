@@ -1,6 +1,6 @@
 """Batch normalisation whose statistics can come from the batch, from running averages, or from elsewhere."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -127,6 +127,15 @@ class BatchNorm(nn.Module):
 def batch_norms(module: nn.Module) -> dict[str, BatchNorm]:
     """Every batch-norm layer in ``module`` by its name."""
     return {n: m for n, m in module.named_modules() if isinstance(m, BatchNorm)}
+
+
+def in_rows(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by name, to be those of ``module``: where a layer of it has rows of gains and biases [R, C], one for each
+    of R uses (MAML++'s inner steps), the one row [C] of a network without is repeated."""
+    layers = batch_norms(module)
+    rows = {f"{n}.{p}": v for n in layers for p, v in layers[n].named_parameters() if v.ndim > 1}
+    fits = {name: tensor.shape == rows[name].shape[1:] for name, tensor in tensors.items() if name in rows}
+    return {name: tensor.expand_as(rows[name]) if fits.get(name) else tensor for name, tensor in tensors.items()}
 
 
 def looks_at_the_batch(module: nn.Module) -> bool:

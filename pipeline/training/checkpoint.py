@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pipeline import store
 from pipeline.errors import PipelineError
 from pipeline.files import sha256, tensors_to_bytes
+from pipeline.nets.norm import in_rows
 from pipeline.training.runs import STATE, checkpoints
 from pipeline.training.workers import Workers
 
@@ -202,7 +203,7 @@ def begin_with(method: nn.Module, uri: str) -> list[str]:
     Raises:
         PipelineError: the backbone is another one, or there is no checkpoint.
     """
-    given, own = load_checkpoint(uri).model, method.state_dict()
+    given, own = in_rows(method, load_checkpoint(uri).model), method.state_dict()
     fixed = {n for n, p in method.named_parameters() if not p.requires_grad and not n.startswith(BACKBONE)}
     fitting = {n: t for n, t in given.items() if n in own and own[n].shape == t.shape and n not in fixed}
     left = [name for name in own if name not in fitting]

@@ -145,6 +145,11 @@ def test_metric_methods_tell_their_distances(method: str, pictures: np.ndarray) 
     assert float(distances.diagonal(dim1=1, dim2=2).max()) < 1e-2 < float(distances.mean())
 
 
+@pytest.mark.parametrize("method", ["discriminative_kshot", "rfs", "r2d2"])
+def test_other_methods_have_none(method: str) -> None:
+    assert classifier_of(spec_of(method)).method.distances(torch.zeros(1, 2, 3)) is None
+
+
 @pytest.mark.parametrize("score", OF_BACKGROUND)
 def test_a_model_answers_by_the_score_that_calibration_chose(
     score: str, classifier: FewShotClassifier, pictures: np.ndarray, tmp_path, monkeypatch: pytest.MonkeyPatch

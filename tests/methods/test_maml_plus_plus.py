@@ -252,6 +252,13 @@ def test_a_frozen_backbone_adapts_but_is_not_trained():
         assert not any(name.startswith("backbone.") for name in found)
 
 
+def test_a_backbone_that_came_frozen_stays_so():
+    """As a configuration freezes it: its gains and biases, too, are not trained for any inner step."""
+    method = MAMLPlusPlus(net("conv").requires_grad_(False), WAY, inner_steps=3, inner_steps_eval=3).double()
+    assert method._rows and not any(p.requires_grad for p in method.backbone.parameters())
+    assert not any(name.startswith("backbone.") for name in gradients(method, batch()))
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_half_precision_training(form):
     method, e = build(dtype=torch.float32, inner_loop=form), batch(torch.float32)

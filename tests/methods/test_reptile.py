@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import itertools
 import os
 import subprocess
@@ -496,6 +497,28 @@ def halves(rank: int | None) -> list[tuple[torch.Tensor, torch.Tensor]]:
     labels = torch.randint(WAY, (3, 4, 6), generator=generator)
     part = slice(None) if rank is None else slice(2 * rank, 2 * rank + 2)
     return [(x[part], y[part]) for x, y in zip(images, labels, strict=True)]
+
+
+class _Looks(nn.Module):
+    """Computes by the values of its input, which vmap cannot map."""
+
+    out_features = 16
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Conv4((1, 8, 8), width=[3, 4])
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.net(images) * (2.0 if images.detach().abs().max().item() > 1e6 else 1.0)
+
+
+def test_queries_one_by_one_through_a_network_that_vmap_cannot_map():
+    torch.manual_seed(1)
+    net, e = _Looks(), batch(dtype=torch.float32)
+    looking, plain = (Reptile(n, WAY, inner_steps_eval=2).eval() for n in (net, copy.deepcopy(net.net)))
+    plain.head = copy.deepcopy(looking.head)
+    answers = [m.classify(m.adapt(e.support, e.support_labels), e.query) for m in (looking, plain)]
+    torch.testing.assert_close(*answers, rtol=1e-4, atol=1e-5)
 
 
 class _Given(nn.Module):

@@ -68,6 +68,17 @@ def test_counters_begin_anew_with_another_s_weights(tmp_path: Path, method: str,
     assert all(int(buffer) == 7 for buffer in made.buffers() if not buffer.is_floating_point())
 
 
+def test_rows_for_every_inner_step_begin_with_the_one_of_another_method(tmp_path: Path) -> None:
+    about = {"backbone": {"name": "conv4", "width": 8}, "way": 5, "input": {"shape": [1, 28, 28]}}
+    plain, stepped = (build_model({**about, "method": {"name": n}}) for n in ("prototypical", "maml_plus_plus"))
+    model = {name: torch.rand(tensor.shape) for name, tensor in plain.state_dict().items()}
+    save_checkpoint(tmp_path, Checkpoint(7, {}, {}, {}, {}, [], model))
+    assert not [name for name in begin_with(stepped, str(tmp_path)) if name.startswith("backbone.")]
+    for name, parameter in stepped.backbone.named_parameters():
+        assert parameter.shape == ((5, 8) if "norms" in name else parameter.shape)
+        assert torch.equal(parameter, model[f"backbone.{name}"].expand_as(parameter)), name
+
+
 def damage(run: str, step: int, name: str = "model.safetensors") -> None:
     path = Path(run, f"step_{step:08d}", name)
     content = bytearray(path.read_bytes())
