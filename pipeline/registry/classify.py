@@ -69,7 +69,7 @@ def classify(raw: Config) -> dict[str, Any]:
     }
     print(f"{what}{f', saved to {config.save_enrolment}' if config.save_enrolment else ''}")
     if config.queries is not None:
-        pictures = read_queries(config.queries, classifier.shape, config.invert)
+        pictures = read_queries(config.queries, classifier.shape, config.invert, classifier.max_pixels)
         skipped += pictures.skipped
         answers = classifier.classify(enrolment, pictures.images, config.threshold, config.unknown.share)
         summary["answers"] = _rows(pictures, answers, config.top_k)
@@ -117,7 +117,7 @@ def _enrolment(config: ClassifyConfig, classifier: FewShotClassifier) -> tuple[E
     """What is enrolled: the file's classes, the folder's, or the file's extended by the folder's."""
     if config.support is None:
         return _read(str(config.enrolment)), []
-    pictures, labels = read_support(config.support, classifier.shape, config.invert)
+    pictures, labels = read_support(config.support, classifier.shape, config.invert, classifier.max_pixels)
     _compare_brightness(classifier, pictures.images)
     if config.enrolment is None:
         return classifier.enrol(pictures.images, labels), pictures.skipped

@@ -85,8 +85,9 @@ class ServedClassifier:
         options = {"threshold": "auto", "unknown_pass": "auto", "enrolment": "", "top_k": 1, "invert": False, **params}
         if columns.get(QUERIES) is None:
             raise PipelineError(f"the request asks nothing: give {QUERIES}, a list of images")
+        shape = self.classifier.shape
         support, queries = (
-            sent_images(columns.get(name), name, self.classifier.shape, bool(options["invert"]))
+            sent_images(columns.get(name), name, shape, bool(options["invert"]), self.classifier.max_pixels)
             for name in (SUPPORT, QUERIES)
         )
         labels = [] if columns.get(LABELS) is None else columns[LABELS]
@@ -101,7 +102,7 @@ class ServedClassifier:
 
     def read_image(self, path: str | os.PathLike[str], invert: bool = False) -> np.ndarray:
         """An image file as the model sees it: uint8 [C, H, W], the central part, turned, cut and resized."""
-        pictures = read_images([Path(path)], self.classifier.shape, invert)
+        pictures = read_images([Path(path)], self.classifier.shape, invert, self.classifier.max_pixels)
         for _, why in pictures.skipped:
             raise PipelineError(f"{path} cannot be read ({why})")
         return pictures.images[0]
