@@ -153,6 +153,7 @@ def read(path, shape):
     if image.has_transparency_data:
         paper = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(paper, image.convert("RGBA"))
+    image = image.convert("RGB") if image.mode == "LAB" else image  # of which Pillow makes no greys
     image = image.convert("RGB" if channels == 3 else "L")
     scale = min(image.width / width, image.height / height)
     part = [max(1, round(side * scale)) for side in (width, height)]

@@ -262,3 +262,10 @@ def test_the_page_refuses_what_it_would_read_wrongly(tmp_path: Path) -> None:
         (tmp_path / str(number)).write_bytes(content)
         with pytest.raises(ValueError, match=f"{number}: save it with eight bits a channel"):
             page.read(tmp_path / str(number), (3, 8, 8))
+
+
+def test_the_page_reads_lab_in_grey_as_the_model_does(tmp_path: Path, photographs: Path) -> None:
+    file = tmp_path / "lab.tif"
+    Image.open(photographs / "0.png").convert("RGB").convert("LAB").save(file)
+    read = _load(Path(portable.__file__)).read
+    np.testing.assert_array_equal(read(file, (1, 24, 20)), read_images([file], (1, 24, 20)).images[0])
