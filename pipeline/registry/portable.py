@@ -77,6 +77,8 @@ class FewShot:
         """
         if isinstance(threshold, str) and threshold not in ("auto", "none"):
             raise ValueError(f"threshold={threshold!r}: give auto, none or a number")
+        if not self.classes:
+            raise ValueError("no classes are known yet: call enrol(images, labels) first")
         seen = self.features(images)
         logits, point = self.logits(seen, self.means), self.nearest_point()
         temperature = point.get("temperature", 1.0)
