@@ -97,8 +97,11 @@ class ServedClassifier:
                 enrolment = self.classifier.extend(enrolment, support, labels)
         else:
             enrolment = self.classifier.enrol(support, labels)
+        for name in enrolment.classes:
+            if str(name).encode("utf-8", "ignore").decode() != str(name):
+                raise PipelineError(f"label {name!a:.80} holds half of a character, which no answer can")
         answers = self.classifier.classify(enrolment, queries, options["threshold"], _share(options["unknown_pass"]))
-        return _table(answers, int(options["top_k"]))
+        return _table(answers, options["top_k"])
 
     def read_image(self, path: str | os.PathLike[str], invert: bool = False) -> np.ndarray:
         """An image file as the model sees it: uint8 [C, H, W], the central part, turned, cut and resized."""
@@ -183,8 +186,8 @@ def _depth(cell: Any) -> int:
     return 1 + (_depth(cell[0]) if cell else 0)
 
 
-def _table(answers: Answers, top_k: int) -> pd.DataFrame:
-    if not 1 <= top_k <= len(answers.classes):
+def _table(answers: Answers, top_k: int | None) -> pd.DataFrame:
+    if top_k is None or not 1 <= top_k <= len(answers.classes):
         raise PipelineError(f"top_k={top_k}: give 1 to {len(answers.classes)}, the number of enrolled classes")
     labels, probabilities = answers.top(top_k)
     return pd.DataFrame(
