@@ -134,7 +134,8 @@ def read(backbone: Wrapped, options: Mapping[str, Any]) -> Found:
         digest, given = sha256(content), _tensors(content, source)
     if expected is not None and expected != digest:
         raise PipelineError(f"backbone.weights={source} are other weights: SHA-256 {digest}, not {expected}")
-    own, given = backbone.network.state_dict(), in_rows(backbone.network, given)
+    own = backbone.network.state_dict()
+    given = in_rows(backbone.network, _unwrapped(given, own))
     left = sorted(given.keys() - own.keys())
     wrong = [
         f"{name} {list(given[name].shape)}, not {list(own[name].shape)}"
@@ -184,6 +185,12 @@ def _tensors(content: bytes, source: str) -> dict[str, Tensor]:
         raise PipelineError(
             f"backbone.weights={source} is no file of weights ({why}); give safetensors, or .pth or .pt with tensors"
         ) from error
-    if tensors and all(name.startswith("module.") for name in tensors):  # as DistributedDataParallel names them
-        return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     return tensors
+
+
+def _unwrapped(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``given`` by the network's ``own`` names, where it was compiled or trained by DistributedDataParallel."""
+    found = {name if name in own else name.replace("_orig_mod.", ""): tensor for name, tensor in given.items()}
+    if all(name.startswith("module.") for name in found) and not found.keys() & own.keys():
+        return {name.removeprefix("module."): tensor for name, tensor in found.items()}
+    return found

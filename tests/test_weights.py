@@ -26,6 +26,26 @@ from tests.nets.pretrained import encoder, encoder_folder, timm_file
 from tests.training.conftest import small_run  # noqa: F401
 
 SHAPE = (3, 64, 64)
+NET = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(3, 4, 3), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.linear(self.conv(x).mean((2, 3)))
+"""
+OUTER = """
+class Outer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.module = Net()
+
+    def forward(self, x):
+        return self.module(x)
+"""
 
 
 def refusal(options) -> str:
@@ -76,6 +96,18 @@ def test_a_second_network_begins_with_them_too(tmp_path, small_run):  # noqa: F8
     assert not any(parameter.requires_grad for parameter in second.values())
     expected = load_file(path)
     assert all(torch.equal(p, expected[n]) for n, p in second.items())
+
+
+@pytest.mark.parametrize("wrapped", ["_orig_mod.{}", "module.{}", "module._orig_mod.{}", "_orig_mod.module.{}", "{}"])
+@pytest.mark.parametrize("own", ["", "module."], ids=["plain", "its own name is module"])
+def test_names_are_taken_that_compiled_and_distributed_modules_give(tmp_path, wrapped, own):
+    (tmp_path / "net.py").write_text(NET if not own else NET + OUTER)
+    options = {"name": "module", "path": str(tmp_path / "net.py"), "model": "Outer" if own else "Net"}
+    kept = build_backbone(options, SHAPE).network.state_dict()
+    assert all(name.startswith(own) for name in kept)
+    save_file({wrapped.format(name): tensor for name, tensor in kept.items()}, tmp_path / "w.safetensors")
+    found = read(build_backbone(options, SHAPE), {**options, "weights": str(tmp_path / "w.safetensors")})
+    assert not found.left and all(torch.equal(found.tensors[name], kept[name]) for name in kept)
 
 
 def test_what_is_no_file_of_weights_is_refused_and_runs_nothing(tmp_path):

@@ -188,7 +188,8 @@ def read_manifest(uri: str) -> Manifest:
     where = store.join(uri, MANIFEST_NAME)
     if not store.exists(where):
         store.refuse_missing_bucket(uri)
-        raise PipelineError(f"no dataset at {uri}; make it with: {_ingest_of(uri)}")
+        moved = "if it was moved, give dataset= or data.root=, whichever the command has"
+        raise PipelineError(f"no dataset at {uri}; {moved}; or make it with: {_ingest_of(uri)}")
     return Manifest.from_json(store.read_bytes(where).decode("utf-8", "replace"), where)
 
 

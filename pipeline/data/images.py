@@ -64,6 +64,8 @@ def standing(image: Image.Image) -> Image.Image:
     """Eight bits a channel, transparent parts on white paper, turned as the camera noted that it was held."""
     image.load()  # PNG may note the turn behind the pixels
     turn = _turn(image) if "exif" in image.info else None
+    if image.mode == "LAB":  # of which Pillow makes colours, and no greys
+        image = image.convert("RGB")
     image = _on_white(_eight_bits(image))
     return image if turn is None else image.transpose(turn)
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pipeline.data.images import MAX_PIXELS
 from pipeline.errors import PipelineError
 from pipeline.files import file_sha256, tensors_to_bytes, write_atomic
 from pipeline.inference.answers import Answers
@@ -56,6 +57,8 @@ class FewShotClassifier:
         self.calibration = calibration
         self.origin = dict(origin or {})  # where the model came from: run, step, dataset, figures
         self.shape: tuple[int, int, int] = tuple(spec["input"]["shape"])
+        # As large images as were ingested to train it, and none smaller refused: a limit there says what to learn from
+        self.max_pixels: int = max(MAX_PIXELS, (self.origin.get("dataset") or {}).get("max_pixels", 0))
         self._turn = threading.Lock()
         self._fingerprint: str | None = None
 

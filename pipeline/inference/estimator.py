@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.data.images import decode, standing, to_array
+from pipeline.data.images import MAX_PIXELS, decode, standing, to_array
 from pipeline.data.sources.base import Shape
 from pipeline.errors import PipelineError
 from pipeline.inference.answers import Answers
@@ -108,7 +108,10 @@ class Classifier:
     def _ask(self, images: Any, threshold: float | str = "none", unknown_pass: float | None = None) -> Answers:
         if not self._labels:
             raise PipelineError("the classifier knows no classes yet: call fit(images, labels) first")
-        return self.model.classify(self.enrolment_, read(images, self.model.shape), threshold, unknown_pass)
+        return self.model.classify(self.enrolment_, self._read(images), threshold, unknown_pass)
+
+    def _read(self, images: Any) -> np.ndarray:
+        return read(images, self.model.shape, self.model.max_pixels)
 
     def _learn(self, before: Enrolment | None, images: Any, labels: Iterable[Hashable]) -> Classifier:
         given = _labels(labels)
@@ -123,7 +126,7 @@ class Classifier:
         if before is not None and plain != (label_kind(known) is not None):
             raise PipelineError("labels are of another type than before: give one kind")
         names: Any = [order[index[label]] if plain else index[label] for label in given]
-        pixels = read(images, self.model.shape)
+        pixels = self._read(images)
         learn: Any = self.model.enrol if before is None else partial(self.model.extend, before)
         self.enrolment_ = learn(pixels, names)
         self._labels = order
@@ -132,7 +135,7 @@ class Classifier:
         return self
 
 
-def read(images: Any, shape: Shape) -> np.ndarray:
+def read(images: Any, shape: Shape, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Images of any kind that :class:`Classifier` takes, as uint8 [N, C, H, W] of ``shape``.
 
     Raises:
@@ -144,7 +147,7 @@ def read(images: Any, shape: Shape) -> np.ndarray:
         return images
     if isinstance(images, np.ndarray) and images.ndim == 4 and images.shape[3] not in (1, 3, 4):
         images = images.transpose(0, 2, 3, 1)  # channels first, of another size
-    pictures = [_one(image, number, shape) for number, image in enumerate(images)]
+    pictures = [_one(image, number, shape, max_pixels) for number, image in enumerate(images)]
     return np.stack(pictures) if pictures else np.empty((0, *shape), dtype=np.uint8)
 
 
@@ -181,10 +184,10 @@ def _label(given: Any) -> Any:
     return unicodedata.normalize("NFC", plain) if type(plain) is str else plain
 
 
-def _one(image: Any, number: int, shape: Shape) -> np.ndarray:
+def _one(image: Any, number: int, shape: Shape, max_pixels: int) -> np.ndarray:
     try:
         if isinstance(image, str | os.PathLike):
-            return decode(Path(image).read_bytes(), shape)
+            return decode(Path(image).read_bytes(), shape, max_pixels)
         if isinstance(image, Image.Image) and image.width and image.height:
             return to_array(standing(image), shape)
     except Exception as error:  # Pillow's readers fail in as many ways as files can be broken

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.data.images import MAX_PIXELS
 from pipeline.data.sources.base import HARMLESS, Shape
 from pipeline.data.sources.files import Rule, Unusable, content_of, decode
 from pipeline.data.sources.tree import Entry, by_class, list_folder
@@ -24,12 +25,13 @@ class Pictures:
     skipped: list[tuple[Path, str]] = field(default_factory=list)  # file and reason
 
 
-def read_images(files: Iterable[Path], shape: Shape, invert: bool = False) -> Pictures:
+def read_images(files: Iterable[Path], shape: Shape, invert: bool = False, max_pixels: int = MAX_PIXELS) -> Pictures:
     """Read image files to uint8 [N, C, H, W]. What is no readable image is left out and listed with the reason.
 
-    ``invert`` turns dark ink on bright paper to bright ink, as some datasets (Omniglot) are stored.
+    ``invert`` turns dark ink on bright paper to bright ink, as some datasets (Omniglot) are stored. Images of
+    more than ``max_pixels`` are left out.
     """
-    rule = Rule(shape, invert=invert)
+    rule = Rule(shape, invert=invert, max_pixels=max_pixels)
     images, kept, skipped = [], [], []
     with warnings.catch_warnings(), ExitStack() as stack:
         warnings.simplefilter("ignore")  # Pillow's, about a file: what cannot be used is listed
@@ -42,7 +44,9 @@ def read_images(files: Iterable[Path], shape: Shape, invert: bool = False) -> Pi
     return Pictures(np.stack(images) if images else np.empty((0, *shape), dtype=np.uint8), kept, skipped)
 
 
-def read_support(folder: str | Path, shape: Shape, invert: bool = False) -> tuple[Pictures, list[str]]:
+def read_support(
+    folder: str | Path, shape: Shape, invert: bool = False, max_pixels: int = MAX_PIXELS
+) -> tuple[Pictures, list[str]]:
     """Labelled images: one sub-folder a class, named after it. The label of every image comes second.
 
     Raises:
@@ -54,7 +58,7 @@ def read_support(folder: str | Path, shape: Shape, invert: bool = False) -> tupl
     if not classes:
         raise PipelineError(f"support={folder}: it has no sub-folders; give one folder a class, with its images in it")
     label_of = {Path(entry.container): name for name, members in classes.items() for entry in members}
-    pictures = read_images(label_of, shape, invert)
+    pictures = read_images(label_of, shape, invert, max_pixels)
     labels = [label_of[file] for file in pictures.files]
     for name in classes:
         if name not in labels:
@@ -64,7 +68,9 @@ def read_support(folder: str | Path, shape: Shape, invert: bool = False) -> tupl
     return pictures, labels
 
 
-def read_queries(places: str | Path | Sequence[str | Path], shape: Shape, invert: bool = False) -> Pictures:
+def read_queries(
+    places: str | Path | Sequence[str | Path], shape: Shape, invert: bool = False, max_pixels: int = MAX_PIXELS
+) -> Pictures:
     """Images of one or more files and folders (with their sub-folders), sorted within each folder."""
     files: list[Path] = []
     skipped: list[tuple[Path, str]] = []
@@ -81,7 +87,7 @@ def read_queries(places: str | Path | Sequence[str | Path], shape: Shape, invert
             raise PipelineError(f"queries={place}: {what}")
     if not files:
         raise PipelineError(f"queries={places}: there are no files in it")
-    pictures = read_images(files, shape, invert)
+    pictures = read_images(files, shape, invert, max_pixels)
     pictures.skipped.extend(skipped)
     return pictures
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.data.images import MAX_PIXELS
 from pipeline.data.sources.base import Shape
 from pipeline.data.sources.files import Rule, Unusable, decode
 from pipeline.errors import PipelineError
@@ -17,7 +18,9 @@ from pipeline.inference.enrolment import Enrolment
 ENROLMENTS = "PIPELINE_ENROLMENTS"  # environment variable: the folder whose enrolments a served model reads
 
 
-def sent_images(given: Any, column: str, shape: Shape, invert: bool = False) -> np.ndarray:
+def sent_images(
+    given: Any, column: str, shape: Shape, invert: bool = False, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
     """Images of a request as uint8 [N, C, H, W] of ``shape``.
 
     Args:
@@ -25,6 +28,7 @@ def sent_images(given: Any, column: str, shape: Shape, invert: bool = False) -> 
             arrays of whole numbers 0 to 255 of ``shape``, or one array [N, C, H, W]. None is no image.
         column: what a message calls it.
         invert: turn dark ink on bright paper to bright ink, in files.
+        max_pixels: of a file; larger ones are refused.
 
     Raises:
         PipelineError: names the image that is neither.
@@ -40,7 +44,7 @@ def sent_images(given: Any, column: str, shape: Shape, invert: bool = False) -> 
     images = list(given)
     if not any(isinstance(image, str | bytes) for image in images):
         return _pixels(images, column, shape)
-    rule = Rule(shape, invert=invert)
+    rule = Rule(shape, invert=invert, max_pixels=max_pixels)
     return np.stack([_image(image, f"{column}[{number}]", rule) for number, image in enumerate(images)])
 
 

@@ -52,6 +52,8 @@ def sources_at(path: str) -> Sources:
                 todo.append(module.with_suffix(".py"))
             elif module.is_dir():
                 todo += sorted(module.rglob("*.py"))
+    if entry.suffix != ".py" or "." in entry.stem:  # a module's name would be another's inside a package
+        raise PipelineError(f"backbone.path={path}: a module is a file NAME.py, without another dot: rename it")
     return {entry.name: found[entry.name], **{name: found[name] for name in sorted(found)}}
 
 

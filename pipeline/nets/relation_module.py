@@ -44,7 +44,7 @@ class RelationModule(nn.Module):
         if min(left) < 1:
             raise PipelineError(
                 f"the relation module leaves nothing of maps of {size[0]}x{size[1]} with padding={self.padding}: "
-                "give larger images, method.padding=null, or a backbone with larger maps"
+                f"give larger images{'' if padding is None else ', method.padding=null'} or a backbone with larger maps"
             )
         self.channels = channels
         self.convs = nn.ModuleList(

@@ -69,11 +69,11 @@ def classify(raw: Config) -> dict[str, Any]:
     }
     print(f"{what}{f', saved to {config.save_enrolment}' if config.save_enrolment else ''}")
     if config.queries is not None:
-        pictures = read_queries(config.queries, classifier.shape, config.invert)
+        pictures = read_queries(config.queries, classifier.shape, config.invert, classifier.max_pixels)
         skipped += pictures.skipped
         answers = classifier.classify(enrolment, pictures.images, config.threshold, config.unknown.share)
         summary["answers"] = _rows(pictures, answers, config.top_k)
-        _show(summary["answers"], config.top_k)
+        _show(summary["answers"], config.top_k, "(unknown)" if "unknown" in enrolment.classes else "unknown")
         print(_conclusion(classifier, enrolment, answers, config))
     summary["skipped"] = [{"file": shown(str(file)), "reason": reason} for file, reason in skipped]
     if skipped:
@@ -117,7 +117,7 @@ def _enrolment(config: ClassifyConfig, classifier: FewShotClassifier) -> tuple[E
     """What is enrolled: the file's classes, the folder's, or the file's extended by the folder's."""
     if config.support is None:
         return _read(str(config.enrolment)), []
-    pictures, labels = read_support(config.support, classifier.shape, config.invert)
+    pictures, labels = read_support(config.support, classifier.shape, config.invert, classifier.max_pixels)
     _compare_brightness(classifier, pictures.images)
     if config.enrolment is None:
         return classifier.enrol(pictures.images, labels), pictures.skipped
@@ -157,14 +157,14 @@ def _rows(pictures: Pictures, answers: Answers, top_k: int) -> list[dict[str, An
     ]
 
 
-def _show(rows: Sequence[dict[str, Any]], top_k: int) -> None:
+def _show(rows: Sequence[dict[str, Any]], top_k: int, stranger: str) -> None:
     header = ["file", "answer", "probability", "score", "nearest" if top_k == 1 else f"nearest {top_k}"]
     files = [os.path.abspath(row["file"]) for row in rows]  # relative and absolute ones have no path in common
     shared = os.path.commonpath([os.path.dirname(file) for file in files]) if rows else ""
     cells = [
         [
             os.path.relpath(file, shared),
-            str(row["label"]) if row["known"] else "unknown",
+            str(row["label"]) if row["known"] else stranger,
             f"{100 * row['probability']:.1f} %",
             f"{row['score']:.2f}",
             "  ".join(f"{entry['label']} {100 * entry['probability']:.0f} %" for entry in row["top"])

@@ -106,7 +106,7 @@ def _exportable(classifier: FewShotClassifier) -> tuple[HeadMethod, ClassMeans]:
 def _images(given: str | list[str] | None, classifier: FewShotClassifier) -> np.ndarray:
     """Real images [N, C, H, W] to compare on: the user's, or of the dataset that the model was trained on."""
     if given is not None:
-        images = read_queries(given, classifier.shape).images
+        images = read_queries(given, classifier.shape, max_pixels=classifier.max_pixels).images
     else:
         uri = classifier.origin.get("dataset", {}).get("uri")
         try:

@@ -77,6 +77,8 @@ class FewShot:
         """
         if isinstance(threshold, str) and threshold not in ("auto", "none"):
             raise ValueError(f"threshold={threshold!r}: give auto, none or a number")
+        if not self.classes:
+            raise ValueError("no classes are known yet: call enrol(images, labels) first")
         seen = self.features(images)
         logits, point = self.logits(seen, self.means), self.nearest_point()
         temperature = point.get("temperature", 1.0)
@@ -153,6 +155,7 @@ def read(path, shape):
     if image.has_transparency_data:
         paper = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(paper, image.convert("RGBA"))
+    image = image.convert("RGB") if image.mode == "LAB" else image  # of which Pillow makes no greys
     image = image.convert("RGB" if channels == 3 else "L")
     scale = min(image.width / width, image.height / height)
     part = [max(1, round(side * scale)) for side in (width, height)]

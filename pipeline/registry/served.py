@@ -85,8 +85,9 @@ class ServedClassifier:
         options = {"threshold": "auto", "unknown_pass": "auto", "enrolment": "", "top_k": 1, "invert": False, **params}
         if columns.get(QUERIES) is None:
             raise PipelineError(f"the request asks nothing: give {QUERIES}, a list of images")
+        shape = self.classifier.shape
         support, queries = (
-            sent_images(columns.get(name), name, self.classifier.shape, bool(options["invert"]))
+            sent_images(columns.get(name), name, shape, bool(options["invert"]), self.classifier.max_pixels)
             for name in (SUPPORT, QUERIES)
         )
         labels = [] if columns.get(LABELS) is None else columns[LABELS]
@@ -96,12 +97,15 @@ class ServedClassifier:
                 enrolment = self.classifier.extend(enrolment, support, labels)
         else:
             enrolment = self.classifier.enrol(support, labels)
+        for name in enrolment.classes:
+            if str(name).encode("utf-8", "ignore").decode() != str(name):
+                raise PipelineError(f"label {name!a:.80} holds half of a character, which no answer can")
         answers = self.classifier.classify(enrolment, queries, options["threshold"], _share(options["unknown_pass"]))
-        return _table(answers, int(options["top_k"]))
+        return _table(answers, options["top_k"])
 
     def read_image(self, path: str | os.PathLike[str], invert: bool = False) -> np.ndarray:
         """An image file as the model sees it: uint8 [C, H, W], the central part, turned, cut and resized."""
-        pictures = read_images([Path(path)], self.classifier.shape, invert)
+        pictures = read_images([Path(path)], self.classifier.shape, invert, self.classifier.max_pixels)
         for _, why in pictures.skipped:
             raise PipelineError(f"{path} cannot be read ({why})")
         return pictures.images[0]
@@ -182,8 +186,8 @@ def _depth(cell: Any) -> int:
     return 1 + (_depth(cell[0]) if cell else 0)
 
 
-def _table(answers: Answers, top_k: int) -> pd.DataFrame:
-    if not 1 <= top_k <= len(answers.classes):
+def _table(answers: Answers, top_k: int | None) -> pd.DataFrame:
+    if top_k is None or not 1 <= top_k <= len(answers.classes):
         raise PipelineError(f"top_k={top_k}: give 1 to {len(answers.classes)}, the number of enrolled classes")
     labels, probabilities = answers.top(top_k)
     return pd.DataFrame(

@@ -77,6 +77,7 @@ def embed(raw: Config) -> dict[str, Any]:
     print(f"{target.uri}: features of {manifest.rows:,} images by {who}", flush=True)
     try:
         source = {"kind": FEATURES, "dataset": config.data.uri, "network": who, TRAINED: trained}
+        source |= {key: manifest.source[key] for key in ("max_pixels",) if key in manifest.source}
         made = embed_dataset(embedding, target, name, source, gpus, lambda line: print(line, flush=True))
     finally:
         target.leave()

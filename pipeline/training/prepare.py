@@ -62,6 +62,8 @@ def prepare(raw: Config) -> tuple[TrainConfig, Config, Run]:
         TRAINED: trained_classes(manifest, config.train.split, before),
         SPLIT: config.train.split,
     }
+    if "max_pixels" in manifest.source:  # the model takes as large images as it was trained on
+        dataset["max_pixels"] = manifest.source["max_pixels"]
     _check_seen(config, manifest, dataset)
     run = Run(name, uri, {**raw, "name": name}, spec, dataset, _arguments())
     return config, run.config, run

@@ -107,6 +107,17 @@ def test_numbers_without_a_range_are_left_out_with_the_reason(pixels: np.ndarray
         decode(tiff_file(pixels), Rule((3, 4, 4)))
 
 
+@pytest.mark.parametrize("encoding", ["raw", "encoded"])
+def test_a_tiff_of_lab_is_grey_as_its_colours_are(encoding: str) -> None:
+    colours = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    sink = io.BytesIO()
+    colours.convert("LAB").save(sink, "TIFF")
+    shown = Image.fromarray(images.decode(sink.getvalue(), (3, 8, 8)).transpose(1, 2, 0))
+    pixels, kept = decode(sink.getvalue(), Rule((1, 8, 8)), encoding == "encoded")
+    np.testing.assert_array_equal(pixels[0], np.asarray(shown.convert("L")))
+    assert not kept or np.array_equal(png.decode(kept, (1, 8, 8)), pixels)
+
+
 def test_the_kept_file_is_decoded_to_the_same_pixels() -> None:
     """Encoded datasets keep PNG, JPEG and WebP as they are and the rest as PNG: reading them again changes nothing."""
     ramp = np.linspace(0, 900, 64).astype(np.uint16).reshape(8, 8)

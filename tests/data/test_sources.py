@@ -270,7 +270,8 @@ def test_too_large_images_are_left_out_and_a_key_lets_them_in(tmp_path: Path, mo
     plan, chunk = read_all(Folder(str(tmp_path), max_pixels=2000))
     assert [skip.file for skip in chunk.skipped] == [f"{name}/big.jpg" for name in plan.classes]
     assert {(skip.reason, skip.detail) for skip in chunk.skipped} == {("too_large", "60 x 40 pixels, more than 2,000")}
-    assert len(read_all(Folder(str(tmp_path), max_pixels=2400))[1].images) == 6
+    plan, chunk = read_all(Folder(str(tmp_path), max_pixels=2400))
+    assert len(chunk.images) == 6 and plan.source["max_pixels"] == 2400  # for the model that is trained on them
     assert Image.MAX_IMAGE_PIXELS == 1000
 
 

@@ -13,7 +13,8 @@ from PIL import Image
 from pipeline.errors import PipelineError
 from pipeline.inference import Enrolment, FewShotClassifier
 from pipeline.inference.estimator import Classifier, read
-from pipeline.inference.folders import read_images
+from pipeline.inference.folders import read_images, read_queries, read_support
+from pipeline.inference.requests import sent_images
 from tests.inference.conftest import SHAPE, classifier_of, spec_of
 
 NAMES = ["pear", "apple", "quince"]
@@ -195,3 +196,24 @@ def test_it_says_what_it_is(classifier: FewShotClassifier, pictures: np.ndarray)
     fresh = Classifier(classifier)
     assert repr(fresh) == "Classifier(prototypical, images 1×20×20, not fitted)"
     assert "3 classes" in repr(fresh.fit(*support(pictures)))
+
+
+@pytest.mark.parametrize(("limit", "taken"), [(None, False), (1000, False), (90_000_000, True)])
+def test_a_model_takes_images_as_large_as_it_was_trained_on(tmp_path: Path, limit: int | None, taken: bool) -> None:
+    spec, large = spec_of(), tmp_path / "known" / "a" / "large.png"
+    large.parent.mkdir(parents=True)
+    Image.new("1", (10_000, 9_000), 1).save(large)
+    origin = {"dataset": {"name": "photos"} if limit is None else {"name": "photos", "max_pixels": limit}}
+    model = FewShotClassifier.from_weights(spec, classifier_of(spec).method.state_dict(), origin=origin)
+    if taken:
+        white = np.full((1, *SHAPE), 255, np.uint8)
+        np.testing.assert_array_equal(read([large], SHAPE, model.max_pixels), white)
+        assert Classifier(model).fit([large], ["a"]).predict([large]).tolist() == ["a"]
+        pictures, labels = read_support(tmp_path / "known", SHAPE, max_pixels=model.max_pixels)
+        assert labels == ["a"] and not read_queries(tmp_path, SHAPE, max_pixels=model.max_pixels).skipped
+        sent = sent_images([large.read_bytes()], "query_images", SHAPE, max_pixels=model.max_pixels)
+        np.testing.assert_array_equal(sent, white)
+        np.testing.assert_array_equal(pictures.images, white)
+    else:
+        with pytest.raises(PipelineError, match="10000 x 9000 pixels, more than 89,478,485"):
+            Classifier(model).fit([large], ["a"])

@@ -221,5 +221,5 @@ def test_images_that_are_too_small():
     assert RelationEncoder((1, 10, 10)).map_shape == (64, 1, 1)
     with pytest.raises(PipelineError, match="no map_shape"):
         Relation(MLP((1, 8, 8)))
-    with pytest.raises(PipelineError, match="of maps of 1x1 with padding=1: give larger images"):
+    with pytest.raises(PipelineError, match="with padding=1: give larger images or a backbone with larger maps$"):
         Relation(RelationEncoder((1, 10, 10)))

@@ -223,3 +223,12 @@ def test_what_others_could_not_load_is_not_registered(tmp_path, small_run, monke
     with pytest.raises(PipelineError, match="cannot be loaded where only .* No module named 'not_beside'"):
         save_model(model, tmp_path / "model", MlflowModel())
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("name", ["net.v2.py", "net.txt", "net", ".net.py"])
+def test_a_file_whose_name_no_module_can_have_is_told_as_that(tmp_path, name):
+    file = tmp_path / name
+    file.write_text("from torch import nn\n\nclass Mine(nn.Flatten):\n    pass")
+    with pytest.raises(PipelineError, match=r"a module is a file NAME.py, without another dot: rename it$"):
+        settle({"name": "module", "path": str(file)})
+    assert settle({"name": "module", "path": str(file.rename(tmp_path / "my-net.py"))})["model"] == "Mine"

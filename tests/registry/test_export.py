@@ -239,6 +239,8 @@ def test_the_page_refuses_images_that_the_model_refuses(tmp_path: Path, photogra
     exported(classifier_of(METHODS[0]), tmp_path, photographs)
     page = _load(tmp_path / "out" / "few_shot.py").FewShot(tmp_path / "out")
     pixels = read_images(sorted(photographs.iterdir())[:3], SHAPE).images
+    with pytest.raises(ValueError, match=r"^no classes are known yet: call enrol\(images, labels\) first$"):
+        page.classify(pixels)
     page.enrol(pixels.astype(int).tolist(), "aba")  # whole numbers from 0 to 255 are what they say
     for wrong in (pixels / 255, pixels.astype(int) + 256, pixels.astype(np.int8), pixels[:, :1], pixels[:0], []):
         with pytest.raises(ValueError, match=r"^images are .*: give uint8 \[N, 3, 24, 20\], values 0 to 255$"):
@@ -262,3 +264,10 @@ def test_the_page_refuses_what_it_would_read_wrongly(tmp_path: Path) -> None:
         (tmp_path / str(number)).write_bytes(content)
         with pytest.raises(ValueError, match=f"{number}: save it with eight bits a channel"):
             page.read(tmp_path / str(number), (3, 8, 8))
+
+
+def test_the_page_reads_lab_in_grey_as_the_model_does(tmp_path: Path, photographs: Path) -> None:
+    file = tmp_path / "lab.tif"
+    Image.open(photographs / "0.png").convert("RGB").convert("LAB").save(file)
+    read = _load(Path(portable.__file__)).read
+    np.testing.assert_array_equal(read(file, (1, 24, 20)), read_images([file], (1, 24, 20)).images[0])

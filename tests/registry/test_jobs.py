@@ -195,6 +195,16 @@ def test_the_table_says_what_was_done(model: Path, album: Path) -> None:
     assert "calibrated for 5 classes of 1 images: 5.0 % of strangers pass, 20.0 % of enrolled fail" in calibrated
 
 
+def test_a_class_called_unknown_is_told_from_strangers(model: Path, album: Path) -> None:
+    (album / "support" / "person 0").rename(album / "support" / "unknown")
+    asked = [f"model={model}", f"support={album}/support", f"queries={album}/queries"]
+    answered = {}
+    for threshold in ("none", "1e9"):
+        _, told, _ = job("classify", *asked, f"threshold={threshold}")
+        answered[threshold] = [line.split(".png")[1].split()[0] for line in told.splitlines() if " %  " in line]
+    assert "unknown" in answered["none"] and answered["1e9"] == ["(unknown)"] * 12
+
+
 def test_a_terminal_shows_names_as_they_are(model: Path, album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No brackets are markup, and no colons an emoji's."""
     queries = album / "queries" / "person 0"

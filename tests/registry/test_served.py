@@ -229,6 +229,7 @@ def wrong_requests(good: dict[str, Any]) -> dict[str, tuple[dict[str, Any], dict
         "no base64": ({**good, "query_images": ["/etc/passwd.png"]}, {}, "no image file in base64"),
         "labels": ({**good, "support_labels": [0.5] * 6}, {}, "labels are of type float"),
         "fewer labels": ({**good, "support_labels": ["a"]}, {}, "6 support images came with 1 labels"),
+        "no text": ({**good, "support_labels": ["\ud800", *"abcde"]}, {}, r"label '\\ud800' holds half of a character"),
         "no support": ({"query_images": good["query_images"]}, {}, "no support images"),
         "no query": ({key: value for key, value in good.items() if key[0] == "s"}, {}, "give query_images"),
         "misspelt": ({**good, "suport_images": []}, {}, "unknown column 'suport_images'"),
@@ -236,6 +237,7 @@ def wrong_requests(good: dict[str, Any]) -> dict[str, tuple[dict[str, Any], dict
         "share": (good, {"unknown_pass": "few"}, "unknown_pass='few': give auto or a share of strangers"),
         "no calibration": (good, {"unknown_pass": "0.1"}, "this model has no calibration for 3 classes"),
         "top_k": (good, {"top_k": 99}, "top_k=99: give 1 to 3"),
+        "no top_k": (good, {"top_k": None}, "top_k=None: give 1 to 3"),
     }  # fmt: skip
 
 

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from pipeline import store, workflow
+from pipeline.data.dataset import read_manifest
+from pipeline.data.images import MAX_PIXELS
+from pipeline.data.manifest import MANIFEST_NAME
 from pipeline.errors import PipelineError
 from pipeline.training import launch as launch_module
 from pipeline.training import prepare as prepare_module
@@ -42,6 +45,16 @@ def test_runs_that_begin_in_the_same_second_have_folders_of_their_own(small_run,
     stored = [read_run(run.uri) for run in begun]
     assert [run.config["seed"] for run in stored] == [1, 2, 3]
     assert [(run.name, run.config["name"]) for run in stored] == [(Path(run.uri).name,) * 2 for run in begun]
+
+
+def test_a_model_knows_how_large_the_images_of_its_dataset_may_be(small_run, glyphs: str, tmp_path: Path) -> None:
+    manifest = read_manifest(glyphs)
+    large = replace(manifest, name="large", source={**manifest.source, "max_pixels": 2 * MAX_PIXELS})
+    (tmp_path / "large").mkdir()
+    (tmp_path / "large" / MANIFEST_NAME).write_text(large.to_json())
+    run = prepare(small_run("prototypical", f"data.root={tmp_path}", "data.name=large"))[2]
+    assert run.dataset["max_pixels"] == 2 * MAX_PIXELS
+    assert "max_pixels" not in prepare(small_run("prototypical"))[2].dataset
 
 
 def test_a_name_that_is_given_is_had_by_one(small_run, begun: list) -> None:
