@@ -92,6 +92,8 @@ class FileSource(Source):
         classes = sorted(name for names in chosen.values() for name in names)
         orders = (cut_by_name if self.grows else cut)(entries, classes, chunk_rows)
         source = {"path": self.given, **source}
+        if self.rule.max_pixels > images.MAX_PIXELS:  # for the model that is trained on them
+            source["max_pixels"] = self.rule.max_pixels
         return Plan(
             classes, chosen, orders, source, images=sum(map(len, orders)), skipped=skipped, archives=self.archives
         )

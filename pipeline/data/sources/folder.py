@@ -81,7 +81,6 @@ class Folder(FileSource):
             if name not in members:
                 skipped += [Skip(entry.name, name, "not_in_split") for entry in entries[name]]
         about = {"kind": "folder", "seed": self.seed, "splits": self.splits_file or self.fractions}
-        about["max_pixels"] = self.rule.max_pixels
         plan = self.plan_files(entries, chosen, chunk_rows, skipped, **about)
         plan.rotations = self.rotations
         return plan
