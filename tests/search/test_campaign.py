@@ -281,6 +281,16 @@ def test_campaigns_that_begin_in_one_second_have_folders_of_their_own(arguments,
         begin(compose("tune", translate([*given, "name=metric_scale-now"])))
 
 
+def test_a_base_that_is_not_the_default_s_is_refused(arguments):
+    """The first trial of the campaign says what it is compared with, and would have gone before."""
+    for wrong, has in (("method=matching", "method=prototypical"), ("method.scale=3", "method.scale=1.0")):
+        says = rf"base.{wrong}: .* first trial, which has {has}; to keep \S+ at one value: fix.{wrong}; or leave it out"
+        with pytest.raises(PipelineError, match=says):
+            begin(compose("tune", translate(arguments(f"base.{wrong}"))))
+    both = begin(compose("tune", translate(arguments("base.method=matching", "fix.method=matching"))))
+    assert both.default["method"] == "matching"
+
+
 def test_halving_goes_on_where_it_was():
     """Successive halving by hand: at steps 1, 3 and 9 the best third go on; replayed, it decides the same."""
     rng = np.random.default_rng(0)
