@@ -168,12 +168,16 @@ def evaluate(subject: str | Path | Run | None = None, *overrides: str, **options
     Raises:
         PipelineError: there is no such run or model, or the dataset cannot serve the episodes.
     """
+    from pipeline.training.runs import read_run
     from pipeline.workflow import evaluate_job
 
     if isinstance(subject, str) and "=" in subject:
         overrides = (subject, *overrides)
     elif subject is not None:
         name = subject.folder if isinstance(subject, Run) else os.fspath(subject)
+        if isinstance(subject, Run) and (tracked := _tracked(subject, overrides, options)):
+            experiment = read_run(subject.folder).config["tracking"]["experiment"]
+            overrides = (*tracked, f"tracking.experiment={literal(experiment)}", *overrides)
         options = {"model" if name.startswith("models:") else "run": name, **options}
     if isinstance(options.get("compare"), Run):
         options["compare"] = options["compare"].folder
@@ -226,7 +230,7 @@ def load(model: str | Path | Run, *overrides: str, device: str = "cpu", **option
         if model.model is None:
             given = {"uri": model.tracking} if model.tracking else {}
             raise PipelineError(f"run {model.name} is not registered: {registering(model.folder, given)}")
-        options = {"tracking.uri": model.tracking, **options}
+        overrides = (*_tracked(model, overrides, options), *overrides)
         model = model.model
     config = configuration("classify", overrides, {"model": os.fspath(model), **options})
     return Classifier(load_classifier(config["model"], config["tracking"], device))
@@ -245,6 +249,13 @@ def configuration(
     config = compose(job, translate(arguments))
     refuse_logins((), config)
     return config
+
+
+def _tracked(run: Run, overrides: Sequence[str], options: Mapping[str, Any]) -> list[str]:
+    """The argument that names the MLflow store which a run is in, unless another one is asked for."""
+    given = {override.partition("=")[0] for override in overrides} | options.keys()
+    asked = run.tracking is None or given & {"tracking", "tracking.uri"}
+    return [] if asked else [f"tracking.uri={literal(run.tracking)}"]
 
 
 def _evaluation(summary: Mapping[str, Any]) -> Evaluation:

@@ -13,6 +13,7 @@ import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -53,7 +54,8 @@ class Section(BaseModel):
 
 def compose(job: str, overrides: list[str] | None = None) -> Config:
     """The configuration of ``job`` with ``key=value`` overrides, as plain containers."""
-    typed = [_as_typed(job, current_override(override)) for override in overrides or []]
+    single = [part for override in overrides or [] for part in _single(current_override(override))]
+    typed = [_as_typed(job, override) for override in single]
     overrides = [part for override in typed for part in _whole(override)]
     if any(override.startswith("config=") for override in overrides):
         return _stored(job, overrides)
@@ -144,6 +146,19 @@ def _as_typed(job: str, override: str) -> str:
     if value in ("", "null", "???") or "${" in value or (value.startswith("[") and value.endswith("]")):
         return override
     return f"{key}={_quoted(os.path.expanduser(value) if path else value)}"
+
+
+def _single(override: str) -> list[str]:
+    """``data.source={KEY: VALUE, ...}`` as one override a key, each of which is read as it is by itself."""
+    key, _, value = override.partition("=")
+    if key.lstrip("+") not in {whole.rpartition(".")[0] for whole in WHOLE} or not value.startswith("{"):
+        return [override]
+    try:
+        parts = OverridesParser.create().parse_override(override).value()
+    except HydraException:  # which Hydra says when it composes
+        return [override]
+    assert isinstance(parts, dict)
+    return [f"{key}.{name}={literal(part)}" for name, part in parts.items()]
 
 
 def _whole(override: str) -> list[str]:

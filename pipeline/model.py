@@ -1,5 +1,6 @@
 """A model from a plain description: what is stored beside the weights of every checkpoint."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,9 @@ def build_model(spec: Mapping[str, Any]) -> Method:
     backbone = build_backbone(_part(spec, "backbone"), network_shape(spec))
     method = dict(_part(spec, "method"))
     cls: type[Method] = resolve("method", method.pop("name", None), "pipeline.methods", Method)
+    way = inspect.signature(cls).parameters.get("way")
+    if way is not None and way.default is way.empty and spec.get("way") is None:
+        raise PipelineError(f"method {cls.__name__} needs way: give train.way one number of classes, and no range")
     given = {"backbone": backbone} | {key: spec[key] for key in ("way", "shot", "classes") if spec.get(key) is not None}
     return construct("method", cls, method, given)
 

@@ -25,6 +25,7 @@ from pipeline.demo import DemoConfig, export_examples
 from pipeline.errors import PipelineError
 from pipeline.registry.versions import pull
 from pipeline.search.arguments import translate
+from pipeline.training import runs
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 TINY = {
@@ -117,6 +118,29 @@ def test_a_folder_is_evaluated_that_is_given_as_a_path(tmp_path: Path, monkeypat
     monkeypatch.setattr("pipeline.workflow.evaluate_job", lambda config: asked.append(config) or {"results": []})
     pipeline.evaluate(tmp_path / "first", compare=tmp_path / "second")
     assert (asked[0]["run"], asked[0]["compare"]) == (str(tmp_path / "first"), str(tmp_path / "second"))
+
+
+def test_a_run_is_looked_up_and_published_where_it_was_tracked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not in the usual store, unless another one is asked for."""
+    config = compose("train", ["tracking.experiment=mine", "tracking.uri=http://first"])
+    uri = str(tmp_path / "first")
+    runs.write_run(runs.Run("first", uri, config, {}, {}))
+    run = api.Run("first", uri, "", None, "models:/a/1", "1", "http://server")
+    asked: list[dict] = []
+    monkeypatch.setattr("pipeline.workflow.evaluate_job", lambda config: asked.append(config) or {"results": []})
+    loaded: list[dict] = []
+    monkeypatch.setattr(
+        "pipeline.registry.classify.load_classifier", lambda model, tracking, device: loaded.append(tracking)
+    )
+    for call in (pipeline.evaluate, pipeline.load):
+        call(run)
+        call(run, "tracking.experiment=other", **{"tracking.timeout": 3})
+        call(run, "tracking.uri=http://else")
+        call(run, tracking="none")
+    told = [(found["tracking"]["uri"], found["tracking"]["experiment"]) for found in asked]
+    assert told == [("http://server", "mine"), ("http://server", "other"), ("http://else", "few-shot"),
+                    (None, "few-shot")]  # fmt: skip
+    assert [tracking["uri"] for tracking in loaded] == ["http://server", "http://server", "http://else", None]
 
 
 def test_a_search_gets_what_it_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:

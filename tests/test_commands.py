@@ -36,8 +36,6 @@ def test_a_value_is_what_it_was_whatever_is_in_it() -> None:
 
 
 def test_what_is_owed_to_mlflow_is_delivered_to_the_store_it_is_owed_to() -> None:
-    usual = compose("train")["tracking"]
-    assert registering("/runs/a", usual) == "python -m jobs.register run=/runs/a"
     for given in (
         compose("train", ["tracking=server", "tracking.uri=http://mlflow:5000"])["tracking"],
         compose("train", [f"tracking.uri=sqlite:///{ODD}/mlflow.db", f"tracking.artifacts={ODD}",
@@ -73,10 +71,15 @@ def test_a_store_named_by_a_relative_path_is_the_same_in_every_folder(
     monkeypatch.delenv("PIPELINE_HOME", raising=False)
     monkeypatch.chdir(tmp_path)
     usual = compose("train")["tracking"]
-    assert usual["uri"].startswith("sqlite:///./") and naming(usual) == naming(from_anywhere(usual)) == []
+    assert usual["uri"].startswith("sqlite:///./") and naming(usual) == naming(from_anywhere(usual))
+    monkeypatch.setenv("PIPELINE_HOME", f"{tmp_path}/home")
+    at_home = compose("train")["tracking"]
+    said_at_home = registering("/runs/a", at_home)
+    monkeypatch.delenv("PIPELINE_HOME")  # another shell
     other = compose("train", ["tracking.uri=sqlite:///other/mlflow.db"])["tracking"]
     said = registering("/runs/a", other, "my name")
     monkeypatch.chdir("/")
+    assert pasted(said_at_home)["tracking"] == at_home
     found = pasted(said)
     assert found["tracking"]["uri"] == f"sqlite:///{tmp_path}/other/mlflow.db" and found["register_as"] == "my name"
     assert from_anywhere({"uri": "http://a", "artifacts": "mlflow-artifacts:/x"}) == {

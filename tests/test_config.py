@@ -113,6 +113,11 @@ def test_shares_that_are_given_whole_take_the_place_of_the_usual_ones():
     given = ["data=folder", "data.source.fractions={train: 0.7, test: 0.3}"]
     for job in ("ingest", "retrain"):
         assert compose(job, given)["data"]["source"]["fractions"] == {"train": 0.7, "test": 0.3}
+        found = compose(job, ["data=folder", "data.source={path: '~/a b', fractions: {train: 0.7, test: 0.3}}"])
+        usual = compose(job, ["data=folder", "data.source.path=~/a b"])["data"]["source"]
+        assert found["data"]["source"] == {**usual, "fractions": {"train": 0.7, "test": 0.3}}
+    with pytest.raises(PipelineError, match=r"unknown key 'data.source.pth'; did you mean 'data.source.path'"):
+        compose("ingest", ["data=folder", "data.source={pth: a}"])
     one = compose("ingest", ["data=folder", "data.source.fractions.val=0.1"])["data"]["source"]["fractions"]
     assert one == {"train": 0.64, "val": 0.1, "test": 0.2}
     with pytest.raises(PipelineError, match=r"unknown key 'data.source.fractions'"):

@@ -112,9 +112,11 @@ def check_tracking(tracking: Mapping[str, Any], register_as: str | None = None) 
 
 
 def naming(tracking: Mapping[str, Any]) -> list[str]:
-    """The arguments of a job that name the store of ``tracking``, where it is not the usual one. A login in its URI is
-    not shown."""
-    usual, given = from_anywhere(usual_choice("tracking", "embedded")), from_anywhere(tracking)
+    """The arguments of a job that name the store of ``tracking``, where they are not the usual ones; a store in a local
+    file always, since which one is usual goes by the folder and by PIPELINE_HOME. A login in its URI is not shown."""
+    usual, given = usual_choice("tracking", "embedded"), from_anywhere(tracking)
+    if sqlite_file(given.get("uri")) is not None:
+        usual = {key: value for key, value in usual.items() if key not in ("uri", "artifacts")}
     named = {key: value for key, value in given.items() if value is not None and value != usual.get(key)}
     return [f"tracking.{key}={mask(value, key)}" for key, value in named.items()]
 

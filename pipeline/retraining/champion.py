@@ -1,6 +1,7 @@
 """The champion that is challenged: what it was trained on, how old it is, its weights."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from pipeline.data.manifest import Manifest
 from pipeline.errors import PipelineError
 from pipeline.evaluation.seen import TRAINED
 from pipeline.registry.aliases import CHAMPION
-from pipeline.registry.tracking import connect, reaching, registered_model
+from pipeline.registry.tracking import RUN_TAG, connect, reaching, registered_model
 from pipeline.registry.versions import pull
 from pipeline.training.checkpoint import STATE, Checkpoint, save_checkpoint
 
@@ -37,6 +38,20 @@ def champion_of(tracking: Mapping[str, Any], name: str) -> Champion | None:
         found = client.get_model_version(name, model.aliases[CHAMPION])
         fingerprint = found.tags.get("dataset.fingerprint")
         return Champion(name, int(found.version), found.creation_timestamp / 1000, fingerprint)
+
+
+def made_at(tracking: Mapping[str, Any], name: str) -> float:
+    """When the registered model of this name was made, in seconds since 1970; infinite where there is none."""
+    with reaching(tracking, "nothing was done; run again"):
+        model = registered_model(connect(tracking).client, name)
+        return math.inf if model is None else model.creation_timestamp / 1000
+
+
+def is_there(tracking: Mapping[str, Any], name: str, version: int, run: str) -> bool:
+    """Whether a version is the one that was made of ``run``: that of a deleted model may have its number."""
+    with reaching(tracking, "nothing was done; run again"):
+        found = connect(tracking).client.search_model_versions(f"name='{name}'")
+        return any(int(known.version) == version and known.tags.get(RUN_TAG) == run for known in found)
 
 
 def keep_classes(folder: str, manifest: Manifest) -> None:
@@ -72,7 +87,8 @@ def refuse_seen_classes(folder: str, champion: Champion, manifest: Manifest, tra
 
 def keep_weights(folder: str, champion: Champion, tracking: Mapping[str, Any]) -> str:
     """The champion's weights as a checkpoint that every worker reaches; its URI."""
-    uri = store.join(folder, f"champion-{champion.version}")
+    made = round(1000 * champion.made)  # a model that was deleted and made again has the same numbers
+    uri = store.join(folder, f"champion-{champion.version}-{made}")
     if not store.exists(store.join(uri, STATE)):
         classifier = pull(f"models:/{champion.name}/{champion.version}", tracking)
         weights = dict(classifier.method.state_dict())

@@ -51,6 +51,7 @@ class Journal:
 
     def __init__(self, folder: str) -> None:
         self.uri = store.join(folder, JOURNAL)
+        self.since = 0.0  # when the registered model was made: one of this name that was deleted had other versions
         self.entries: list[Entry] = []
         if store.exists(self.uri):
             self.entries = _read(store.read_bytes(self.uri), self.uri)
@@ -73,7 +74,15 @@ class Journal:
 
     def of(self, key: str) -> Sequence[Entry]:
         """Those that came to a decision about the same."""
+        return [entry for entry in self.decided(key) if self._counts(entry)]
+
+    def decided(self, key: str) -> Sequence[Entry]:
+        """Those of :meth:`of`, and those of deleted models of this name."""
         return [entry for entry in self.entries if entry.key == key and entry.outcome in ("promoted", "kept")]
+
+    def _counts(self, entry: Entry) -> bool:
+        made_no_model = entry.champion is None and entry.version is None
+        return made_no_model or (entry.ended or entry.began) > self.since
 
 
 def _read(content: bytes, uri: str) -> list[Entry]:

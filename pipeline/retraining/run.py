@@ -27,7 +27,7 @@ from pipeline.registry.locks import Taken, locked
 from pipeline.registry.promotion import KEPT, measure
 from pipeline.registry.tracking import connect, reaching
 from pipeline.registry.tracking_config import TRY_LATER, check_tracking
-from pipeline.retraining.champion import champion_of, keep_classes, keep_weights, refuse_seen_classes
+from pipeline.retraining.champion import champion_of, is_there, keep_classes, keep_weights, made_at, refuse_seen_classes
 from pipeline.retraining.config import Settings, settings_of
 from pipeline.retraining.journal import Entry, Journal, Outcome
 from pipeline.retraining.report import same_command, say_end, say_nothing, try_again, write_report
@@ -92,6 +92,9 @@ def retrain(raw: Config) -> dict[str, Any]:
 def _retrain(settings: Settings, still_held: Callable[[], None]) -> dict[str, Any]:
     journal = Journal(settings.uri)
     entry = journal.open
+    if entry is not None and entry.stage in ("trained", "decided") and not _is_registered(settings, entry):
+        print(f"{entry.run} was interrupted, and its version was deleted since: it is registered again", flush=True)
+        entry = journal.put(replace(entry, stage="begun", version=None, decision={}, outcome="", reason=""))
     if entry is not None and entry.stage in ("decided", "settled"):
         print(f"{entry.run} was interrupted after its decision: going on with it", flush=True)
         return _finish(settings, journal, entry, still_held)
@@ -106,6 +109,7 @@ def _retrain(settings: Settings, still_held: Callable[[], None]) -> dict[str, An
         print(f"{entry.run} was interrupted: going on with it", flush=True)
         return _finish(settings, journal, entry, still_held)
     champion = champion_of(settings.train.tracking, settings.name)
+    journal.since = made_at(settings.train.tracking, settings.name)
     entry = find_work(settings, journal, champion, manifest.fingerprint, time.time())
     if entry is None:
         return say_nothing(settings, journal, champion, manifest.fingerprint)
@@ -213,6 +217,11 @@ def _decide(settings: Settings, journal: Journal, entry: Entry) -> Entry:
     return journal.put(
         replace(entry, stage="decided", decision=asdict(decision), outcome=outcome, reason=decision.reason)
     )
+
+
+def _is_registered(settings: Settings, entry: Entry) -> bool:
+    assert entry.version is not None
+    return is_there(settings.train.tracking, settings.name, entry.version, entry.run)
 
 
 def _in_office(settings: Settings) -> int | None:

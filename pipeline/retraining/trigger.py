@@ -40,7 +40,7 @@ def find_work(
         reasons.append("forced")
     if not reasons:
         return None
-    number = len(before)
+    number = len(journal.decided(key))
     name = re.sub(r"[^A-Za-z0-9._-]", "_", settings.name).lstrip("._-") or "model"  # as far as a run's may have it
     return Entry(
         key=key,

@@ -48,14 +48,9 @@ class ASHA(FIFOScheduler):
         decision = bracket.on_trial_result(nobody, trial, {STEP: step, ACCURACY: accuracy})
         return bool(decision == TrialScheduler.CONTINUE) or number < self._spared
 
-    def replay(self, record: Record, judged: int = 0) -> bool:
-        """Note the validations of an earlier trial; whether it goes on.
-
-        Its first ``judged`` ones stop it no more: they were judged when they came, which need not have been in the
-        order of the trials.
-        """
-        on = [self.goes_on(record.number, record.run, *point) for point in record.curve]
-        return all(on[judged:])
+    def replay(self, record: Record) -> bool:
+        """Note the validations of an earlier trial; whether it would go on."""
+        return all([self.goes_on(record.number, record.run, *point) for point in record.curve])
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         if ACCURACY not in result:

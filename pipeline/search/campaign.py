@@ -281,6 +281,7 @@ def begin(raw: Config) -> Campaign:
         campaign = Campaign({**copy.deepcopy(raw), "name": name, "storage": storage, "tracking": tracking})
         where = store.join(campaign.uri, CAMPAIGN_FILE)
         if not store.exists(where):
+            _check_default(campaign)
             check_tracking(tracking, campaign.whole(campaign.default, campaign.train.seed)["register_as"])
             campaign.raw = {**campaign.raw, "overrides": [*config.overrides, *_places(campaign)]}
             record = {"config": campaign.raw, "dataset": campaign.dataset}
@@ -291,6 +292,18 @@ def begin(raw: Config) -> Campaign:
             raise PipelineError(f"{there}; go on with it: {going_on(name, storage)}")
         number += 1
         name = f"{first}-{number}"
+
+
+def _check_default(campaign: Campaign) -> None:
+    """Refuse a ``base.KEY=VALUE`` that the campaign's first trial, with which all are compared, does not have."""
+    searched = {key: a for a in campaign.config.overrides if (key := key_of(a)) in campaign.space.dimensions}
+    for key, argument in searched.items():
+        [value], chosen = _values([argument]).values(), campaign.default.get(key)
+        if key in campaign.default and value != chosen:
+            raise PipelineError(
+                f"base.{argument}: this campaign searches over {key} and compares with its first trial, which has "
+                f"{key}={chosen}; to keep {key} at one value: fix.{argument}; or leave it out"
+            )
 
 
 def _places(campaign: Campaign) -> list[str]:

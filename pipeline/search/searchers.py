@@ -75,14 +75,20 @@ class CampaignSearcher(Searcher):
         return [record for record in self.known() if record.status == "running"]
 
     def replay(self, scheduler: ASHA) -> None:
-        """Bring the scheduler to where it was; interrupted trials tell what they did unseen, and may end by it."""
+        """Bring the scheduler to where it was; interrupted trials tell what they did unseen, and may end by it.
+
+        What the ledger has was judged when it came, which need not have been in the order of the trials, and stops
+        nobody now. What is unseen came after all that.
+        """
         for record in self.known():
-            running, judged = record.status == "running", len(record.curve)
-            if running:
-                record = self.refreshed(record)
-                self.ledger.put(record)
-            if not scheduler.replay(record, judged) and running:
-                self.stopped(record, record.step)
+            scheduler.replay(record)
+        for record in self.running():
+            found = self.refreshed(record)
+            self.ledger.put(found)
+            judged = dict(record.curve)
+            unseen = tuple(point for point in found.curve if point[0] not in judged)
+            if not scheduler.replay(replace(found, curve=unseen)):
+                self.stopped(found, found.step)
         self._interrupted = self.running()
 
     def open(self) -> bool:

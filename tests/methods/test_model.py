@@ -87,7 +87,7 @@ def test_own_method_by_import_path(monkeypatch):
         ({"method": None}, "no 'method'"),
         ({"input": {"scaling": "unit"}}, "input.shape"),
         ({"input": {"shape": [28, 28]}}, "input.shape"),
-        ({"method": {"name": "maml"}, "way": None}, "MAML needs way"),
+        ({"method": {"name": "maml"}, "way": None}, "MAML needs way: give train.way one number of classes"),
     ],
 )
 def test_refusals_are_one_line(change, message):

@@ -153,7 +153,8 @@ def test_data_that_change_while_it_is_interrupted_begin_anew_and_a_warm_start_ha
     assert done["outcome"] == "kept" and done["champion_before"] == 1
     entries = Journal(f"{home}/runs/people.retraining").entries
     assert [entry.outcome for entry in entries] == ["promoted", "superseded", "kept"]
-    assert entries[2].initial == f"{home}/runs/people.retraining/champion-1"
+    made = client(home).get_model_version("people", "1").creation_timestamp
+    assert entries[2].initial == f"{home}/runs/people.retraining/champion-1-{made}"
     # One step of nothing from the champion's weights: it answers as the champion does.
     assert done["accuracy.challenger"] == pytest.approx(done["accuracy.champion"], abs=0.02)
     assert abs(done["difference"]) < 0.02

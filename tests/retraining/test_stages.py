@@ -30,9 +30,10 @@ from pipeline.registry.promotion import PromoteConfig
 from pipeline.registry.tracking_config import registering
 from pipeline.registry.versions import register, set_alias
 from pipeline.retraining import run
+from pipeline.retraining.champion import champion_of, keep_weights
 from pipeline.retraining.journal import Journal
 from pipeline.retraining.report import RETRAINING_TAG
-from pipeline.training.checkpoint import Checkpoint
+from pipeline.training.checkpoint import Checkpoint, load_checkpoint
 from pipeline.training.runs import Run
 from tests.data.test_write import some_classes
 from tests.retraining.conftest import arguments
@@ -174,6 +175,52 @@ def test_unchanged_better_and_worse(quick: Path) -> None:
     forced = retrained(quick, "retrain.force=true")
     assert (forced["exit_code"], forced["version"]) == (0, 4) and CALLS["train"] == 4  # with another seed
     json.dumps(forced)
+
+
+def test_a_model_that_was_deleted_and_made_again_is_another_one(quick: Path) -> None:
+    """Its versions begin at 1 again, and what the journal says of the old ones is not about them."""
+    prints = [make_data(quick, seed) for seed in (0, 1)]
+    make_data(quick, 0)
+    assert retrained(quick)["version"] == 1
+    DIFFERENCE[0] = -0.1
+    assert make_data(quick, 1) == prints[1] and retrained(quick)["outcome"] == "kept"
+    assert make_data(quick, 0) == prints[0]
+    store(quick).delete_registered_model("people")
+    again = retrained(quick)
+    assert (again["outcome"], again["reasons"]) == ("promoted", ["there is no champion"])
+    make_data(quick, 1)
+    beside = retrained(quick)
+    assert (beside["exit_code"], beside["outcome"], beside["version"]) == (3, "kept", 2)
+    runs = [entry.run for entry in Journal(f"{quick}/runs/people.retraining").entries]
+    assert len(runs) == len(set(runs)) == 4 and retrained(quick)["exit_code"] == 4
+
+
+@pytest.mark.parametrize("stage", ["measure", "settle"])
+def test_a_challenger_whose_model_was_deleted_is_registered_again(quick: Path, stage: str) -> None:
+    make_data(quick, 0)
+    retrained(quick)
+    make_data(quick, 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, stage, stopping(getattr(run, stage), "before"))
+        with pytest.raises(Stop):
+            retrained(quick)
+    store(quick).delete_registered_model("people")
+    done = retrained(quick)
+    assert (done["outcome"], done["version"], done["champion_before"]) == ("promoted", 1, None)
+
+
+def test_a_warm_start_is_from_the_champion_of_now(quick: Path) -> None:
+    """Not from the weights that were kept of a deleted model's version of the same number."""
+    tracking = compose("retrain", arguments(quick))["tracking"]
+    kept = []
+    for seed in (1, 2):
+        made = register(f"run {seed}", checkpoint(SPEC, seed), tracking, "people").version
+        settle(tracking, Decision("people", made, None, True, "first"))
+        champion = champion_of(tracking, "people")
+        assert champion is not None and champion.version == 1
+        kept.append(load_checkpoint(keep_weights(f"{quick}/runs/people.retraining", champion, tracking)).model)
+        store(quick).delete_registered_model("people")
+    assert any(not torch.equal(kept[0][name], kept[1][name]) for name in kept[0])
 
 
 def test_overtaken_between_decision_and_promotion(quick: Path) -> None:

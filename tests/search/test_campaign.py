@@ -281,6 +281,16 @@ def test_campaigns_that_begin_in_one_second_have_folders_of_their_own(arguments,
         begin(compose("tune", translate([*given, "name=metric_scale-now"])))
 
 
+def test_a_base_that_is_not_the_default_s_is_refused(arguments):
+    """The first trial of the campaign says what it is compared with, and would have gone before."""
+    for wrong, has in (("method=matching", "method=prototypical"), ("method.scale=3", "method.scale=1.0")):
+        says = rf"base.{wrong}: .* first trial, which has {has}; to keep \S+ at one value: fix.{wrong}; or leave it out"
+        with pytest.raises(PipelineError, match=says):
+            begin(compose("tune", translate(arguments(f"base.{wrong}"))))
+    both = begin(compose("tune", translate(arguments("base.method=matching", "fix.method=matching"))))
+    assert both.default["method"] == "matching"
+
+
 def test_halving_goes_on_where_it_was():
     """Successive halving by hand: at steps 1, 3 and 9 the best third go on; replayed, it decides the same."""
     rng = np.random.default_rng(0)
@@ -323,6 +333,25 @@ def test_a_trial_that_was_let_on_goes_on_when_the_campaign_is_resumed(campaign):
     searcher = SearchTrials(small, Ledger(small.uri))
     searcher.replay(ASHA("asha", 12, 6, 3, spared=first))
     assert [record.status for record in searcher.running()] == ["running", "running"]
+
+
+def test_a_trial_that_was_stopped_unnoted_is_stopped_when_the_campaign_is_resumed(campaign, monkeypatch):
+    """The driver was killed between the decision and the ledger: later trials, which had validated by then, count."""
+    small = campaign(f"trials={len(campaign().first) + 4}", "scheduler.kind=asha", "scheduler.grace=6")
+    first, ledger = len(small.first), Ledger(small.uri)
+    live, curves = ASHA("asha", 12, 6, 3, spared=first), [(), ((6, 0.9),), ((6, 0.8),), ((6, 0.7),)]
+    for number, curve in enumerate(curves, start=first):
+        run = f"small-{number:04d}"
+        ledger.put(Record(number, run, {**small.first[0], "method.scale": 2.0 + number}, curve=curve))
+    assert [live.goes_on(first + n, f"small-{first + n:04d}", 6, a) for n, a in ((3, 0.7), (2, 0.8), (1, 0.9))]
+    unnoted = f"small-{first:04d}"
+    assert not live.goes_on(first, unnoted, 6, 0.1)
+    searcher = SearchTrials(small, Ledger(small.uri))
+    told = lambda record: record.with_point(6, 0.1) if record.run == unnoted else record  # noqa: E731
+    monkeypatch.setattr(searcher, "refreshed", told)
+    searcher.replay(ASHA("asha", 12, 6, 3, spared=first))
+    assert [record.number for record in searcher.running()] == [first + 1, first + 2, first + 3]
+    assert searcher.ledger.get(unnoted).status == "stopped"
 
 
 def test_brackets_of_hyperband_are_a_function_of_the_number():
