@@ -27,6 +27,7 @@ from pipeline.pages.strangers import calibrate_run, doubts
 from pipeline.registry.masking import mask_argument
 from pipeline.registry.tracker import Tracker
 from pipeline.registry.tracking_config import check_tracking, registering, say_undelivered
+from pipeline.training.alone import alone
 from pipeline.training.checkpoint import load_checkpoint
 from pipeline.training.cluster import check_resources, start_ray
 from pipeline.training.config import TrainConfig
@@ -43,8 +44,12 @@ def train(raw: Config) -> dict[str, Any]:
     """Train a run (or go on with one), evaluate its chosen checkpoint, publish and register it."""
     config, _, run = prepare(raw)
     check_tracking(config.tracking, None if raw.get("resume") else config.register_as)  # a run ends under its old name
-    if not raw.get("resume"):
-        run = begin(config, run)
+    run = begin(config, run, resumed=bool(raw.get("resume")))
+    with alone(run.uri, f"run {run.name}"):
+        return _train(config, run)
+
+
+def _train(config: TrainConfig, run: Run) -> dict[str, Any]:
     print(f"run {run.name}: {config.method['name']} on {run.dataset['name']}, {config.steps:,} steps", flush=True)
     tracker = Tracker(run.name, config.tracking, run.config, run.dataset)
     status: str | None = "FAILED"

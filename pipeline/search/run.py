@@ -21,6 +21,7 @@ from pipeline.search.ledger import LEDGER_FILE, Ledger, Record
 from pipeline.search.pbt import PBT
 from pipeline.search.results import draw_campaign, finalists_table, statement, summary, trials_table, values_text
 from pipeline.search.searchers import FinalistTrials, SearchTrials, room, run_trials
+from pipeline.training.alone import alone
 from pipeline.training.cluster import capacity, check_resources, start_ray
 from pipeline.training.preemption import stopping_on_sigterm
 
@@ -34,6 +35,11 @@ def tune(raw: Config) -> dict[str, Any]:
     check_tracking(campaign.config.tracking)
     start_ray(campaign.train.cluster)
     check_resources(campaign.train.cluster)
+    with alone(campaign.uri, f"campaign {campaign.name}"):
+        return _tune(campaign)
+
+
+def _tune(campaign: Campaign) -> dict[str, Any]:
     _say_begin(campaign)
     ledger, delivery = Ledger(campaign.uri), Delivery(campaign)
     again = f"go on with it: {campaign.resume}"

@@ -20,14 +20,14 @@ from pipeline.training.worker import train_worker
 from pipeline.weights import own_sources
 
 
-def begin(config: TrainConfig, run: Run) -> Run:
+def begin(config: TrainConfig, run: Run, resumed: bool) -> Run:
     """Claim the folder of a new run, as soon as Ray is there and can serve it: who is refused before leaves none.
 
-    Of jobs that begin at once, no two train in one folder.
+    Of jobs that begin at once, no two train in one folder. One that is ``resumed`` has its folder.
     """
     start_ray(config.cluster)
     check_resources(config.cluster, decoding=config.materialize == "cluster")
-    return runs.claim_run(run, named=config.name is not None)
+    return run if resumed else runs.claim_run(run, named=config.name is not None)
 
 
 def launch(config: TrainConfig, run: Run, on_log: Callable[[Entry], None] | None = None, monitor: Any = None) -> Run:

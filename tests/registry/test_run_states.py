@@ -30,6 +30,7 @@ def trained(run: Path, tracking: dict, monkeypatch: pytest.MonkeyPatch) -> Any:
     )
     found = read_run(str(run))
     monkeypatch.setattr(workflow, "prepare", lambda raw: (config, {}, found))
+    monkeypatch.setattr(workflow, "begin", lambda config, run, resumed: run)
 
     def train(error: BaseException | None = None) -> dict[str, Any]:
         def launch(config: Any, run: Any, log: Any) -> None:

@@ -63,7 +63,7 @@ def test_a_name_that_is_given_is_had_by_one(small_run, begun: list) -> None:
     with pytest.raises(PipelineError, match="far enough"):
         workflow.train(raw)
     with pytest.raises(PipelineError, match="name=mine: another job just began a run of this name in .*; give"):
-        launch_module.begin(config, run)
+        launch_module.begin(config, run, resumed=False)
     with pytest.raises(PipelineError, match="name=mine: a run in .* has this name; go on with it: resume="):
         workflow.train(raw)
     assert len(begun) == 1
