@@ -137,13 +137,15 @@ def _as_typed(job: str, override: str) -> str:
     path = key.lstrip("+") in PATHS | PATHS_OF_JOBS.get(job, frozenset())
     if not equals or not (path or key.lstrip("+") in NAMES):
         return override
+    if not value:  # which as a path is the working folder
+        raise PipelineError(f"{key}= is empty, as of a variable of the shell that is not set: give a value, or null")
     path = path or value.startswith("~/")  # of what is a name or a folder
     if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
         inside = value[1:-1]
         return f"{key}={value[0]}{os.path.expanduser(inside) if path else inside}{value[0]}"
     if key == "retrain.force" and value.lower() in ("true", "false"):
         return override
-    if value in ("", "null", "???") or "${" in value or (value.startswith("[") and value.endswith("]")):
+    if value in ("null", "???") or "${" in value or (value.startswith("[") and value.endswith("]")):
         return override
     return f"{key}={_quoted(os.path.expanduser(value) if path else value)}"
 

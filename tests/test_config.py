@@ -252,6 +252,14 @@ def test_what_else_may_stand_for_a_path(monkeypatch):
     assert compose("classify", ["model=m", "queries=[a.png, b.png]"])["queries"] == ["a.png", "b.png"]
 
 
+@pytest.mark.parametrize(
+    ("job", "override"), [("classify", "queries="), ("train", "resume="), ("ingest", "data.root=")]
+)
+def test_an_empty_path_or_name_is_not_the_working_folder(job, override):
+    with pytest.raises(PipelineError, match=f"^{override} is empty, as of a variable of the shell that is not set"):
+        compose(job, [override])
+
+
 def test_the_hash_ignores_order():
     assert config_hash({"a": 1, "b": {"c": 2, "d": 3}}) == config_hash({"b": {"d": 3, "c": 2}, "a": 1})
     assert config_hash({"a": 1}) != config_hash({"a": 2})

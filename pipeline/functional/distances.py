@@ -15,9 +15,11 @@ def squared_euclidean(x: Tensor, y: Tensor) -> Tensor:
     Both sides are first shifted by the mean of y. That changes no distance, but removes the large common part whose
     cancellation would cost digits in float32. Rounding can leave values slightly below 0.
     """
+    if y.shape[-2] == 1:  # shifted by itself y is zero, and so is all that comes of it
+        return (x - y).square().sum(-1, keepdim=True)
     centre = y.mean(-2, keepdim=True)
     x, y = x - centre, y - centre
-    return x.square().sum(-1).unsqueeze(-1) - 2 * x @ y.mT + y.square().sum(-1).unsqueeze(-2)
+    return x.square().sum(-1).unsqueeze(-1) - 2 * (x @ y.mT) + y.square().sum(-1).unsqueeze(-2)
 
 
 @in_float32
@@ -41,13 +43,13 @@ def euclidean(x: Tensor, y: Tensor) -> Tensor:
 @in_float32
 def cosine(x: Tensor, y: Tensor, eps: float = 1e-8) -> Tensor:
     """1 - x.y / ((||x|| + eps) (||y|| + eps))."""
-    return 1 - _direction(x, eps) @ _direction(y, eps).mT
+    return _cosine_of(_direction(x, eps), y, eps)
 
 
 @in_float32
 def dot(x: Tensor, y: Tensor) -> Tensor:
     """-x.y."""
-    return -x @ y.mT
+    return -(x @ y.mT)
 
 
 def by_class(distance: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
@@ -55,10 +57,18 @@ def by_class(distance: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor)
 
     A matrix product over all prototypes rounds a class's entry differently with the number of classes.
     """
+    if distance is cosine:  # the directions of the queries are the same for every class
+        x, distance = _direction(x), _cosine_of
     return torch.cat([distance(x, one.clone()) for one in y.split(1, dim=-2)], dim=-1)
 
 
-def _direction(x: Tensor, eps: float) -> Tensor:
+@in_float32
+def _cosine_of(directions: Tensor, y: Tensor, eps: float = 1e-8) -> Tensor:
+    return 1 - directions @ _direction(y, eps).mT
+
+
+@in_float32
+def _direction(x: Tensor, eps: float = 1e-8) -> Tensor:
     return x / (root(x.square().sum(-1, keepdim=True)) + eps)
 
 

@@ -36,6 +36,15 @@ def test_brute_force(tasks, queries, way, features, seed):
 
 
 @pytest.mark.parametrize("name", DISTANCES)
+def test_a_class_s_distances_are_bit_for_bit_those_beside_any_others(name):
+    torch.manual_seed(0)
+    x, y = torch.randn(4, 15, 1600) + 1, torch.randn(4, 5, 1600)
+    alone = torch.cat([DISTANCES[name](x, y[:, k : k + 1].clone()) for k in range(5)], dim=-1)
+    assert torch.equal(by_class(DISTANCES[name], x, y), alone)
+    assert torch.equal(by_class(DISTANCES[name], x, y[:, 1:3]), alone[..., 1:3])
+
+
+@pytest.mark.parametrize("name", DISTANCES)
 def test_gradients_are_finite_differences(name):
     torch.manual_seed(0)
     x = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)

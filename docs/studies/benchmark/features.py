@@ -13,7 +13,7 @@ import torch
 from docs.studies.benchmark import made
 from docs.studies.benchmark.apart import Apart
 from docs.studies.benchmark.rows import Bench, Finding, ratio, row
-from docs.studies.benchmark.timing import Sides, interleaved, seconds
+from docs.studies.benchmark.timing import Sides, interleaved
 from pipeline.data.dataset import Dataset, class_table
 from pipeline.data.features import Network
 from pipeline.data.write import Target
@@ -55,11 +55,24 @@ def acted(how: Embedding, images: int) -> Iterator[float]:
             yield time.process_time() - began
 
 
+def answered(place: str, episodes: int) -> Iterator[float]:
+    """Episodes per CPU second of a prototypical network on features."""
+    dataset = Dataset(place, verify=False)
+    spec = {"method": {"name": "prototypical"}, "backbone": {"name": "features"},
+            "input": {"shape": list(dataset.shape), "scaling": "features"}}  # fmt: skip
+    method, preprocess, table = build_model(spec).eval(), build_preprocess(spec), class_table(dataset.manifest, "test")
+    protocol, numbers = EpisodicProtocol(place, "test", 5, 1, 15), np.arange(episodes)
+    while True:
+        began = time.process_time()
+        episode_accuracies(method, preprocess, dataset, table, protocol.spec, 0, numbers, protocol.tasks)
+        yield episodes / (time.process_time() - began)
+
+
 @row("features", needs_ray=True)
 def features_once(bench: Bench) -> Iterator[Finding]:
     """An actor of jobs.embed against a bare loop of the network, and episodes on its features."""
     how, images = embedding(made.dataset(bench.folder, made.LARGE)), bench.count(1000, 50)
-    with Apart(looped, how, images) as loop, Apart(acted, how, images) as actor:
+    with Apart(looped, how, images) as loop, Apart(acted, how, images, product=True) as actor:
         sides: Sides = {"loop": loop, "jobs.embed": actor}
         found = interleaved(sides, bench.repetitions)
     yield ratio(
@@ -70,16 +83,8 @@ def features_once(bench: Bench) -> Iterator[Finding]:
     place = Path(bench.folder) / "datasets" / "features"
     target = Target(str(place), overwrite=True, resume=True)
     made_here = embed_dataset(how, target, "features", {"kind": "features"}, say=lambda line: None)
-    dataset, table = Dataset(str(place), verify=False), class_table(made_here, "test")
-    spec = {"method": {"name": "prototypical"}, "backbone": {"name": "features"},
-            "input": {"shape": list(dataset.shape), "scaling": "features"}}  # fmt: skip
-    method, preprocess, episodes = build_model(spec).eval(), build_preprocess(spec), bench.count(1000, 20)
-    question = EpisodicProtocol(str(place), "test", 5, 1, 15).spec
-    numbers = np.arange(episodes)
-
-    def answer() -> None:
-        episode_accuracies(method, preprocess, dataset, table, question, 0, numbers, 20)
-
-    rates = [episodes / seconds(answer, clock=time.process_time) for _ in range(bench.repetitions)]
-    what = f"episodes a CPU second on {dataset.shape[0]:,} features (prototypical, 5-way 1-shot 15-query)"
+    episodes = bench.count(1000, 20)
+    with Apart(answered, str(place), episodes, product=True) as answers:
+        rates = [answers() for _ in range(bench.repetitions)]
+    what = f"episodes a CPU second on {made_here.shape[0]:,} features (prototypical, 5-way 1-shot 15-query)"
     yield Finding(what, rates, "1/s", 1000)
