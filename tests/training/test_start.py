@@ -16,11 +16,12 @@ LEAN = """
 import sys
 from pipeline import workflow
 from pipeline.config import compose
+from pipeline.training.runs import claim_run
 
 def stop(*arguments):
     sys.exit(", ".join(sorted({"mlflow", "scipy", "matplotlib", "torch._dynamo"} & set(sys.modules))))
 
-workflow.begin = lambda config, run: run  # starts Ray
+workflow.begin = lambda config, run, resumed: claim_run(run, named=False)  # without Ray
 workflow.launch = stop
 workflow.train(compose("train", sys.argv[1:]))
 """
