@@ -26,9 +26,10 @@ def test_variants_are_compared_seed_by_seed(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "FOLDER", tmp_path)
     text = results.render("variants_cifar_fs")
     t = 12.706  # 0.975 quantile of Student's t with one degree of freedom
-    assert f"| nca | 42.00 ± {t * 2:.2f} | 42.0, 33.0 | 200, 100 |" in text
-    assert f"| triplet, margin=1 | 46.00 ± {t * 1:.2f}; +4.00 ({4 - t:+.2f} to {4 + t:+.2f}) | 50.0, 40.0 |" in text
-    assert "| 100, 200 |" in text and "steps to 42.0, 33.0 %" in text
+    assert f"| nca | 42.00 ± {t * 2:.2f} | 42.0; 33.0 | 200; 100 | 200; 100 |" in text
+    difference = f"+4.00 ({4 - t:+.2f} to {4 + t:+.2f})"
+    assert f"| triplet, margin=1 | 46.00 ± {t * 1:.2f}; {difference} | 50.0; 40.0 | 100; 200 | 100; 200 |" in text
+    assert "| steps to 37.8; 29.7 % | steps to 42.0; 33.0 % |" in text
     assert "- `python -m jobs.train method=nca seed=1` (0.1.0)" in text
 
 
